@@ -1,0 +1,64 @@
+# `make` or `make help` shows the menu. Works from any path, one with spaces too.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+# Every tool finds this environment's python, and sends nothing to anybody.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help setup demo test lint format bench register ui lock sample
+
+help: ## this menu
+	@echo "image-captioning: fine-tune a captioning model on your own pictures"
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: .venv/ready ## a virtual environment in .venv, and the sample pictures
+
+.venv/ready: requirements.lock pyproject.toml
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	@echo "setup: installing into .venv; a few minutes the first time"
+	@test -x $(BIN)/python || python3 -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m dvc pull --quiet --remote sample data/raw/sample.dvc
+	@touch $@
+	@echo "setup: ready; next: make demo"
+
+demo: setup ## the whole loop on the sample: pictures in, a registered model out
+	$(BIN)/python -m dvc repro
+	@$(BIN)/python -m pipeline.summary
+
+test: setup ## the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+lint: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## run benchmarks/ and write benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+register: setup ## bring the model of this workspace (back) into MLflow's registry
+	$(BIN)/python -m pipeline.register
+
+ui: setup ## browse the runs and registered models at http://127.0.0.1:5000
+	@$(BIN)/python -m pipeline.ui
+
+lock: ## resolve the dependencies anew and pin them in requirements.lock
+	rm -rf .venv/lock && python3 -m venv .venv/lock
+	.venv/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	.venv/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+
+sample: setup ## draw the sample again (for those who change how it is drawn)
+	$(BIN)/python -m pipeline.data.scenes data/raw/sample
+	$(BIN)/python -m dvc add --quiet data/raw/sample
+	$(BIN)/python -m dvc push --quiet --remote sample data/raw/sample.dvc

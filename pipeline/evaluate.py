@@ -1,0 +1,148 @@
+"""Evaluate: models/finetune on data/dataset/test -> reports/evaluate.json, captions, and a gallery to look at.
+
+Beside the model stand two naive answers (the most frequent training caption; the caption of the training
+picture nearest in pixels) and, where training started from one, the checkpoint before fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import paths, stage
+from pipeline.data.pictures import data_url
+from pipeline.data.records import Example, PictureReader, read_examples
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
+from pipeline.params import Evaluate, Params
+from pipeline.score import gallery, naive
+from pipeline.score.metrics import cider_d, score
+from pipeline.score.tokens import TOKENIZER, tokenize
+
+_BARS = "metrics.csv"
+_PICTURES = "pictures"
+_PLOTTED = 12  # pictures that `dvc plots` shows
+_MODEL = "model"
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Caption, score, and return the last line to print."""
+    settings = params.evaluate
+    test = read_examples(paths.DATASET / "test")[: settings.max_pictures]
+    if not test:
+        raise ConfigError("params.yaml: build.test: is 0, so there is nothing to evaluate on; set it to 0.15")
+    with swapped_in(paths.EVALUATE_REPORT, paths.EVALUATE_FOLDER) as (report, folder):
+        folder.mkdir()
+        # Written before they are scored, so that they can be scored again without any model.
+        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _answers(test, params)))
+        lines = list(read_json_lines(folder / paths.CAPTIONS.name))
+        references = [[tokenize(caption) for caption in line["references"]] for line in lines]
+        candidates = {system: [tokenize(line["captions"][system]) for line in lines] for system in lines[0]["captions"]}
+        metrics = {system: score(words, references) for system, words in candidates.items()}
+        each = {system: cider_d(words, references) for system, words in candidates.items()}
+        write_json(
+            report,
+            {
+                **metrics,
+                "pictures": len(lines),
+                "references": sum(map(len, references)),
+                "tokenizer": TOKENIZER,
+                "test_sha256": sha256_of(paths.DATASET / "test"),
+            },
+        )
+        _write_bars(folder / _BARS, metrics)
+        _write_gallery(folder, lines, metrics, each, settings)
+    others = {name: values["CIDEr-D"] for name, values in metrics.items() if name != _MODEL}
+    versus = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in others.items())
+    return (
+        f"CIDEr-D {metrics[_MODEL]['CIDEr-D']:.3f} on {len(lines):,} test pictures ({versus}); all figures are in"
+        f" {paths.EVALUATE_REPORT}, the pictures in {paths.GALLERY}"
+    )
+
+
+def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
+    """What each system says of each picture."""
+    reader = PictureReader(paths.DATASET / "test")
+    pictures = [reader.read(example.file_name) for example in test]
+    answers = {_MODEL: _captions(paths.MODEL, pictures, params, _MODEL)}
+    if (before := _before(params)) is not None:
+        answers["before_finetuning"] = _captions(before, pictures, params, "before fine-tuning")
+    train = read_examples(paths.DATASET / "train")
+    if not train:
+        raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
+    train_reader = PictureReader(paths.DATASET / "train")
+    answers["nearest_picture"] = naive.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
+    answers["most_frequent"] = [naive.most_frequent(train)] * len(test)
+    return answers
+
+
+def _before(params: Params) -> Path | None:
+    """The checkpoint that training started from; none where that was random weights."""
+    from pipeline.model import checkpoint as checkpoints
+
+    if params.finetune.checkpoint == checkpoints.SCRATCH:
+        return None
+    return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision)
+
+
+def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
+    from pipeline.model.captioner import Captioner
+
+    captioner = Captioner.from_folder(folder)
+    size, found = params.evaluate.batch_size, []
+    for first in tqdm(range(0, len(pictures), size), desc=f"evaluate {name}", unit=" batches", disable=None):
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + size]]
+        found += captioner.caption(images, beams=params.evaluate.beams, max_tokens=params.finetune.max_tokens)
+    return found
+
+
+def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[dict[str, object]]:
+    for i, example in enumerate(test):
+        yield {
+            "file_name": example.file_name,
+            "references": example.captions,
+            "captions": {system: captions[i] for system, captions in answers.items()},
+        }
+
+
+def _write_bars(path: Path, metrics: dict[str, dict[str, float]]) -> None:
+    """A row a metric and system, for the bars of `dvc plots`."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["system", "metric", "value"])
+        writer.writerows([system, name, value] for system, values in metrics.items() for name, value in values.items())
+
+
+def _write_gallery(
+    folder: Path,
+    lines: Sequence[dict],
+    metrics: dict[str, dict[str, float]],
+    each: dict[str, list[float]],
+    settings: Evaluate,
+) -> None:
+    reader = PictureReader(paths.DATASET / "test")
+    shown = [
+        gallery.Shown(
+            picture=data_url(reader.read(line["file_name"]), 320),
+            references=line["references"],
+            captions=line["captions"],
+            scores={system: scores[i] for system, scores in each.items()},
+        )
+        for i, line in enumerate(lines[: settings.gallery_pictures])
+    ]
+    page = gallery.render(shown, metrics, len(lines), "Captions of the test split")
+    (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
+    (folder / _PICTURES).mkdir()
+    for k, line in enumerate(lines[:_PLOTTED]):
+        sheet = gallery.captioned(reader.read(line["file_name"]), line["captions"][_MODEL], line["references"][0])
+        (folder / _PICTURES / f"{k:02}.png").write_bytes(sheet)
+
+
+if __name__ == "__main__":
+    stage.main("evaluate", run, lock=lambda args: "evaluate")

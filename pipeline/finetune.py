@@ -1,0 +1,209 @@
+"""Fine-tune: a GIT checkpoint + data/dataset/{train,validation} -> models/finetune, a plain Hugging Face checkpoint.
+
+Every epoch sees every training picture once, with one of its captions; the epoch with the lowest loss on
+the validation captions is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import paths, stage
+from pipeline.closure import closure
+from pipeline.data.records import Example, PictureReader, read_examples
+from pipeline.errors import ConfigError
+from pipeline.files import sha256_of, swapped_in, write_json
+from pipeline.model.curve import Epoch, write_curve
+from pipeline.params import Finetune, Params
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.model.batches import Batch
+    from pipeline.model.checkpoint import Checkpoint
+    from pipeline.tracking import Live
+
+LOG_STEPS = 10  # the step curve has a point for each so many steps
+_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Fine-tune, and return the last line to print."""
+    # For bit-for-bit repeatable matrix products on a GPU; cuBLAS reads it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    from pipeline.model import checkpoint as checkpoints
+    from pipeline.tracking import Live
+
+    settings = params.finetune
+    train, validation = read_examples(paths.DATASET / "train"), read_examples(paths.DATASET / "validation")
+    if not validation:
+        raise ConfigError("params.yaml: build.validation: is 0, but the best epoch is chosen by it; set it to 0.1")
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(True)
+    start, start_hash = _start(settings, train)
+    _check_fits(start, params)
+    made_by = training_facts(params, start_hash)
+
+    with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, curve):
+        with Live(
+            params.register_.experiment, made_by["training_key"], params.flat("ingest", "build", "finetune")
+        ) as live:
+            epochs = []
+            for epoch in fit(start, train, validation, settings, live):
+                epochs.append(epoch)
+                if epoch.validation_loss <= min(e.validation_loss for e in epochs):
+                    start.save(folder)
+        best = min(epochs, key=lambda e: e.validation_loss)
+        write_json(folder / paths.TRAINING.name, {**made_by, "best_epoch": best.epoch})
+        write_curve(curve, epochs)
+        write_json(
+            report,
+            {
+                "best_epoch": best.epoch,
+                "train_loss": best.train_loss,
+                "validation_loss": best.validation_loss,
+                "parameters": start.model.num_parameters(),
+                "model_sha256": checkpoints.weights_hash(folder),
+            },
+        )
+    return (
+        f"{paths.MODEL} holds epoch {best.epoch} of {settings.epochs}, the best on the {len(validation):,} validation"
+        f" pictures (loss {best.validation_loss:.3f}); the curve is in {paths.FINETUNE_CURVE}"
+    )
+
+
+def _start(settings: Finetune, train: Sequence[Example]) -> tuple[Checkpoint, str]:
+    """The checkpoint that training starts from, and a hash of what decides it."""
+    from pipeline.model import checkpoint as checkpoints
+
+    if settings.checkpoint == checkpoints.SCRATCH:
+        captions = [caption for example in train for caption in example.captions]
+        return checkpoints.scratch(settings.scratch, captions, settings.max_tokens), checkpoints.SCRATCH
+    folder = checkpoints.locate(settings.checkpoint, settings.revision)
+    return checkpoints.load(folder), checkpoints.weights_hash(folder)
+
+
+def _check_fits(checkpoint: Checkpoint, params: Params) -> None:
+    if checkpoint.image_size > params.ingest.image_size:
+        raise ConfigError(
+            f"params.yaml: ingest.image_size: is {params.ingest.image_size}, but {params.finetune.checkpoint} takes"
+            f" pictures of {checkpoint.image_size} pixels; set it to {checkpoint.image_size} or more"
+        )
+    most = checkpoint.model.config.max_position_embeddings
+    if params.finetune.max_tokens > most:
+        raise ConfigError(
+            f"params.yaml: finetune.max_tokens: is {params.finetune.max_tokens}, but {params.finetune.checkpoint} has"
+            f" places for {most} tokens; set it to {most} or less"
+        )
+
+
+def training_facts(params: Params, start_hash: str) -> dict[str, Any]:
+    """What decides a training's result, and the key made of all of it."""
+    facts = {
+        "checkpoint": params.finetune.checkpoint,
+        "checkpoint_sha256": start_hash,
+        "data_sha256": sha256_of(paths.DATASET / "train", paths.DATASET / "validation"),
+        "code_sha256": sha256_of(*(Path(__file__).parent.parent / file for file in closure("pipeline.finetune"))),
+        "params": params.finetune.model_dump(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+    return {"training_key": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), **facts}
+
+
+def fit(
+    checkpoint: Checkpoint, train: Sequence[Example], validation: Sequence[Example], settings: Finetune, live: Live
+) -> Iterator[Epoch]:
+    """Train `checkpoint` in place; gives each epoch's losses when it has ended."""
+    import torch
+    from tqdm import tqdm
+    from transformers import get_cosine_schedule_with_warmup
+
+    from pipeline.model.batches import Pictures, all_pairs, batches, epoch_pairs, tokenize
+    from pipeline.model.git import caption_loss
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = checkpoint.model.to(device)
+    train_tokens = tokenize(checkpoint, train, settings.max_tokens)
+    train_pictures = Pictures(train, PictureReader(paths.DATASET / "train"), checkpoint)
+    held_out = batches(
+        checkpoint,
+        Pictures(validation, PictureReader(paths.DATASET / "validation"), checkpoint),
+        all_pairs(tokenize(checkpoint, validation, settings.max_tokens)),
+        settings.batch_size,
+    )
+    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    steps = settings.epochs * -(-len(train) // settings.batch_size)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
+    bar = tqdm(total=steps, desc="finetune", unit=" steps", disable=None)
+    step = 0
+    for epoch in range(1, settings.epochs + 1):
+        model.train()
+        loss_sum, tokens_sum = torch.zeros((), device=device), torch.zeros((), device=device)
+        pairs = epoch_pairs(train_tokens, settings.seed, epoch)
+        for batch in batches(checkpoint, train_pictures, pairs, settings.batch_size):
+            batch = batch.to(device)
+            loss, tokens = caption_loss(model, batch.pixel_values, batch.input_ids, batch.attention_mask)
+            optimizer.zero_grad()
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+            optimizer.step()
+            schedule.step()
+            loss_sum += loss.detach()
+            tokens_sum += tokens
+            step += 1
+            bar.update()
+            if step % LOG_STEPS == 0:
+                live.metrics({"step/train_loss": (loss / tokens).item()}, step)
+        ended = Epoch(
+            epoch=epoch,
+            train_loss=(loss_sum / tokens_sum).item(),
+            validation_loss=_loss(model, held_out, device),
+            learning_rate=schedule.get_last_lr()[0],
+        )
+        live.metrics(ended.metrics(), epoch)
+        bar.write(
+            f"finetune: epoch {epoch:3}/{settings.epochs}  train loss {ended.train_loss:.4f}"
+            f"  validation loss {ended.validation_loss:.4f}"
+        )
+        yield ended
+    bar.close()
+
+
+def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with weight decay (matrices) and without (biases and norms)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _loss(model: Any, held_out: Any, device: torch.device) -> float:
+    """The mean loss a token over all captions of the validation split."""
+    import torch
+
+    from pipeline.model.git import caption_loss
+
+    model.eval()
+    loss_sum = tokens_sum = 0.0
+    with torch.inference_mode():
+        batch: Batch
+        for batch in held_out:
+            batch = batch.to(device)
+            loss, tokens = caption_loss(model, batch.pixel_values, batch.input_ids, batch.attention_mask)
+            loss_sum += loss.item()
+            tokens_sum += tokens.item()
+    return loss_sum / tokens_sum
+
+
+if __name__ == "__main__":
+    stage.main("finetune", run, lock=lambda args: "finetune")

@@ -1,0 +1,61 @@
+"""Pictures -> captions. Everything that captions goes through here: evaluation, the command, the served model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipeline.model.batches import cropped, pixel_values
+from pipeline.model.checkpoint import Checkpoint, load
+
+
+class Captioner:
+    """A GIT checkpoint that is ready to caption."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = checkpoint.model.to(self._device).eval()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Captioner:
+        """Load a checkpoint's folder.
+
+        Raises:
+            ConfigError: the folder has no GIT checkpoint.
+
+        """
+        return cls(load(folder))
+
+    @property
+    def image_size(self) -> int:
+        """The side, in pixels, of the square picture that the model sees."""
+        return self._checkpoint.image_size
+
+    @torch.inference_mode()
+    def caption(self, pictures: Sequence[Image.Image], beams: int = 1, max_tokens: int = 48) -> list[str]:
+        """The likeliest caption that beam search finds, a picture (RGB, any size)."""
+        return [found[0] for found in self._generate(pictures, max_tokens, num_beams=beams, do_sample=False)]
+
+    @torch.inference_mode()
+    def several(
+        self, pictures: Sequence[Image.Image], count: int, seed: int = 0, max_tokens: int = 48
+    ) -> list[list[str]]:
+        """Up to `count` different captions a picture, sampled (top-p 0.9), in the order in which they came.
+
+        Duplicates are removed, so there may be fewer. Torch's global seed is set to `seed`.
+        """
+        torch.manual_seed(seed)
+        found = self._generate(pictures, max_tokens, do_sample=True, top_p=0.9, num_return_sequences=count)
+        return [list(dict.fromkeys(captions)) for captions in found]
+
+    def _generate(self, pictures: Sequence[Image.Image], max_tokens: int, **how: object) -> list[list[str]]:
+        processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
+        inputs = pixel_values(processor, cropped(processor, pictures)).to(self._device)
+        tokens = self._model.generate(pixel_values=inputs, max_length=max_tokens, **how)
+        texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        each = len(texts) // len(pictures)
+        return [texts[i : i + each] for i in range(0, len(texts), each)]

@@ -1,0 +1,179 @@
+"""`params.yaml`, typed: each section becomes a frozen object; a value that can't be right stops at once.
+
+The sentence that tells a user what a param does stands beside it in `params.yaml`; here stand the types
+and the allowed ranges.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline import paths
+from pipeline.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`: no unknown keys, no silent conversions, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Ingest(Section):
+    """How raw archives are read."""
+
+    sources: Annotated[list[Name], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=16, le=4096)]
+    max_pixels: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _no_source_twice(self) -> Ingest:
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("a source stands twice in `sources`; name each once")
+        return self
+
+
+class Build(Section):
+    """How the data set is made of what was ingested."""
+
+    validation: Fraction
+    test: Fraction
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Build:
+        if self.validation + self.test >= 1:
+            raise ValueError("`validation` and `test` together leave nothing to train on; keep their sum below 1")
+        return self
+
+
+class Scratch(Section):
+    """The sizes of a small GIT that is built on the spot."""
+
+    image_size: Annotated[int, Field(ge=8, le=4096)]
+    patch_size: Annotated[int, Field(ge=1, le=256)]
+    hidden_size: Annotated[int, Field(ge=8, le=4096)]
+    heads: Annotated[int, Field(ge=1, le=64)]
+    image_layers: Annotated[int, Field(ge=1, le=48)]
+    text_layers: Annotated[int, Field(ge=1, le=48)]
+    vocabulary: Annotated[int, Field(ge=64, le=200_000)]
+    dropout: Fraction
+
+    @model_validator(mode="after")
+    def _divides(self) -> Scratch:
+        if self.image_size % self.patch_size:
+            raise ValueError("`image_size` must be a multiple of `patch_size`")
+        if self.hidden_size % self.heads:
+            raise ValueError("`hidden_size` must be a multiple of `heads`")
+        return self
+
+
+class Finetune(Section):
+    """What is trained, from where, and how long."""
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    scratch: Scratch
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Annotated[int, Field(ge=1, le=65_536)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warmup: Fraction
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    gradient_clip: Annotated[float, Field(gt=0)]
+    max_tokens: Annotated[int, Field(ge=4, le=1024)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    @model_validator(mode="after")
+    def _a_hub_name_is_pinned(self) -> Finetune:
+        if self.checkpoint == "scratch" or Path(self.checkpoint).is_dir():
+            return self
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
+            raise ValueError(
+                f"`checkpoint` {self.checkpoint!r} is neither `scratch`, nor a folder here, nor a hub name like"
+                " microsoft/git-base; correct it"
+            )
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"`checkpoint` {self.checkpoint!r} is no folder here, so it is taken for a hub name, and `revision`"
+                " must pin it: copy the 40-digit commit from 'Files and versions' of the model's page"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """How the fine-tuned model is measured."""
+
+    max_pictures: Annotated[int, Field(ge=1)]
+    beams: Annotated[int, Field(ge=1, le=32)]
+    batch_size: Annotated[int, Field(ge=1, le=65_536)]
+    gallery_pictures: Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Register(Section):
+    """Where the run and the model are kept in MLflow."""
+
+    experiment: Name
+    model: Name
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    ingest: Ingest
+    build: Build
+    finetune: Finetune
+    evaluate: Evaluate
+    register_: Annotated[Register, Field(alias="register")]
+
+    def flat(self, *sections: str) -> dict[str, Any]:
+        """The values of some sections by their dotted keys, as MLflow shows them."""
+        values: dict[str, Any] = {}
+        for section in sections:
+            for key, value in getattr(self, section).model_dump().items():
+                nested = {f".{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {"": value}
+                values |= {f"{section}.{key}{rest}": v for rest, v in nested.items()}
+        return values
+
+
+def load(path: Path = paths.PARAMS) -> Params:
+    """Read and check `params.yaml`.
+
+    YAML 1.2, as DVC reads it: `1e-3` is a number, `no` is a word.
+
+    Raises:
+        ConfigError: the file is missing or is no YAML, or a key or value is wrong; names each key, the
+            value found, and what is allowed.
+
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found in {Path.cwd()}; run this in the root of the repository") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}; correct the line") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_in_words(path, problem) for problem in error.errors())) from None
+
+
+def _in_words(path: Path, problem: object) -> str:
+    assert isinstance(problem, dict)
+    key = ".".join(str(part) for part in problem["loc"])
+    place = f"{path}: {key}" if key else f"{path}"
+    kind, message = problem["type"], problem["msg"]
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key; remove it or correct its spelling"
+    if kind == "missing":
+        return f"{place}: is missing; add it (the shipped params.yaml has every key)"
+    if kind == "value_error":
+        return f"{place}: {message.removeprefix('Value error, ')}"
+    return f"{place}: found {problem['input']!r}; {message[0].lower()}{message[1:]}"

@@ -1,0 +1,27 @@
+"""Where things are, relative to the root of the workspace (in which every command is run)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+DVC_LOCK = Path("dvc.lock")
+
+RAW = Path("data/raw")
+INGEST = Path("data/ingest")
+DATASET = Path("data/dataset")
+MODEL = Path("models/finetune")
+TRAINING = MODEL / "training.json"  # what made the model
+
+REPORTS = Path("reports")
+INGEST_REPORTS = REPORTS / "ingest"
+BUILD_REPORT = REPORTS / "build.json"
+FINETUNE_REPORT = REPORTS / "finetune.json"
+FINETUNE_CURVE = REPORTS / "finetune.csv"
+EVALUATE_REPORT = REPORTS / "evaluate.json"
+EVALUATE_FOLDER = REPORTS / "evaluate"
+CAPTIONS = EVALUATE_FOLDER / "captions.jsonl"
+GALLERY = EVALUATE_FOLDER / "gallery.html"
+REGISTER_REPORT = REPORTS / "register.json"
+
+WORK = Path(".work")  # locks and other things of the moment; no stage's output

@@ -1,0 +1,211 @@
+"""Register: the fine-tuned model and its evaluation -> a version in MLflow's registry that leads back to its data.
+
+It may be run again at any time: a model that the registry has is not registered twice, and on a new or
+emptied registry the run and the version are made again from the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+
+from pipeline import paths, stage
+from pipeline.data.pictures import data_url
+from pipeline.data.records import PictureReader, read_examples
+from pipeline.errors import DataError
+from pipeline.files import read_json, read_json_lines, sha256_of, swapped_in, write_json
+from pipeline.model.curve import read_curve
+from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from pipeline import tracking
+
+SERVED = Path(__file__).with_name("served.py")
+TRAINED_ON = "training_pictures.txt"
+CARD = "MODEL_CARD.md"
+_REQUIREMENTS = (
+    *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
+    *("pydantic", "ruamel.yaml", "filelock", "psutil", "huggingface_hub", "ImageHash"),
+)
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Register the model where the registry does not have it; returns the last line to print."""
+    from pipeline import tracking
+
+    for needed in (paths.TRAINING, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE):
+        if not needed.is_file():
+            raise DataError(f"{needed}: not found; run `dvc repro`, which fine-tunes and evaluates first")
+    training, evaluation = read_json(paths.TRAINING), read_json(paths.EVALUATE_REPORT)
+    model_sha256 = read_json(paths.FINETUNE_REPORT)["model_sha256"]
+    name, key = params.register_.model, training["training_key"]
+
+    store = tracking.client()
+    experiment_id = tracking.experiment(store, params.register_.experiment)
+    for dead in tracking.close_dead_runs(store, experiment_id):
+        print(f"register: closed the MLflow run {dead}, whose process had died")
+    known = tracking.find_run(store, experiment_id, key) is not None
+    tags = {} if known else {tracking.RESTORED: "true"}
+    with tracking.reachable(), tracking.training_run(store, experiment_id, key, tags) as training_run:
+        number = tracking.find_version(store, name, model_sha256)
+        new = number is None
+        facts = _tags(training, model_sha256)
+        _log(training_run, params, evaluation, facts)
+        if number is None:
+            card = _card(name, training, evaluation, facts)
+            with TemporaryDirectory() as folder:
+                number = _register(store, training_run, name, Path(folder), card, facts)
+        else:
+            store.update_model_version(name, str(number), _card(name, training, evaluation, facts))
+        for tag, value in {**facts, "test_CIDEr-D": f"{evaluation['model']['CIDEr-D']:.4f}"}.items():
+            store.set_model_version_tag(name, str(number), tag, value)
+    # What the registry answered is no part of this file: it is the same wherever the model is registered.
+    with swapped_in(paths.REGISTER_REPORT) as (report,):
+        write_json(report, {"model": name, "model_sha256": model_sha256, "training_key": key})
+    return (
+        f"models:/{name}/{number} {'is new in' if new else 'was already in'} the registry, run {training_run.name};"
+        " look with `make ui`, caption a photo with `python -m pipeline.caption PHOTO`"
+    )
+
+
+def _log(run: tracking.TrainingRun, params: Params, evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Bring the run up to date: params, curve, test metrics, and what a person looks at."""
+    run.params(params.flat("ingest", "build", "finetune"))
+    run.tags(tags)
+    for epoch in read_curve(paths.FINETUNE_CURVE):
+        run.metrics(epoch.metrics(), epoch.epoch)
+    systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
+    run.replace_metrics(
+        {
+            f"test/{name}" if system == "model" else f"test/{name}/{system}": value
+            for system, scores in systems.items()
+            for name, value in scores.items()
+        }
+    )
+    for file in (paths.PARAMS, paths.DVC_LOCK, paths.EVALUATE_REPORT, paths.GALLERY):
+        if file.is_file():
+            run.file(file)
+    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table(params.evaluate.gallery_pictures))
+
+
+def _table(most: int) -> dict[str, list[Any]]:
+    """The first test captions as columns, with their pictures (as JPEG bytes)."""
+    lines = list(read_json_lines(paths.CAPTIONS))[:most]
+    reader = PictureReader(paths.DATASET / "test")
+    return {
+        "picture": [reader.read(line["file_name"]) for line in lines],
+        **{system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]},
+        "people": [" | ".join(line["references"]) for line in lines],
+    }
+
+
+def _register(
+    store: Any, run: tracking.TrainingRun, name: str, folder: Path, card: str, tags: Mapping[str, str]
+) -> int:
+    from pipeline import tracking
+
+    train = read_examples(paths.DATASET / "train")
+    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / TRAINED_ON).write_text("".join(f"{e.sha256}\n" for e in train), encoding="utf-8")
+    test = read_examples(paths.DATASET / "test")[0]
+    example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
+    uri = tracking.log_model(
+        run,
+        code=SERVED.parent,
+        served=SERVED,
+        artifacts={"checkpoint": paths.MODEL, "card": folder / CARD, "training_pictures": folder / TRAINED_ON},
+        example=example,
+        requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
+    )
+    return tracking.register(store, run, name, uri, tags, card)
+
+
+def _tags(training: Mapping[str, Any], model_sha256: str) -> dict[str, str]:
+    """What leads from the model back to its data, params and code."""
+    from pipeline import tracking
+
+    return {
+        tracking.MODEL_SHA256: model_sha256,
+        tracking.TRAINING_KEY: training["training_key"],
+        "data_sha256": training["data_sha256"],
+        "code_sha256": training["code_sha256"],
+        **_dvc_hashes(),
+        **_git_state(),
+    }
+
+
+def _dvc_hashes() -> dict[str, str]:
+    """DVC's own hashes of the raw sources and of the built data set, as `dvc.lock` has them."""
+    if not paths.DVC_LOCK.is_file():
+        return {"dvc": "no dvc.lock: run without DVC"}
+    stages = YAML(typ="safe", pure=True).load(paths.DVC_LOCK.read_text(encoding="utf-8")).get("stages", {})
+    hashes: dict[str, str] = {}
+    for stage_name, lock in stages.items():
+        if stage_name.startswith("ingest@"):
+            source = stage_name.removeprefix("ingest@")
+            hashes |= {f"dvc.raw.{source}": d["md5"] for d in lock["deps"] if Path(d["path"]) == paths.RAW / source}
+    for out in stages.get("build", {}).get("outs", []):
+        if Path(out["path"]) == paths.DATASET:
+            hashes["dvc.dataset"] = out["md5"]
+    return hashes
+
+
+def _git_state() -> dict[str, str]:
+    """The commit, and whether tracked files other than DVC's own lock differed from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){paths.DVC_LOCK}")
+    except (OSError, subprocess.CalledProcessError):
+        return {"git.commit": "none"}
+    return {"git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
+
+
+def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """The model card: what it is, from what, how good, what it is not for."""
+    systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
+    names = list(systems["model"])
+    table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for system, scores in systems.items():
+        table.append(f"| {system.replace('_', ' ')} | {' | '.join(f'{scores[n]:.3f}' for n in names)} |")
+    facts = "\n".join(f"* `{key}`: {value}" for key, value in tags.items())
+    params = training["params"]
+    return f"""# {name}
+
+A GIT model (image in, caption out), fine-tuned from `{training["checkpoint"]}` for up to {params["epochs"]} epochs;
+epoch {training["best_epoch"]} had the lowest validation loss and is this one.
+
+## Figures
+
+On {evaluation["pictures"]} pictures of the test split with {evaluation["references"]} reference captions:
+
+{chr(10).join(table)}
+
+Tokenizer of the scores: {evaluation["tokenizer"]}.
+
+## Where it comes from
+
+{facts}
+
+The SHA-256 of every picture that it was trained on stands in `{TRAINED_ON}` beside this card.
+
+## Use
+
+Send a picture's bytes, base64 or a data: URL in the column `image`; the answer has a `caption`, or the reason in
+`error`. The captions have the habits of those that it learned from, and what those say of people may be wrong or
+unwanted: do not publish them unread.
+"""
+
+
+if __name__ == "__main__":
+    stage.main("register", run, lock=lambda args: "register")

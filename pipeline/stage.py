@@ -1,0 +1,163 @@
+"""The one entry of every stage and command: `main` reads the arguments and params, then runs the work.
+
+It takes the stage's lock, ends the stage when its parent dies, and turns exceptions into one line and an
+exit code. A stage returns its last line: what was made, where it is, what to do next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+
+from pipeline import paths
+from pipeline.errors import PipelineError, TemporaryError
+from pipeline.params import Params, load
+
+OWNER = "IMAGE_CAPTIONING_OWNER"  # the process id of a flow: the stage ends when that process does
+_WATCH_SECONDS = 0.5
+_GRACE_SECONDS = 20.0
+
+# A default run sends nothing to anybody.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; not an `Exception`, so that no handler on the way takes it for a failure of its own."""
+
+
+def main(
+    name: str,
+    work: Callable[[Params, argparse.Namespace], str],
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    lock: Callable[[argparse.Namespace], str] | None = None,
+) -> None:
+    """Run `work` as the command `python -m pipeline.NAME`, and exit.
+
+    Args:
+        name: the module's name within `pipeline`.
+        work: takes the params and the command line's arguments, and returns the last line to print.
+        arguments: adds the command's own arguments to the parser.
+        lock: gives the name of the lock that keeps a second run out; without it, any number may run.
+
+    """
+    module = sys.modules["__main__"]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.{name}",
+        description=(module.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if arguments:
+        arguments(parser)
+    args = parser.parse_args()
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    sys.exit(_run(name, work, args, lock(args) if lock else None))
+
+
+def _run(
+    name: str, work: Callable[[Params, argparse.Namespace], str], args: argparse.Namespace, lock: str | None
+) -> int:
+    signal.signal(signal.SIGTERM, _terminate)
+    _end_with_parent()
+    try:
+        params = load()
+        with _locked(lock) if lock else nullcontext():
+            print(f"{name}: {work(params, args)}", flush=True)
+        return 0
+    except PipelineError as error:
+        return _say(name, str(error), error.exit_code)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        how = "interrupted" if isinstance(stop, KeyboardInterrupt) else "ended by SIGTERM or with its parent"
+        return _say(name, f"{how}; the outputs of the last good run are in place; run it again", 75)
+    except MemoryError:
+        return _say(name, "out of memory; lower the batch size in params.yaml or free some, then run it again", 75)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" at {error.filename}" if error.filename else ""
+            message = f"the disk is full{where}; the outputs of the last good run are in place; free some space"
+            return _say(name, f"{message} (`dvc gc --workspace` may help) and run it again", 75)
+        raise
+
+
+def _say(name: str, message: str, code: int) -> int:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+@contextmanager
+def _locked(lock: str) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    path = paths.WORK / "locks" / f"{lock}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise TemporaryError(
+            f"another {lock} is running in this workspace (it holds {path}); wait until it has ended, then run it again"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    # A second signal must not break into the clearing up that the first one started.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
+
+
+def _end_with_parent() -> None:
+    """Start a thread that ends this process once its parent, or the flow that owns it, is gone.
+
+    DVC starts a stage through a shell. Where that shell stays between the two (`sh -c`), it outlives a
+    killed DVC, so its own parent is watched as well.
+    """
+    import psutil
+
+    watched = []
+    try:
+        parent = psutil.Process().parent()
+        while parent is not None:
+            watched.append(parent)
+            command = parent.cmdline()
+            parent = parent.parent() if len(command) > 2 and command[1] == "-c" else None
+        if os.environ.get(OWNER, "").isdigit():
+            watched.append(psutil.Process(int(os.environ[OWNER])))
+    except psutil.NoSuchProcess:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except psutil.AccessDenied:
+        pass  # another user's process: what could be read is watched
+
+    def watch() -> None:
+        while all(_alive(process) for process in watched):
+            time.sleep(_WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os._exit(75)
+
+    def _alive(process: psutil.Process) -> bool:
+        try:
+            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

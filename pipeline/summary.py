@@ -1,0 +1,38 @@
+"""What the last run of the loop came to: the figures, the registered version, where to look."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline import paths, stage
+from pipeline.errors import DataError
+from pipeline.files import read_json
+from pipeline.params import Params
+
+_COLUMNS = ("BLEU-4", "ROUGE-L", "CIDEr-D")
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Print the table; returns the last line to print."""
+    from pipeline import tracking
+
+    for needed in (paths.EVALUATE_REPORT, paths.REGISTER_REPORT):
+        if not needed.is_file():
+            raise DataError(f"{needed}: not found; run `dvc repro` first")
+    evaluation, registered = read_json(paths.EVALUATE_REPORT), read_json(paths.REGISTER_REPORT)
+    print(f"\n{evaluation['pictures']:>5,} test pictures  " + "".join(f"{name:>10}" for name in _COLUMNS))
+    for system, scores in evaluation.items():
+        if isinstance(scores, dict):
+            print(f"{system.replace('_', ' '):>19}  " + "".join(f"{scores[name]:10.3f}" for name in _COLUMNS))
+    model = registered["model"]
+    version = tracking.find_version(tracking.client(), model, registered["model_sha256"])
+    print(f"\nthe model      {paths.MODEL}")
+    print(f"registered as  {f'models:/{model}/{version}' if version else 'nothing here yet: run `make register`'}")
+    print(f"the pictures   {paths.GALLERY}  (open it in a browser)")
+    print("the runs       make ui")
+    print("your photo     .venv/bin/python -m pipeline.caption PHOTO.jpg\n")
+    return "done; next: your own pictures, as README.md says"
+
+
+if __name__ == "__main__":
+    stage.main("summary", run)

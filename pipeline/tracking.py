@@ -1,0 +1,378 @@
+"""The one door to MLflow: training runs, what they learned, and registered versions of the model.
+
+A training has one run, found again by its tag `training_key`. SQLite in the workspace by default
+(`mlflow.db`, artifacts in `mlartifacts/`); any server through `MLFLOW_TRACKING_URI`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported
+
+import mlflow
+import numpy as np
+import psutil
+from filelock import FileLock
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from pipeline import paths
+from pipeline.errors import ConfigError, TemporaryError
+
+TRAINING_KEY = "training_key"
+MODEL_SHA256 = "model_sha256"
+RESTORED = "restored"  # the run was made from the files of a training that this server never saw
+
+_HEARTBEAT_SECONDS = 60
+_DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
+_LOCK_SECONDS = 120
+_FAILURES = (MlflowException, OSError)  # what an MLflow store that can't be reached raises
+
+
+def client() -> mlflow.MlflowClient:
+    """A client of the store in use, made and brought up to date first where it is our own SQLite file.
+
+    Raises:
+        TemporaryError: the store can't be reached.
+
+    """
+    # Alembic tells every step of making the tables; nobody here wants to read it.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")
+    lock = paths.WORK / "locks" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # A new SQLite file that several processes open at once is corrupted, so one makes it.
+        with FileLock(lock, timeout=_LOCK_SECONDS):
+            store = mlflow.MlflowClient()
+            store.search_experiments(max_results=1)
+        return store
+    except _FAILURES as error:
+        raise _unreachable(error) from None
+
+
+def _unreachable(error: Exception) -> TemporaryError:
+    return TemporaryError(
+        f"MLflow at {mlflow.get_tracking_uri()} can't be used ({str(error).splitlines()[0]}); start that server or"
+        " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
+    )
+
+
+@contextlib.contextmanager
+def reachable() -> Iterator[None]:
+    """Tell a failure of MLflow as one that may pass.
+
+    Raises:
+        TemporaryError: MLflow failed within the block.
+    """
+    try:
+        yield
+    except (MlflowException, ConnectionError) as error:
+        raise _unreachable(error) from None
+
+
+def experiment(store: mlflow.MlflowClient, name: str) -> str:
+    """The id of the experiment `name`, made where there is none.
+
+    Raises:
+        ConfigError: an experiment of that name was deleted.
+
+    """
+    found = store.get_experiment_by_name(name)
+    if found is None:
+        own = mlflow.get_tracking_uri().startswith("sqlite:")
+        location = (Path("mlartifacts").absolute() / name).as_uri() if own else None
+        return str(store.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage != "active":
+        raise ConfigError(
+            f"params.yaml: register.experiment: the experiment {name} was deleted in MLflow; restore it"
+            f" (`mlflow experiments restore -x {found.experiment_id}`) or name another"
+        )
+    return str(found.experiment_id)
+
+
+def find_run(store: mlflow.MlflowClient, experiment_id: str, training_key: str) -> Run | None:
+    """The run of a training, if the store knows it."""
+    runs = store.search_runs([experiment_id], f"tags.{TRAINING_KEY} = '{training_key}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
+    """Close the runs that say they are running but whose process is gone; returns their names.
+
+    On this host the process is looked for; of another host only the heartbeat can be judged.
+    """
+    closed = []
+    for run in store.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        tags = run.data.tags
+        if "process" not in tags:
+            continue  # not one of ours
+        if tags.get("host") == socket.gethostname():
+            dead = not _is_running(tags["process"])
+        else:
+            dead = time.time() - float(tags.get("heartbeat", 0)) > _DEAD_AFTER_SECONDS
+        if dead:
+            store.set_tag(run.info.run_id, "closed_because", "its process died")
+            store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
+            closed.append(run.info.run_name or run.info.run_id)
+    return closed
+
+
+def _this_process() -> str:
+    # A process id alone is used again sooner or later; with the start time it is not.
+    me = psutil.Process()
+    return f"{me.pid}:{me.create_time():.2f}"
+
+
+def _is_running(process: str) -> bool:
+    pid, _, started = process.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except (psutil.Error, ValueError):
+        return False
+
+
+class TrainingRun:
+    """A run while it is written to. What was logged of a metric before is not logged twice."""
+
+    def __init__(self, store: mlflow.MlflowClient, run: Run) -> None:
+        self._store = store
+        self.id: str = run.info.run_id
+        self.name: str = run.info.run_name or self.id
+        self._last_step: dict[str, int] = {}
+        self._had = set(run.data.metrics)
+        self._params = set(run.data.params)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log params that the run does not have yet."""
+        new = [Param(key, str(value)) for key, value in values.items() if key not in self._params]
+        self._store.log_batch(self.id, params=new)
+        self._params.update(param.key for param in new)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step; steps that an earlier attempt at the same training logged are left out."""
+        now = int(time.time() * 1000)
+        fresh = [Metric(key, value, now, step) for key, value in values.items() if step > self._last(key)]
+        if fresh:
+            self._store.log_batch(self.id, metrics=fresh)
+
+    def replace_metrics(self, values: Mapping[str, float]) -> None:
+        """Log metrics that are measured again when their params change; the newest value counts."""
+        now = int(time.time() * 1000)
+        self._store.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._store.log_batch(self.id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def file(self, path: Path) -> None:
+        """Keep a copy of a file with the run."""
+        self._store.log_artifact(self.id, str(path))
+
+    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Log a table under a name, unless the run has it; columns of bytes are shown as pictures."""
+        if any(found.path == name for found in self._store.list_artifacts(self.id)):
+            return  # log_table would append the rows once more
+        shown = {
+            key: [mlflow.Image(_array(value)) if isinstance(value, bytes) else value for value in values]
+            for key, values in columns.items()
+        }
+        self._store.log_table(self.id, shown, name)
+
+    def _last(self, key: str) -> int:
+        if key not in self._last_step:
+            history = self._store.get_metric_history(self.id, key) if key in self._had else []
+            self._last_step[key] = max((metric.step for metric in history), default=-1)
+        return self._last_step[key]
+
+
+def _array(picture: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(picture)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def training_run(
+    store: mlflow.MlflowClient, experiment_id: str, training_key: str, tags: Mapping[str, str]
+) -> Iterator[TrainingRun]:
+    """The run of a training, opened for writing: the one that is there, or a new one with `tags`.
+
+    It says that it is running, and beats, until the block ends; then whether the block failed.
+    """
+    alive = {"host": socket.gethostname(), "process": _this_process(), "heartbeat": f"{time.time():.0f}"}
+    run = find_run(store, experiment_id, training_key)
+    if run is None:
+        every = {**tags, TRAINING_KEY: training_key, **alive}
+        run = store.create_run(experiment_id, run_name=f"git-{training_key[:8]}", tags=every)
+    else:
+        store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        for key, value in alive.items():
+            store.set_tag(run.info.run_id, key, value)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            with contextlib.suppress(*_FAILURES):
+                store.set_tag(run.info.run_id, "heartbeat", f"{time.time():.0f}")
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    status = RunStatus.FAILED
+    try:
+        yield TrainingRun(store, run)
+        status = RunStatus.FINISHED
+    finally:
+        ended.set()
+        thread.join()
+        store.set_terminated(run.info.run_id, RunStatus.to_string(status))
+
+
+class Live:
+    """Shows a training in MLflow while it goes on.
+
+    A training is worth more than its curve: when MLflow fails, that is said once and the training goes on;
+    `register` brings the run up to date later.
+    """
+
+    def __init__(self, experiment_name: str, training_key: str, params: Mapping[str, Any]) -> None:
+        self._stack = contextlib.ExitStack()
+        self._run: TrainingRun | None = None
+        with self._forgiven():
+            store = client()
+            experiment_id = experiment(store, experiment_name)
+            for name in close_dead_runs(store, experiment_id):
+                print(f"finetune: closed the MLflow run {name}, whose process had died", file=sys.stderr)
+            self._run = self._stack.enter_context(training_run(store, experiment_id, training_key, {}))
+            self._run.params(params)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics at a step."""
+        with self._forgiven():
+            if self._run:
+                self._run.metrics(values, step)
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._forgiven():
+            self._stack.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except (*_FAILURES, TemporaryError) as error:
+            self._run = None
+            print(
+                f"finetune: no live curves: {str(error).splitlines()[0]} (training goes on; `register` will log them)",
+                file=sys.stderr,
+            )
+
+
+def find_version(store: mlflow.MlflowClient, model: str, model_sha256: str) -> int | None:
+    """The registered version that has exactly these weights, if there is one."""
+    found = store.search_model_versions(f"name = '{model}' and tags.{MODEL_SHA256} = '{model_sha256}'")
+    ready = [int(version.version) for version in found if version.status == "READY"]
+    return max(ready, default=None)
+
+
+def log_model(
+    run: TrainingRun,
+    *,
+    code: Path,
+    served: Path,
+    artifacts: Mapping[str, Path],
+    example: str,
+    requirements: Sequence[str],
+) -> str:
+    """Log the fine-tuned model as a `pyfunc` (models from code) beside the run; returns its URI.
+
+    Args:
+        code: the package that the model takes along, so that it is served without this repository.
+        served: the file that defines the model.
+        artifacts: files and folders that it finds in its context, by name.
+        example: a picture as a data: URL, for the input example.
+        requirements: pinned, as pip reads them.
+
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image")]),  # bytes in Python; over HTTP base64 or a data: URL
+        outputs=Schema([ColSpec("string", "caption"), ColSpec("string", "error")]),
+        params=ParamSchema([ParamSpec("beams", "integer", 3)]),
+    )
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    with mlflow.start_run(run_id=run.id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(served),
+            code_paths=[str(code)],
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            signature=signature,
+            input_example={"image": [example]},
+            pip_requirements=list(requirements),
+        )
+    return str(info.model_uri)
+
+
+def register(
+    store: mlflow.MlflowClient, run: TrainingRun, model: str, uri: str, tags: Mapping[str, str], description: str
+) -> int:
+    """Register a logged model as a new version of `model`; returns the version's number."""
+    with contextlib.suppress(MlflowException):  # it is there already
+        store.create_registered_model(model, description="Captions pictures; fine-tuned from a GIT checkpoint.")
+    version = store.create_model_version(
+        model,
+        source=uri,
+        run_id=run.id,
+        tags=dict(tags),
+        description=description,
+        model_id=uri.removeprefix("models:/"),
+    )
+    return int(version.version)
+
+
+def checkpoint_of(model: str) -> Path:
+    """The checkpoint's folder of a registered model, downloaded where it is not on this machine.
+
+    Args:
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `models:/NAME` for the newest version.
+
+    Raises:
+        ConfigError: the registry has no such model.
+        TemporaryError: the registry can't be reached.
+
+    """
+    store = client()
+    name = model.removeprefix("models:/")
+    try:
+        if "@" not in name and "/" not in name:
+            found = store.search_model_versions(f"name = '{name}'")
+            if not found:
+                raise ConfigError(f"{model}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
+            model = f"models:/{name}/{max(int(version.version) for version in found)}"
+        folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
+    except MlflowException as error:
+        raise ConfigError(
+            f"{model}: not to be had from MLflow at {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]});"
+            " `make ui` shows the versions and aliases that there are"
+        ) from None
+    return Path(folder)

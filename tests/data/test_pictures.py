@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.pictures import PictureError, decode, normalise
+
+LIMIT = 10_000_000
+
+
+def encoded(image: Image.Image, kind: str, **how: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def middle(data: bytes) -> tuple[int, ...]:
+    image = decode(data, LIMIT)
+    assert image.mode == "RGB"
+    pixel = image.getpixel((image.width // 2, image.height // 2))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_kind_is_read(kind: str) -> None:
+    assert np.allclose(middle(encoded(Image.new("RGB", (20, 20), (200, 40, 40)), kind)), (200, 40, 40), atol=6)
+
+
+def test_modes_become_rgb_as_a_person_sees_them() -> None:
+    assert middle(encoded(Image.new("L", (8, 8), 100), "PNG")) == (100, 100, 100)
+    assert middle(encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG")) == (255, 255, 255)
+    assert middle(encoded(Image.new("LA", (8, 8), (0, 0)), "PNG")) == (255, 255, 255)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    assert middle(encoded(palette, "PNG")) == (10, 200, 30)
+    assert np.allclose(middle(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")), (255, 0, 0), atol=3)
+    sixteen = Image.fromarray(np.full((8, 8), 257 * 90, dtype=np.uint16))
+    assert middle(encoded(sixteen, "PNG")) == (90, 90, 90)
+
+
+def test_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    assert decode(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif), LIMIT).size == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not_a_picture"),
+        (b"GIF89a", "not_a_picture"),
+        (b"just words", "not_a_picture"),
+        (encoded(Image.new("RGB", (300, 300), "red"), "JPEG")[:700], "damaged"),
+        (encoded(Image.effect_noise((90, 90), 50), "PNG")[:2000], "damaged"),
+        (encoded(Image.new("RGB", (4000, 4000)), "PNG"), "too_many_pixels"),
+    ],
+)
+def test_what_can_not_be_used_has_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(PictureError) as caught:
+        decode(data, LIMIT)
+    assert caught.value.reason == reason
+
+
+def test_scaled_decoding_can_not_be_seen() -> None:
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 15, 3), dtype=np.uint8)).resize(
+        (1500, 1200), Image.Resampling.BICUBIC
+    )
+    data = encoded(smooth, "JPEG", quality=95)
+    drafted = np.asarray(decode(data, LIMIT, at_least=512).resize((256, 205)), dtype=int)
+    full = np.asarray(decode(data, LIMIT).resize((256, 205)), dtype=int)
+    assert decode(data, LIMIT, at_least=512).size == (750, 600)
+    assert np.abs(drafted - full).max() <= 6
+
+
+def test_a_picture_is_never_enlarged_and_extreme_shapes_survive() -> None:
+    assert (normalise(encoded(Image.new("RGB", (1, 1)), "PNG"), 256, LIMIT).width) == 1
+    long = normalise(encoded(Image.new("RGB", (5000, 600)), "PNG"), 256, LIMIT)
+    assert (long.width, long.height) == (2133, 256)
+
+
+def test_the_same_picture_saved_again_looks_the_same_to_the_hashes() -> None:
+    rng = np.random.default_rng(1)
+    original = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize(
+        (600, 480), Image.Resampling.BICUBIC
+    )
+    one = normalise(encoded(original, "JPEG", quality=95), 256, LIMIT)
+    two = normalise(encoded(original.resize((450, 360)), "JPEG", quality=70), 256, LIMIT)
+    assert (one.phash ^ two.phash).bit_count() <= 4
+    assert max(abs(a - b) for a, b in zip(one.thumbnail, two.thumbnail, strict=True)) <= 20

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from pipeline.score import gallery
+from tests.conftest import jpeg
+
+SCORES = {"model": {"BLEU-4": 0.5, "CIDEr-D": 1.25}, "nearest_picture": {"BLEU-4": 0.1, "CIDEr-D": 0.2}}
+
+
+def page(caption: str) -> str:
+    shown = gallery.Shown("data:image/jpeg;base64,AAAA", [caption, "b"], {"model": caption}, {"model": 1.0})
+    return gallery.render([shown], SCORES, 1234, "A title")
+
+
+def test_a_strangers_caption_can_not_become_part_of_the_page() -> None:
+    html = page('<script>alert(1)</script>"><img src=x onerror=y>')
+    assert "<script" not in html
+    assert "onerror=y>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_the_page_is_whole_and_loads_nothing() -> None:
+    html = page("x")
+    assert "1,234 pictures" in html
+    assert "1.250" in html
+    assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
+
+
+def test_an_empty_caption_is_shown_as_such() -> None:
+    assert "(nothing)" in page("")
+
+
+def test_a_picture_is_written_under() -> None:
+    with Image.open(io.BytesIO(gallery.captioned(jpeg(), "word " * 200, "ref"))) as image:
+        assert image.format == "PNG"
+        assert image.size == (256, 406)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import build, finetune, ingest, params, tracking
+from pipeline.data.scenes import write_sample
+from pipeline.errors import ConfigError
+from pipeline.files import read_json, sha256_of
+from pipeline.model import checkpoint
+from pipeline.model.curve import read_curve
+from tests.conftest import run, set_params
+
+OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
+
+
+@pytest.fixture
+def built(workspace: Path) -> Path:
+    """A workspace with a small data set."""
+    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
+    ingest.run(params.load(), Namespace(source="sample"))
+    build.run(params.load(), Namespace())
+    return workspace
+
+
+def train(**changes: object) -> dict:
+    set_params(Path.cwd(), {f"finetune.{key}": value for key, value in changes.items()})
+    finetune.run(params.load(), Namespace())
+    return read_json(Path("models/finetune/training.json"))
+
+
+def test_the_same_input_gives_the_same_weights_bit_for_bit(built: Path) -> None:
+    train()
+    first = sha256_of(*OUTPUTS)
+    torch.rand(3)  # what went before in the process does not matter
+    train()
+    assert sha256_of(*OUTPUTS) == first
+    train(seed=18)
+    assert sha256_of(*OUTPUTS) != first
+
+
+def test_it_learns_and_keeps_the_best_epoch_by_validation(built: Path) -> None:
+    made = train(epochs=6, learning_rate=0.01)
+    curve = read_curve(Path("reports/finetune.csv"))
+    assert [e.epoch for e in curve] == [1, 2, 3, 4, 5, 6]
+    assert curve[-1].train_loss < 0.8 * curve[0].train_loss
+    best = min(curve, key=lambda e: e.validation_loss)
+    assert made["best_epoch"] == best.epoch == read_json(Path("reports/finetune.json"))["best_epoch"]
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(built: Path) -> None:
+    """A rate this high makes later epochs worse, so the last epoch is not the best."""
+    made = train(epochs=4, learning_rate=0.9, warmup=0.7)
+    assert made["best_epoch"] < 4
+    kept = checkpoint.weights_hash(Path("models/finetune"))
+    assert kept == read_json(Path("reports/finetune.json"))["model_sha256"]
+    settings = params.load().finetune
+    torch.manual_seed(settings.seed)
+    examples = finetune.read_examples(Path("data/dataset/train"))
+    start, _ = finetune._start(settings, examples)
+
+    class Silent:
+        def metrics(self, values: dict, step: int) -> None:
+            pass
+
+    held_out = finetune.read_examples(Path("data/dataset/validation"))
+    for epoch in finetune.fit(start, examples, held_out, settings, Silent()):  # type: ignore[arg-type]
+        if epoch.epoch == made["best_epoch"]:
+            break
+    loaded = checkpoint.load(Path("models/finetune")).model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in start.model.state_dict().items())
+
+
+def test_training_goes_on_from_a_checkpoints_folder(built: Path) -> None:
+    train(epochs=4, learning_rate=0.01)
+    shutil.copytree("models/finetune", "base")
+    before = read_curve(Path("reports/finetune.csv"))
+    made = train(checkpoint="base", epochs=1, learning_rate=1e-4)
+    after = read_curve(Path("reports/finetune.csv"))
+    assert after[0].train_loss < before[0].train_loss - 0.5
+    assert made["checkpoint_sha256"] == checkpoint.weights_hash(Path("base"))
+
+
+def test_the_training_key_follows_data_params_and_start(built: Path) -> None:
+    def key() -> str:
+        return finetune.training_facts(params.load(), "start")["training_key"]
+
+    first = key()
+    assert key() == first
+    set_params(built, {"evaluate.beams": 2})
+    assert key() == first
+    set_params(built, {"finetune.epochs": 3})
+    second = key()
+    assert second != first
+    with Path("data/dataset/train/captions.jsonl").open("a") as file:
+        file.write(" ")
+    assert key() != second
+    assert finetune.training_facts(params.load(), "other")["training_key"] != key()
+
+
+def test_one_run_a_training_with_a_curve_that_a_second_attempt_does_not_double(built: Path) -> None:
+    for _ in range(2):
+        made = train()
+    store = tracking.client()
+    experiment = tracking.experiment(store, "image-captioning")
+    (found,) = store.search_runs([experiment])
+    assert found.data.tags["training_key"] == made["training_key"]
+    assert found.info.status == "FINISHED"
+    assert found.data.params["finetune.scratch.heads"] == "2"
+    curve = read_curve(Path("reports/finetune.csv"))
+    history = store.get_metric_history(found.info.run_id, "epoch/validation_loss")
+    assert [(m.step, m.value) for m in history] == [(e.epoch, e.validation_loss) for e in curve]
+    steps = store.get_metric_history(found.info.run_id, "step/train_loss")
+    assert len({m.step for m in steps}) == len(steps)
+
+
+def test_training_goes_on_where_mlflow_can_not_be_reached(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    tracking.mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train()
+    assert Path("models/finetune/model.safetensors").is_file()
+    said = capsys.readouterr().err
+    assert said.count("no live curves") == 1
+    assert "http://127.0.0.1:9" in said
+
+
+def test_a_checkpoint_that_wants_larger_pictures_stops_with_the_mend(built: Path) -> None:
+    set_params(built, {"ingest.image_size": 24})
+    with pytest.raises(
+        ConfigError, match=r"ingest\.image_size: is 24, but scratch takes pictures of 32 .* set it to 32"
+    ):
+        train()
+
+
+def test_longer_captions_than_the_checkpoint_has_places_for_stop_with_the_mend(built: Path) -> None:
+    train(max_tokens=20)
+    shutil.copytree("models/finetune", "base")
+    with pytest.raises(ConfigError, match=r"finetune\.max_tokens: is 100, but base has places for 64"):
+        train(checkpoint="base", max_tokens=100)
+
+
+def test_no_validation_pictures_is_told_by_its_param(built: Path) -> None:
+    set_params(built, {"build.validation": 0.0})
+    build.run(params.load(), Namespace())
+    with pytest.raises(ConfigError, match=r"build\.validation: is 0"):
+        train()
+
+
+def test_a_wrong_checkpoint_is_78_and_the_last_model_stays(built: Path) -> None:
+    train()
+    before = sha256_of(*OUTPUTS)
+    (built / "other").mkdir()
+    (built / "other" / "config.json").write_text('{"model_type": "blip"}')
+    set_params(built, {"finetune.checkpoint": "other"})
+    done = run(built, sys.executable, "-m", "pipeline.finetune")
+    assert done.returncode == 78, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "other/config.json: model_type is 'blip'" in done.stderr
+    assert sha256_of(*OUTPUTS) == before

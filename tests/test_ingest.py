@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import csv
+import io
+import struct
+import sys
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline import ingest, params
+from pipeline.data.records import PictureReader, read_ingested
+from pipeline.data.scenes import write_sample
+from pipeline.errors import DataError
+from pipeline.files import read_json, sha256_of
+from tests.conftest import ROOT, SHARED, jpeg, run, set_params
+
+Bring = Callable[..., Path]
+
+
+def ingest_source(name: str) -> dict:
+    ingest.run(params.load(), Namespace(source=name))
+    return read_json(Path(f"reports/ingest/{name}.json"))
+
+
+def aside(name: str) -> list[tuple[str, str, str]]:
+    with Path(f"data/ingest/{name}/set_aside.csv").open(newline="") as file:
+        return [
+            (row["kind"], row["file"] if row["kind"] == "file" else row["row"], row["reason"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_the_sample_is_accounted_for_to_the_last_fault(workspace: Path) -> None:
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    report = ingest_source("sample")
+    assert report["files"]["set_aside"] == {
+        "damaged": 1,
+        "no_caption": 1,
+        "not_a_picture": 1,
+        "not_a_picture_file": 2,
+        "same_bytes": 1,
+    }
+    assert report["rows"]["set_aside"] == {"empty": 2, "malformed": 1, "picture_missing": 1, "picture_set_aside": 2}
+    assert report["files"]["in"] == 46
+    assert report["files"]["pictures_kept"] == 40
+    assert report["rows"]["in"] == report["rows"]["captions_kept"] + 6
+
+
+def test_the_same_sample_gives_the_same_bytes(workspace: Path) -> None:
+    write_sample(workspace / "data/raw/sample", pictures=12, seed=3)
+    ingest_source("sample")
+    first = sha256_of(Path("data"), Path("reports"))
+    ingest_source("sample")
+    assert sha256_of(Path("data"), Path("reports")) == first
+
+
+def test_members_with_the_same_bytes_are_one_picture_with_all_captions(workspace: Path, bring: Bring) -> None:
+    same = jpeg("blue")
+    bring("s", {"bare.jpg": same, "a.jpg": same, "b.jpg": same}, [["b.jpg", "from b"], ["a.jpg", "from a"]])
+    report = ingest_source("s")
+    (record,) = read_ingested(Path("data/ingest/s"))
+    assert [row.text for row in record.captions] == ["from a", "from b"]
+    assert report["files"]["set_aside"] == {"same_bytes": 2}
+    assert report["rows"] == {"in": 2, "captions_kept": 2, "set_aside": {}}
+
+
+def test_a_damaged_picture_takes_its_captions_and_its_copies_along(workspace: Path, bring: Bring) -> None:
+    cut = jpeg(size=(900, 900))[:3000]
+    bring(
+        "s",
+        {"good.jpg": jpeg(), "cut.jpg": cut, "copy.jpg": cut},
+        [["good.jpg", "x"], ["cut.jpg", "y"], ["copy.jpg", "z"]],
+    )
+    report = ingest_source("s")
+    assert report["files"]["set_aside"] == {"damaged": 2}
+    assert report["rows"]["set_aside"] == {"picture_set_aside": 2}
+
+
+def test_names_are_found_with_or_without_folder_and_suffix(workspace: Path, bring: Bring) -> None:
+    files = {"Images/one.JPG": jpeg("red"), "Images/two.png": jpeg("blue"), "deep/er/three.jpg": jpeg("green")}
+    rows = [["one.jpg", "a"], ["Images/two", "b"], ["three", "c"], ["Images\\one.jpg", "d"]]
+    bring("s", files, rows)
+    assert ingest_source("s")["rows"]["captions_kept"] == 4
+
+
+def test_an_ambiguous_name_is_set_aside(workspace: Path, bring: Bring) -> None:
+    bring("s", {"a/x.jpg": jpeg("red"), "b/x.jpg": jpeg("blue")}, [["x.jpg", "which?"], ["a/x.jpg", "this"]])
+    report = ingest_source("s")
+    assert report["rows"]["set_aside"] == {"picture_ambiguous": 1}
+    assert ("file", "b/x.jpg", "no_caption") in aside("s")
+
+
+def test_pictures_are_reduced_upright_rgb_and_without_metadata(workspace: Path, bring: Bring) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x010F] = "a camera that nobody needs to know"
+    buffer = io.BytesIO()
+    Image.new("RGB", (1200, 600), "green").save(buffer, "JPEG", exif=exif)
+    bring("s", {"turned.jpg": buffer.getvalue(), "small.jpg": jpeg()}, [["turned.jpg", "x"], ["small.jpg", "y"]])
+    ingest_source("s")
+    turned, small = read_ingested(Path("data/ingest/s"))
+    assert (turned.width, turned.height) == (256, 512)
+    assert (small.width, small.height) == (40, 30)
+    data = PictureReader(Path("data/ingest/s")).read(turned.file_name)
+    assert b"camera" in buffer.getvalue()
+    assert b"camera" not in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "RGB"
+
+
+def test_too_many_pixels_are_refused_by_the_header(workspace: Path, bring: Bring) -> None:
+    huge = bytearray(jpeg())
+    place = huge.index(b"\xff\xc0") + 5
+    huge[place : place + 4] = struct.pack(">HH", 60_000, 60_000)  # claims 3.6 gigapixels
+    bring("s", {"huge.jpg": bytes(huge), "good.jpg": jpeg()}, [["huge.jpg", "x"], ["good.jpg", "y"]])
+    assert ingest_source("s")["files"]["set_aside"] == {"too_many_pixels": 1}
+
+
+def test_a_wrong_checksum_is_set_aside(workspace: Path, bring: Bring) -> None:
+    folder = bring("s", {"a.jpg": jpeg("red"), "b.jpg": jpeg("blue")}, [["a.jpg", "x"], ["b.jpg", "y"]])
+    data = bytearray((folder / "images.zip").read_bytes())
+    data[100] ^= 0xFF
+    (folder / "images.zip").write_bytes(data)
+    assert ingest_source("s")["files"]["set_aside"] == {"damaged": 1}
+
+
+def test_captions_of_strange_people_come_through(workspace: Path, bring: Bring) -> None:
+    rows = [
+        ["a.jpg", "line\nbreak, and a comma"],
+        ["a.jpg", 'a "quoted" 🐕‍🦺'],
+        ["a.jpg", "\u2028\u200d"],
+        ["a.jpg", "   "],
+    ]
+    bring("s", {"a.jpg": jpeg()}, rows)
+    report = ingest_source("s")
+    assert report["rows"]["in"] == 4
+    assert report["rows"]["set_aside"] == {"empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("files", "rows", "words"),
+    [
+        ({"a.jpg": jpeg()}, None, ["images.zip", "no .csv"]),
+        ({"a.jpg": jpeg()}, [["lost.jpg", "x"]], ["no picture with a caption", "1 picture_missing"]),
+        ({}, [["a.jpg", "x"]], ["no picture with a caption"]),
+    ],
+)
+def test_a_source_with_nothing_to_use_is_refused(
+    workspace: Path, bring: Bring, files: dict[str, bytes], rows: list[list[str]] | None, words: list[str]
+) -> None:
+    bring("s", files, rows)
+    with pytest.raises(DataError) as caught:
+        ingest_source("s")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_bad_input_is_one_line_with_65_and_leaves_the_last_good_run(workspace: Path, bring: Bring) -> None:
+    folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
+    ingest_source("s")
+    before = sha256_of(Path("data/ingest"), Path("reports"))
+    cases = {
+        "captions.csv": [
+            b"picture,words\na.jpg,x\n",
+            b"",
+            b"image,caption\na.jpg,\xff\xfe\n",
+            b'image,caption\na,"b\n',
+        ],
+        "images.zip": [b"no zip at all", (folder / "images.zip").read_bytes()[:50]],
+    }
+    for name, contents in cases.items():
+        good = (folder / name).read_bytes()
+        for content in contents:
+            (folder / name).write_bytes(content)
+            done = run(workspace, sys.executable, "-m", "pipeline.ingest", "s")
+            assert done.returncode == 65, done.stderr
+            assert done.stderr.count("\n") == 1
+            assert name in done.stderr
+            assert sha256_of(Path("data/ingest"), Path("reports")) == before
+        (folder / name).write_bytes(good)
+    missing = run(workspace, sys.executable, "-m", "pipeline.ingest", "nowhere")
+    assert missing.returncode == 65
+    assert "data/raw/nowhere: not found" in missing.stderr
+
+
+def test_files_that_fit_no_layout_are_listed(workspace: Path, bring: Bring) -> None:
+    folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
+    (folder / "more.csv").write_text("image,caption\n")
+    with pytest.raises(DataError, match=r"found captions\.csv, images\.zip, more\.csv; expected one \.zip"):
+        ingest_source("s")
+
+
+def kaggle(folder: Path, wrapper: str = "") -> None:
+    folder.mkdir(parents=True)
+    first = "Sr No,Image File,Caption\n1,img/insta1,one \n2,img/insta2,\n"
+    second = '1,img2/insta1,"two\nlines #tag"\n2,img2/insta9,lost\n'
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr(f"{wrapper}instagram_data/captions_csv.csv", first)
+        archive.writestr(f"{wrapper}instagram_data/img/insta1.jpg", jpeg("red"))
+        archive.writestr(f"{wrapper}instagram_data/img/insta2.jpg", jpeg("blue"))
+        archive.writestr(f"{wrapper}instagram_data2/captions_csv2.csv", second)
+        archive.writestr(f"{wrapper}instagram_data2/img2/insta1.jpg", jpeg("green"))
+
+
+@pytest.mark.parametrize("wrapper", ["", "instagram/"])
+def test_kaggles_archive_goes_in_as_it_is(workspace: Path, wrapper: str) -> None:
+    kaggle(workspace / "data/raw/kaggle", wrapper)
+    report = ingest_source("kaggle")
+    assert report["rows"] == {"in": 4, "captions_kept": 2, "set_aside": {"empty": 1, "picture_missing": 1}}
+    assert report["files"]["captions_files"] == 2
+    captions = {r.origin.rpartition("/")[0]: r.captions[0].text for r in read_ingested(Path("data/ingest/kaggle"))}
+    assert captions[f"archive.zip:{wrapper}instagram_data2/img2"] == "two\nlines #tag"
+
+
+def test_flickr8k_goes_in_as_kaggle_has_it(workspace: Path, bring: Bring) -> None:
+    rows = [["1_a.jpg", f"Caption {k} ."] for k in range(5)]
+    bring("f", {"Images/1_a.jpg": jpeg()}, rows, table="captions.txt")
+    assert ingest_source("f")["rows"]["captions_kept"] == 5
+
+
+@pytest.mark.real
+def test_real_flickr8k_is_ingested_whole(workspace: Path) -> None:
+    folder = workspace / "data/raw/flickr"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(SHARED / "flickr8k_500")
+    report = ingest_source("flickr")
+    assert report["files"]["pictures_kept"] == 500
+    assert report["rows"] == {"in": 2500, "captions_kept": 2500, "set_aside": {}}
+    sizes = [min(r.width, r.height) for r in read_ingested(Path("data/ingest/flickr"))]
+    assert max(sizes) == 256
+
+
+def test_every_reason_has_its_words() -> None:
+    source = (ROOT / "pipeline/ingest.py").read_text() + (ROOT / "pipeline/data/pictures.py").read_text()
+    for reason in ingest.FILE_REASONS | ingest.ROW_REASONS:
+        assert f'"{reason}"' in source
+
+
+def test_ingest_image_size_is_a_param(workspace: Path, bring: Bring) -> None:
+    set_params(workspace, {"ingest.image_size": 64})
+    bring("s", {"a.jpg": jpeg(size=(300, 200))}, [["a.jpg", "x"]])
+    ingest_source("s")
+    (record,) = read_ingested(Path("data/ingest/s"))
+    assert (record.width, record.height) == (96, 64)
