@@ -1,0 +1,298 @@
+"""The whole loop, as a user runs it: in a copy of the repository, in a path with a space, by `dvc repro`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.data.records import PictureReader, read_examples
+from pipeline.files import read_json, sha256_of
+from tests.conftest import environment, jpeg, run, set_params
+
+OUTPUTS = [Path(name) for name in ("data/ingest", "data/dataset", "models/finetune", "reports")]
+NOTHING = "Data and pipelines are up to date."
+
+
+def outputs(folder: Path) -> str:
+    return sha256_of(*(folder / name for name in OUTPUTS))
+
+
+def query(folder: Path, expression: str) -> object:
+    """What MLflow's store of a workspace answers, asked in a process of its own."""
+    code = f"import json; from pipeline import tracking; store = tracking.client(); print(json.dumps({expression}))"
+    done = run(folder, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def versions(folder: Path) -> list[str]:
+    found = query(folder, "[v.version for v in store.search_model_versions(\"name='image-captioning'\")]")
+    return sorted(str(version) for version in found)  # type: ignore[attr-defined]
+
+
+def test_every_output_is_made_and_git_sees_nothing_but_the_lock_and_the_users_own_changes(loop: Path) -> None:
+    for output in OUTPUTS:
+        assert (loop / output).is_dir()
+    status = run(loop, "git", "status", "--porcelain").stdout.splitlines()
+    changed = {line[3:].strip('"') for line in status}
+    assert changed <= {"dvc.lock", "params.yaml", "data/raw/small.dvc", "data/raw/sample.dvc", "data/raw/.gitignore"}
+
+
+def test_running_it_again_runs_nothing(loop: Path) -> None:
+    done = run(loop, "dvc", "repro")
+    assert done.returncode == 0
+    assert "Running stage" not in done.stdout
+    assert done.stdout.strip().endswith(NOTHING)
+
+
+def test_tests_and_tools_make_nothing_stale(loop: Path) -> None:
+    """Their caches and compiled files lie beside the code, and must be no part of any stage."""
+    run(loop, sys.executable, "-m", "compileall", "-q", "pipeline")
+    run(loop, sys.executable, "-m", "ruff", "check", ".")
+    assert list((loop / "pipeline").rglob("__pycache__"))
+    assert run(loop, "dvc", "status").stdout.strip() == NOTHING
+
+
+def test_a_param_of_evaluate_trains_nothing_again(loop: Path) -> None:
+    before = versions(loop)
+    set_params(loop, {"evaluate.beams": 2})
+    done = run(loop, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    assert ran == ["evaluate", "register"]
+    assert versions(loop) == before
+
+
+def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
+    metrics = json.loads(run(loop, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert set(metrics["reports/evaluate.json"]["data"]["model"]) == {
+        *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
+        "ROUGE-L",
+        "CIDEr-D",
+    }
+    assert metrics["reports/ingest/small.json"]["data"]["files"]["pictures_kept"] > 80
+    assert "finetune.epochs" in run(loop, "dvc", "params", "diff", "--all").stdout
+    shown = run(loop, "dvc", "plots", "show", "-o", "plots page")
+    assert shown.returncode == 0, shown.stderr
+    page = (loop / "plots page" / "index.html").read_text()
+    assert "train_loss" in page
+    assert "CIDEr-D" in page
+    assert page.count(".png") >= 10
+    shutil.rmtree(loop / "plots page")
+
+
+def test_captions_stand_in_a_file_from_which_the_scores_follow(loop: Path) -> None:
+    code = (
+        "import json; from pipeline.score.metrics import score; from pipeline.score.tokens import tokenize\n"
+        "lines = [json.loads(l) for l in open('reports/evaluate/captions.jsonl')]\n"
+        "print(json.dumps(score([tokenize(l['captions']['model']) for l in lines],"
+        " [[tokenize(r) for r in l['references']] for l in lines])))"
+    )
+    again = json.loads(run(loop, sys.executable, "-c", code).stdout)
+    assert again == read_json(loop / "reports/evaluate.json")["model"]
+
+
+def test_the_version_leads_back_to_data_params_and_code(loop: Path) -> None:
+    tags = query(loop, "store.search_model_versions(\"name='image-captioning'\")[0].tags")
+    assert isinstance(tags, dict)
+    lock = YAML(typ="safe").load(loop / "dvc.lock")["stages"]
+    raw = next(d for d in lock["ingest@small"]["deps"] if d["path"] == "data/raw/small")
+    assert tags["dvc.raw.small"] == raw["md5"]
+    assert raw["md5"] in (loop / "data/raw/small.dvc").read_text()
+    assert tags["dvc.dataset"] == next(o for o in lock["build"]["outs"] if o["path"] == "data/dataset")["md5"]
+    assert tags["git.commit"] == run(loop, "git", "rev-parse", "HEAD").stdout.strip()
+    assert tags["git.dirty"] == "true"  # params.yaml was changed
+    assert tags["model_sha256"] == read_json(loop / "reports/finetune.json")["model_sha256"]
+
+
+def test_the_run_has_curve_metrics_table_gallery_params_and_lock(loop: Path) -> None:
+    expression = (
+        "(lambda r: {'metrics': r.data.metrics, 'params': r.data.params, 'status': r.info.status, 'files':"
+        " [f.path for f in store.list_artifacts(r.info.run_id)], 'tags': r.data.tags})"
+        "(store.search_runs([tracking.experiment(store, 'image-captioning')])[0])"
+    )
+    found = query(loop, expression)
+    assert isinstance(found, dict)
+    assert found["status"] == "FINISHED"
+    assert "restored" not in found["tags"]
+    assert found["params"]["ingest.image_size"] == "256"
+    evaluated = read_json(loop / "reports/evaluate.json")
+    assert found["metrics"]["test/CIDEr-D"] == evaluated["model"]["CIDEr-D"]
+    assert found["metrics"]["test/CIDEr-D/nearest_picture"] == evaluated["nearest_picture"]["CIDEr-D"]
+    assert found["metrics"]["epoch/validation_loss"] > 0
+    assert {"params.yaml", "dvc.lock", "gallery.html", "evaluate.json"} <= set(found["files"])
+    assert any(file.startswith("captions-") for file in found["files"])
+
+
+def test_registering_again_makes_no_second_version(loop: Path) -> None:
+    before, files = versions(loop), outputs(loop)
+    done = run(loop, sys.executable, "-m", "pipeline.register")
+    assert done.returncode == 0, done.stderr
+    assert "was already in the registry" in done.stdout
+    assert versions(loop) == before
+    assert outputs(loop) == files
+
+
+def test_an_emptied_registry_is_filled_again_from_the_files(loop: Path, tmp_path: Path) -> None:
+    empty = f"sqlite:///{tmp_path / 'other.db'}"
+    done = run(loop, sys.executable, "-m", "pipeline.register", MLFLOW_TRACKING_URI=empty)
+    assert done.returncode == 0, done.stderr
+    assert "models:/image-captioning/1 is new in the registry" in done.stdout
+    code = (
+        "from pipeline import tracking; s = tracking.client();"
+        " r = s.search_runs([tracking.experiment(s, 'image-captioning')])[0];"
+        " print(r.data.tags['restored'], len(s.get_metric_history(r.info.run_id, 'epoch/train_loss')))"
+    )
+    asked = run(loop, sys.executable, "-c", code, MLFLOW_TRACKING_URI=empty)
+    assert asked.stdout.split() == ["true", "2"]
+    assert run(loop, "dvc", "status").stdout.strip() == NOTHING
+
+
+def test_ones_own_photo_is_captioned_by_the_newest_and_by_a_named_model(loop: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "my photo.jpg"
+    photo.write_bytes(jpeg("green", (400, 300)))
+    said = set()
+    for model in ([], ["--model", "models:/image-captioning/1"], ["--model", "models/finetune"]):
+        done = run(loop, sys.executable, "-m", "pipeline.caption", str(photo), *model)
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout.splitlines()[0])
+    assert len(said) == 1
+    several = run(loop, sys.executable, "-m", "pipeline.caption", str(photo), "--several", "4")
+    lines = [line for line in several.stdout.splitlines() if line.startswith(str(photo))]
+    assert 1 <= len(lines) == len(set(lines)) <= 4
+    assert run(loop, sys.executable, "-m", "pipeline.caption", "nothing.jpg").returncode == 65
+    champion = run(
+        loop, sys.executable, "-m", "pipeline.caption", str(photo), "--model", "models:/image-captioning@champion"
+    )
+    assert champion.returncode == 78
+    assert champion.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def served(loop: Path, tmp_path: Path) -> Iterator[Callable[[dict], dict]]:
+    """The registered model, served by MLflow in another process outside the repository."""
+    port = "5917"
+    uri = f"sqlite:///{loop / 'mlflow.db'}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/image-captioning/1"]
+    server = subprocess.Popen(
+        [*command, "--env-manager", "local", "--port", port],
+        cwd=tmp_path,
+        env=environment(MLFLOW_TRACKING_URI=uri, MLFLOW_DISABLE_TELEMETRY="true"),
+        start_new_session=True,
+    )
+
+    def ask(content: dict) -> dict:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps(content).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        end = time.monotonic() + 90
+        while not ready():
+            assert server.poll() is None, "the server has ended"
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.3)
+        yield ask
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=20)
+
+
+def test_the_model_is_served_outside_the_repository_and_reads_no_file_of_its_host(
+    loop: Path, served: Callable[[dict], dict]
+) -> None:
+    example = read_examples(loop / "data/dataset/test")[0]
+    data = base64.b64encode(PictureReader(loop / "data/dataset/test").read(example.file_name)).decode()
+    pictures = [data, f"data:image/jpeg;base64,{data}", "/etc/passwd", "http://127.0.0.1/x.jpg", "bm8gcGljdHVyZQ=="]
+    rows = served({"dataframe_split": {"columns": ["image"], "data": [[p] for p in pictures]}})["predictions"]
+    evaluated = json.loads((loop / "reports/evaluate/captions.jsonl").read_text().splitlines()[0])
+    assert rows[0] == rows[1]
+    assert rows[0]["error"] == ""
+    assert isinstance(evaluated["captions"]["model"], str)
+    for row in rows[2:]:
+        assert row["caption"] == ""
+        assert row["error"]
+        assert "root:" not in json.dumps(row)
+    assert "base64" in rows[2]["error"]
+
+
+def test_bad_data_stops_the_loop_with_65_and_nothing_good_is_lost(loop: Path) -> None:
+    before, seen = outputs(loop), versions(loop)
+    table = loop / "data/raw/small/captions.csv"
+    good = table.read_bytes()
+    table.unlink()  # DVC may have linked it to its cache
+    table.write_text("picture,words\n")
+    done = run(loop, "dvc", "repro")
+    assert done.returncode != 0
+    assert "exited with 65" in done.stderr
+    assert "captions.csv: row 1: found the columns picture, words" in done.stderr
+    assert outputs(loop) == before
+    table.write_bytes(good)
+    settled = run(loop, "dvc", "repro")
+    assert settled.returncode == 0, settled.stderr
+    assert outputs(loop) == before
+    assert versions(loop) == seen
+
+
+def test_an_unknown_key_stops_with_78(loop: Path) -> None:
+    good = (loop / "params.yaml").read_text()
+    set_params(loop, {"build.tests": 0.5})
+    done = run(loop, "dvc", "repro")
+    (loop / "params.yaml").write_text(good)
+    assert "exited with 78" in done.stderr
+    assert "params.yaml: build.tests: unknown key" in done.stderr
+
+
+def test_a_killed_dvc_takes_its_stage_along(loop: Path) -> None:
+    before = outputs(loop)
+    good = (loop / "params.yaml").read_text()
+    set_params(loop, {"finetune.epochs": 5000})
+    with subprocess.Popen(["dvc", "repro", "finetune"], cwd=loop, env=environment()) as dvc:
+        family: list[psutil.Process] = []
+        end = time.monotonic() + 60
+        while not any("pipeline.finetune" in " ".join(p.cmdline()) for p in family):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+            family = psutil.Process(dvc.pid).children(recursive=True)
+        time.sleep(6)  # into the training
+        dvc.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    (loop / "params.yaml").write_text(good)
+    assert outputs(loop) == before
+
+
+def test_an_empty_workspace_says_what_to_bring(clone: Callable[[], Path]) -> None:
+    folder = clone()
+    shutil.rmtree(folder / "data" / "raw" / "sample", ignore_errors=True)
+    done = run(folder, sys.executable, "-m", "pipeline.ingest", "sample")
+    assert done.returncode == 65
+    assert "data/raw/sample: not found; put the .zip of pictures and the .csv" in done.stderr
+    set_params(folder, {"ingest.sources": ["mine"]})
+    repro = run(folder, "dvc", "repro")
+    assert repro.returncode != 0
+    assert "data/raw/mine" in repro.stderr
