@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 from pipeline.files import sha256_of
 from tests.conftest import ROOT, run
 
@@ -44,19 +42,20 @@ def test_the_flow_has_the_result_of_dvc_repro_and_fails_with_the_stages_own_word
 
 RETRIES = """
 from flows import stages, train
+codes = {"ingest": 75, "build": -9, "finetune": 65}
 calls = []
 def run(stage, tell):
     calls.append(stage)
-    raise stages.StageError({code}, f"{{stage}}: its words")
+    raise stages.StageError(codes[stage], f"{stage}: its words")
 stages.run = run
 train.run_stage = train.run_stage.with_options(retry_delay_seconds=0)
-print(train.main(), *calls)
+for stage in codes:
+    stages.STAGES = (stage,)
+    print(train.main(), *calls)
+    calls.clear()
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "printed"), [(75, "75 ingest ingest ingest ingest"), (-9, "137" + " ingest" * 4), (65, "65 ingest")]
-)
-def test_a_stage_is_tried_again_only_where_that_can_help(tmp_path: Path, code: int, printed: str) -> None:
-    done = run(ROOT, sys.executable, "-c", RETRIES.format(code=code), PREFECT_HOME=str(tmp_path))
-    assert done.stdout.splitlines()[-1] == printed
+def test_a_stage_is_tried_again_only_where_that_can_help(tmp_path: Path) -> None:
+    done = run(ROOT, sys.executable, "-c", RETRIES, PREFECT_HOME=str(tmp_path))
+    assert done.stdout.splitlines()[-3:] == ["75" + 4 * " ingest", "137" + 4 * " build", "65 finetune"]

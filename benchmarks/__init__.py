@@ -1,0 +1,66 @@
+"""How fast we are beside what a user would use instead: ratios of medians, taken in one run.
+
+A benchmark is a module here with a function `figures()` that returns a list of figures, mostly made by
+`ratio`. `python -m benchmarks [NAME ...]` runs them, writes `benchmarks/results/NAME.json`, and puts the table
+into README. Machines are noisy, so `a` and `b` alternate and only their ratio is claimed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure.
+
+    Attributes:
+        figure: what was measured, in words.
+        value: mostly median(a) / median(b).
+        unit: of the value.
+        goal: what it should reach.
+        better: `higher` or `lower`.
+        runs: how many times each was run.
+        a, b: what was compared, with its median.
+    """
+
+    figure: str
+    value: float
+    unit: str
+    goal: float
+    better: str
+    runs: int
+    a: str
+    b: str
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def ratio(
+    figure: str, a: tuple[str, Callable[[], object]], b: tuple[str, Callable[[], object]], goal: float, runs: int
+) -> Figure:
+    """The time of `a` over the time of `b` (each a name and the work): lower is better.
+
+    Each is run once beforehand, to fill the caches of the file system; then they alternate.
+    """
+    a[1](), b[1]()
+    times: list[tuple[float, float]] = [(seconds(a[1]), seconds(b[1])) for _ in range(runs)]
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    return Figure(
+        figure=figure,
+        value=round(first / second, 3),
+        unit="x",
+        goal=goal,
+        better="lower",
+        runs=runs,
+        a=f"{a[0]}: {first:.2f} s",
+        b=f"{b[0]}: {second:.2f} s",
+    )
