@@ -57,13 +57,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
         number = tracking.find_version(store, name, model_sha256)
         new = number is None
         facts = _tags(training, model_sha256)
+        card = _card(name, training, evaluation, facts)
         _log(training_run, params, evaluation, facts)
+        training_run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
+        training_run.describe(card)
         if number is None:
-            card = _card(name, training, evaluation, facts)
             with TemporaryDirectory() as folder:
                 number = _register(store, training_run, name, Path(folder), card, facts)
         else:
-            store.update_model_version(name, str(number), _card(name, training, evaluation, facts))
+            store.update_model_version(name, str(number), card)
         for tag, value in {**facts, "test_CIDEr-D": f"{evaluation['model']['CIDEr-D']:.4f}"}.items():
             store.set_model_version_tag(name, str(number), tag, value)
     # What the registry answered is no part of this file: it is the same wherever the model is registered.
@@ -99,10 +101,12 @@ def _table(most: int) -> dict[str, list[Any]]:
     """The first test captions as columns, with their pictures (as JPEG bytes)."""
     lines = list(read_json_lines(paths.CAPTIONS))[:most]
     reader = PictureReader(paths.DATASET / "test")
+    said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
     return {
         "picture": [reader.read(line["file_name"]) for line in lines],
-        **{system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]},
+        "model": said.pop("model"),
         "people": [" | ".join(line["references"]) for line in lines],
+        **said,
     }
 
 

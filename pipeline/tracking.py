@@ -7,6 +7,7 @@ A training has one run, found again by its tag `training_key`. SQLite in the wor
 from __future__ import annotations
 
 import contextlib
+import getpass
 import io
 import logging
 import os
@@ -24,7 +25,7 @@ import mlflow
 import numpy as np
 import psutil
 from filelock import FileLock
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -132,6 +133,13 @@ def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]
     return closed
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"
+
+
 def _this_process() -> str:
     # A process id alone is used again sooner or later; with the start time it is not.
     me = psutil.Process()
@@ -179,6 +187,18 @@ class TrainingRun:
         """Set tags."""
         self._store.log_batch(self.id, tags=[RunTag(key, value) for key, value in values.items()])
 
+    def trained_on(self, name: str, sha256: str) -> None:
+        """Name the data set that the run learned from, once."""
+        digest = sha256[:36]  # all that MLflow takes
+        if not self._store.get_run(self.id).inputs.dataset_inputs:
+            dataset = Dataset(name=name, digest=digest, source_type="local", source=name)
+            context = [InputTag("mlflow.data.context", "training")]
+            self._store.log_inputs(self.id, [DatasetInput(dataset, context)])
+
+    def describe(self, text: str) -> None:
+        """Set the description (Markdown) that stands on the run's page."""
+        self._store.set_tag(self.id, "mlflow.note.content", text)
+
     def file(self, path: Path) -> None:
         """Keep a copy of a file with the run."""
         self._store.log_artifact(self.id, str(path))
@@ -216,7 +236,8 @@ def training_run(
     alive = {"host": socket.gethostname(), "process": _this_process(), "heartbeat": f"{time.time():.0f}"}
     run = find_run(store, experiment_id, training_key)
     if run is None:
-        every = {**tags, TRAINING_KEY: training_key, **alive}
+        who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
+        every = {**who, **tags, TRAINING_KEY: training_key, **alive}
         run = store.create_run(experiment_id, run_name=f"git-{training_key[:8]}", tags=every)
     else:
         store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))

@@ -19,13 +19,17 @@ def run(params: Params, args: argparse.Namespace) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("http"):
         raise ConfigError(f"MLFLOW_TRACKING_URI: is {uri}, a server of its own; open that address in a browser")
-    tracking.client()  # makes the database first: several processes at once would corrupt a new one
+    # This makes the database first: several processes at once would corrupt a new one.
+    experiment_id = tracking.experiment(tracking.client(), params.register_.experiment)
     store = uri or f"sqlite:///{Path('mlflow.db').absolute()}"
-    print(f"ui: http://127.0.0.1:{args.port}  (Ctrl-C ends it)", flush=True)
+    # Without the workflow in the address, MLflow opens on pages for conversations with language models.
+    page = f"http://127.0.0.1:{args.port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    print(f"ui: {page}  (Ctrl-C ends it)", flush=True)
     # MLflow's jobs are not used here; without them and with one worker it takes 0.4 GB instead of 2.4.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = ["mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(args.port)]
-    os.execv(sys.executable, [sys.executable, "-m", *command, "--workers", "1"])
+    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

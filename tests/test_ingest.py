@@ -247,3 +247,30 @@ def test_ingest_image_size_is_a_param(workspace: Path, bring: Bring) -> None:
     ingest_source("s")
     (record,) = read_ingested(Path("data/ingest/s"))
     assert (record.width, record.height) == (96, 64)
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_good_run(workspace: Path, tmp_path: Path) -> None:
+    """On a real file system of 2 MB, which only root may mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = run(tmp_path, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk))
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        write_sample(workspace / "data/raw/small", pictures=40)
+        write_sample(workspace / "data/raw/large", pictures=1500)
+        for name in ("ingest", "work"):
+            (disk / name).mkdir()
+        (workspace / "data/ingest").symlink_to(disk / "ingest")
+        ingest_source("small")
+        (workspace / "data/raw/small").rename(workspace / "data/raw/before")
+        (workspace / "data/raw/large").rename(workspace / "data/raw/small")
+        before = sha256_of(Path("data/ingest/small"), Path("reports"))
+        done = run(workspace, sys.executable, "-m", "pipeline.ingest", "small")
+        assert done.returncode == 75, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "the disk is full" in done.stderr
+        assert sha256_of(Path("data/ingest/small"), Path("reports")) == before
+        assert [p.name for p in (disk / "ingest").iterdir()] == ["small"]
+    finally:
+        run(tmp_path, "umount", str(disk))
