@@ -64,7 +64,11 @@ def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a user who has activated this virtual environment and set nothing else."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "IMAGE_CAPTIONING_"))}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("MLFLOW_", "PREFECT_", "IMAGE_CAPTIONING_", "MAKE", "MFLAGS"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", **more}
 
