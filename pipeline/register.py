@@ -32,7 +32,7 @@ TRAINED_ON = "training_pictures.txt"
 CARD = "MODEL_CARD.md"
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
-    *("pydantic", "ruamel.yaml", "filelock", "psutil", "huggingface_hub", "ImageHash"),
+    *("pydantic", "ruamel.yaml"),
 )
 
 

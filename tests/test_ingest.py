@@ -88,6 +88,25 @@ def test_names_are_found_with_or_without_folder_and_suffix(workspace: Path, brin
     assert ingest_source("s")["rows"]["captions_kept"] == 4
 
 
+def test_the_strangest_names_are_only_names(workspace: Path, bring: Bring) -> None:
+    names = [
+        "a/..jpg",
+        "../climb.jpg",
+        "/root.jpg",
+        "a//b.jpg",
+        "x.JPG.jpg",
+        ".jpg",
+        "C:\\dir\\win.jpg",
+        "né\u0301.jpg",
+    ]
+    files = {name: jpeg("red", (20 + k, 20)) for k, name in enumerate(names)}
+    bring("s", files, [[name, f"caption {k}"] for k, name in enumerate(names)])
+    report = ingest_source("s")
+    assert report["files"]["pictures_kept"] == report["rows"]["captions_kept"] == 7
+    assert report["files"]["set_aside"] == {"not_a_picture_file": 1}  # ".jpg" is all suffix, no name
+    assert not (workspace.parent / "climb.jpg").exists()
+
+
 def test_an_ambiguous_name_is_set_aside(workspace: Path, bring: Bring) -> None:
     bring("s", {"a/x.jpg": jpeg("red"), "b/x.jpg": jpeg("blue")}, [["x.jpg", "which?"], ["a/x.jpg", "this"]])
     report = ingest_source("s")

@@ -165,14 +165,16 @@ class PictureIndex:
     def __init__(self, pictures: dict[int, Member]) -> None:
         self._by_key: dict[str, set[int]] = {}
         for index, member in pictures.items():
-            path = PurePosixPath(member.name.casefold())
-            for key in {str(path), str(path.with_suffix("")), f"*/{path.name}", f"*/{path.stem}"}:
+            path = member.name.casefold()
+            name = path.rpartition("/")[2]
+            for key in {path, path.rpartition(".")[0], f"*/{name}", f"*/{name.rpartition('.')[0]}"}:
                 self._by_key.setdefault(key, set()).add(index)
 
     def find(self, picture: str, folder: str) -> set[int]:
         """The indices of the members that `picture` may mean: one, none, or several where it is ambiguous."""
         name = picture.replace("\\", "/").removeprefix("./").casefold()
-        for key in (str(PurePosixPath(folder.casefold()) / name), name, f"*/{PurePosixPath(name).name}"):
+        here = f"{folder.casefold()}/{name}" if folder else name
+        for key in (here, name, f"*/{name.rpartition('/')[2]}"):
             if found := self._by_key.get(key):
                 return found
         return set()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from pipeline import evaluate, finetune, params
+from pipeline.data.records import read_examples
+from pipeline.errors import ConfigError
+from pipeline.files import read_json, sha256_of
+from tests.conftest import set_params
+from tests.test_finetune import built  # noqa: F401
+
+
+def run_evaluate() -> dict:
+    evaluate.run(params.load(), Namespace())
+    return read_json(Path("reports/evaluate.json"))
+
+
+@pytest.fixture
+def trained(built: Path) -> Path:  # noqa: F811
+    finetune.run(params.load(), Namespace())
+    return built
+
+
+def captions() -> list[dict]:
+    return [json.loads(line) for line in Path("reports/evaluate/captions.jsonl").read_text().splitlines()]
+
+
+def test_the_model_stands_beside_two_naive_answers(trained: Path) -> None:
+    report = run_evaluate()
+    systems = [name for name, value in report.items() if isinstance(value, dict)]
+    assert systems == ["model", "nearest_picture", "most_frequent"]
+    test = read_examples(Path("data/dataset/test"))[:10]
+    assert report["pictures"] == len(test) == len(captions())
+    assert [line["references"] for line in captions()] == [example.captions for example in test]
+    train = {c for example in read_examples(Path("data/dataset/train")) for c in example.captions}
+    assert {line["captions"]["nearest_picture"] for line in captions()} <= train
+    assert len({line["captions"]["most_frequent"] for line in captions()}) == 1
+    assert len(list(Path("reports/evaluate/pictures").glob("*.png"))) == len(test)
+
+
+def test_where_training_started_from_a_checkpoint_it_is_evaluated_too(trained: Path) -> None:
+    run_evaluate()
+    alone = [line["captions"]["model"] for line in captions()]
+    shutil.copytree("models/finetune", "base")
+    set_params(trained, {"finetune.checkpoint": "base", "finetune.epochs": 8, "finetune.learning_rate": 0.01})
+    finetune.run(params.load(), Namespace())
+    report = run_evaluate()
+    assert [line["captions"]["before_finetuning"] for line in captions()] == alone
+    assert report["model"]["BLEU-1"] > report["before_finetuning"]["BLEU-1"]
+
+
+def test_the_same_model_gives_the_same_bytes(trained: Path) -> None:
+    run_evaluate()
+    first = sha256_of(Path("reports/evaluate"), Path("reports/evaluate.json"))
+    run_evaluate()
+    assert sha256_of(Path("reports/evaluate"), Path("reports/evaluate.json")) == first
+
+
+def test_the_batch_size_changes_no_caption(trained: Path) -> None:
+    run_evaluate()
+    first = captions()
+    set_params(trained, {"evaluate.batch_size": 3})
+    run_evaluate()
+    assert captions() == first
+
+
+def test_no_test_pictures_is_told_by_its_param(trained: Path) -> None:
+    from pipeline import build
+
+    set_params(trained, {"build.test": 0.0})
+    build.run(params.load(), Namespace())
+    with pytest.raises(ConfigError, match=r"build\.test: is 0"):
+        run_evaluate()
