@@ -45,21 +45,27 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def ratio(
-    figure: str, a: tuple[str, Callable[[], object]], b: tuple[str, Callable[[], object]], goal: float, runs: int
+    figure: str,
+    a: tuple[str, Callable[[], object]],
+    b: tuple[str, Callable[[], object]],
+    goal: float,
+    runs: int,
+    better: str = "lower",
+    scale: float = 1.0,
 ) -> Figure:
-    """The time of `a` over the time of `b` (each a name and the work): lower is better.
+    """The time of `a` over the time of `b` (each a name and the work), times `scale` where they do unequal amounts.
 
-    Each is run once beforehand, to fill the caches of the file system; then they alternate.
+    Each is run once beforehand, to fill caches; then they alternate.
     """
     a[1](), b[1]()
     times: list[tuple[float, float]] = [(seconds(a[1]), seconds(b[1])) for _ in range(runs)]
     first, second = (statistics.median(column) for column in zip(*times, strict=True))
     return Figure(
         figure=figure,
-        value=round(first / second, 3),
+        value=round(scale * first / second, 3),
         unit="x",
         goal=goal,
-        better="lower",
+        better=better,
         runs=runs,
         a=f"{a[0]}: {first:.2f} s",
         b=f"{b[0]}: {second:.2f} s",

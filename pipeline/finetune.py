@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pipeline.model.batches import Batch
     from pipeline.model.checkpoint import Checkpoint
+    from pipeline.model.git import GitForCausalLM
     from pipeline.tracking import Live
 
 LOG_STEPS = 10  # the step curve has a point for each so many steps
@@ -127,8 +128,7 @@ def fit(
     from tqdm import tqdm
     from transformers import get_cosine_schedule_with_warmup
 
-    from pipeline.model.batches import Pictures, all_pairs, batches, epoch_pairs, tokenize
-    from pipeline.model.git import caption_loss
+    from pipeline.model.batches import Pictures, batches, epoch_captions, tokenize
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device)
@@ -137,10 +137,10 @@ def fit(
     held_out = batches(
         checkpoint,
         Pictures(validation, PictureReader(paths.DATASET / "validation"), checkpoint),
-        all_pairs(tokenize(checkpoint, validation, settings.max_tokens)),
+        list(enumerate(tokenize(checkpoint, validation, settings.max_tokens))),
         settings.batch_size,
     )
-    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
     steps = settings.epochs * -(-len(train) // settings.batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
     bar = tqdm(total=steps, desc="finetune", unit=" steps", disable=None)
@@ -148,10 +148,9 @@ def fit(
     for epoch in range(1, settings.epochs + 1):
         model.train()
         loss_sum, tokens_sum = torch.zeros((), device=device), torch.zeros((), device=device)
-        pairs = epoch_pairs(train_tokens, settings.seed, epoch)
-        for batch in batches(checkpoint, train_pictures, pairs, settings.batch_size):
-            batch = batch.to(device)
-            loss, tokens = caption_loss(model, batch.pixel_values, batch.input_ids, batch.attention_mask)
+        captioned = epoch_captions(train_tokens, settings.seed, epoch)
+        for batch in batches(checkpoint, train_pictures, captioned, settings.batch_size):
+            loss, tokens = _loss(model, batch.to(device))
             optimizer.zero_grad()
             (loss / tokens).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
@@ -166,7 +165,7 @@ def fit(
         ended = Epoch(
             epoch=epoch,
             train_loss=(loss_sum / tokens_sum).item(),
-            validation_loss=_loss(model, held_out, device),
+            validation_loss=_mean_loss(model, held_out, device),
             learning_rate=schedule.get_last_lr()[0],
         )
         live.metrics(ended.metrics(), epoch)
@@ -187,19 +186,20 @@ def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]
     ]
 
 
-def _loss(model: Any, held_out: Any, device: torch.device) -> float:
+def _loss(model: GitForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss of a batch's captions, and the number of their tokens."""
+    return model.caption_loss(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
+
+
+def _mean_loss(model: GitForCausalLM, held_out: Iterable[Batch], device: torch.device) -> float:
     """The mean loss a token over all captions of the validation split."""
     import torch
-
-    from pipeline.model.git import caption_loss
 
     model.eval()
     loss_sum = tokens_sum = 0.0
     with torch.inference_mode():
-        batch: Batch
         for batch in held_out:
-            batch = batch.to(device)
-            loss, tokens = caption_loss(model, batch.pixel_values, batch.input_ids, batch.attention_mask)
+            loss, tokens = _loss(model, batch.to(device))
             loss_sum += loss.item()
             tokens_sum += tokens.item()
     return loss_sum / tokens_sum

@@ -20,22 +20,27 @@ from pipeline.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Batch:
-    """Captions and their pictures, row by row.
+    """Pictures and one or more captions of each.
 
     Attributes:
-        pixel_values: `(captions, 3, height, width)`, normalised as the checkpoint wants it.
+        pixel_values: `(pictures, 3, height, width)`, normalised as the checkpoint wants it.
         input_ids: `(captions, length)`, padded at the end.
         attention_mask: `(captions, length)`, 1 on tokens.
-
+        picture_of: `(captions,)`, the index of each caption's picture.
     """
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    picture_of: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(self.pixel_values.to(device), self.input_ids.to(device), self.attention_mask.to(device))
+        moved = (self.pixel_values, self.input_ids, self.attention_mask, self.picture_of)
+        return Batch(*(tensor.to(device) for tensor in moved))
+
+
+Tokens = list[int]
 
 
 class Pictures(Dataset[torch.Tensor]):
@@ -78,22 +83,22 @@ def pixel_values(processor: object, pictures: torch.Tensor) -> torch.Tensor:
     return (pictures.float() * scale - mean) / std
 
 
-class CaptionedPictures(Dataset[tuple[torch.Tensor, list[int]]]):
-    """Pairs of a picture and the tokens of one of its captions."""
+class CaptionedPictures(Dataset[tuple[torch.Tensor, Sequence[Tokens]]]):
+    """Pictures with the tokens of some of their captions."""
 
-    def __init__(self, pictures: Pictures, pairs: Sequence[tuple[int, list[int]]]) -> None:
+    def __init__(self, pictures: Pictures, captioned: Sequence[tuple[int, Sequence[Tokens]]]) -> None:
         self._pictures = pictures
-        self._pairs = pairs
+        self._captioned = captioned
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._captioned)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, list[int]]:
-        picture, tokens = self._pairs[index]
-        return self._pictures[picture], tokens
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Sequence[Tokens]]:
+        picture, captions = self._captioned[index]
+        return self._pictures[picture], captions
 
 
-def tokenize(checkpoint: Checkpoint, examples: Iterable[Example], max_tokens: int) -> list[list[list[int]]]:
+def tokenize(checkpoint: Checkpoint, examples: Iterable[Example], max_tokens: int) -> list[list[Tokens]]:
     """The tokens of every caption of every example, begin and end marks included, cut to `max_tokens`."""
     return [
         checkpoint.tokenizer(example.captions, truncation=True, max_length=max_tokens)["input_ids"]
@@ -101,33 +106,33 @@ def tokenize(checkpoint: Checkpoint, examples: Iterable[Example], max_tokens: in
     ]
 
 
-def epoch_pairs(tokens: Sequence[Sequence[list[int]]], seed: int, epoch: int) -> list[tuple[int, list[int]]]:
+def epoch_captions(tokens: Sequence[Sequence[Tokens]], seed: int, epoch: int) -> list[tuple[int, list[Tokens]]]:
     """An epoch of training: every picture once, shuffled, with one of its captions drawn."""
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(tokens)).tolist()
-    return [(i, tokens[i][int(rng.integers(len(tokens[i])))]) for i in order]
-
-
-def all_pairs(tokens: Sequence[Sequence[list[int]]]) -> list[tuple[int, list[int]]]:
-    """Every picture with every one of its captions, in order."""
-    return [(i, caption) for i, captions in enumerate(tokens) for caption in captions]
+    return [(i, [tokens[i][int(rng.integers(len(tokens[i])))]]) for i in order]
 
 
 def batches(
-    checkpoint: Checkpoint, pictures: Pictures, pairs: Sequence[tuple[int, list[int]]], batch_size: int
+    checkpoint: Checkpoint, pictures: Pictures, captioned: Sequence[tuple[int, Sequence[Tokens]]], batch_size: int
 ) -> DataLoader:
-    """A loader of `pairs` (picture, tokens), in their order."""
+    """A loader of pictures (by index) with captions, in the given order, `batch_size` pictures at a time."""
     padding = checkpoint.tokenizer.pad_token_id
     processor = checkpoint.image_processor
 
-    def collate(items: Sequence[tuple[torch.Tensor, list[int]]]) -> Batch:
-        length = max(len(tokens) for _, tokens in items)
-        input_ids = torch.full((len(items), length), padding)
-        attention_mask = torch.zeros((len(items), length), dtype=torch.long)
-        for row, (_, tokens) in enumerate(items):
-            input_ids[row, : len(tokens)] = torch.tensor(tokens)
-            attention_mask[row, : len(tokens)] = 1
-        stacked = torch.stack([picture for picture, _ in items])
-        return Batch(pixel_values(processor, stacked), input_ids, attention_mask)
+    def collate(items: Sequence[tuple[torch.Tensor, Sequence[Tokens]]]) -> Batch:
+        captions = [(row, tokens) for row, (_, of_it) in enumerate(items) for tokens in of_it]
+        length = max(len(tokens) for _, tokens in captions)
+        input_ids = torch.full((len(captions), length), padding)
+        attention_mask = torch.zeros((len(captions), length), dtype=torch.long)
+        for k, (_, tokens) in enumerate(captions):
+            input_ids[k, : len(tokens)] = torch.tensor(tokens)
+            attention_mask[k, : len(tokens)] = 1
+        return Batch(
+            pixel_values=pixel_values(processor, torch.stack([picture for picture, _ in items])),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            picture_of=torch.tensor([row for row, _ in captions]),
+        )
 
-    return DataLoader(CaptionedPictures(pictures, pairs), batch_size=batch_size, collate_fn=collate)
+    return DataLoader(CaptionedPictures(pictures, captioned), batch_size=batch_size, collate_fn=collate)

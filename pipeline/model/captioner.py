@@ -55,7 +55,7 @@ class Captioner:
     def _generate(self, pictures: Sequence[Image.Image], max_tokens: int, **how: object) -> list[list[str]]:
         processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
         inputs = pixel_values(processor, cropped(processor, pictures)).to(self._device)
-        tokens = self._model.generate(pixel_values=inputs, max_length=max_tokens, **how)
+        tokens = self._model.caption(inputs, max_length=max_tokens, **how)
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // len(pictures)
         return [texts[i : i + each] for i in range(0, len(texts), each)]

@@ -11,7 +11,6 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     GitConfig,
-    GitForCausalLM,
     GitProcessor,
     PreTrainedTokenizerFast,
 )
@@ -20,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline import paths
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.files import sha256_of
+from pipeline.model.git import GitForCausalLM
 from pipeline.params import Scratch
 
 SCRATCH = "scratch"

@@ -1,39 +1,274 @@
-"""The one module that knows GIT's forward pass: the loss of captions given their pictures.
+"""GIT's forward pass, computed once a picture: the same model as transformers', with less arithmetic.
 
-GIT is a prefix language model: the tokens of the picture come first and never look at the text; each
-token of the caption looks at the picture and at the caption before it.
+GIT is a prefix language model: the tokens of the picture come first and never look at the text; each token of
+a caption looks at the picture and at the caption before it. So what the picture contributes, the keys and
+values of its tokens in every layer (its *prefix*), is the same for all its captions in training and for all
+beams and samples in generation. The library's `GitForCausalLM` computes it anew for each; the one here, once.
+
+Parameters, checkpoint format, losses and tokens are those of the library's class, and tests hold them to it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import GitForCausalLM
+import transformers
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
-def caption_loss(
-    model: GitForCausalLM, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of predicting each caption's tokens from those before it: its sum, and how many it sums.
+@dataclass(frozen=True)
+class Prefix:
+    """What pictures contribute to their captions.
 
-    Padding and picture positions are never predicted. `GitForCausalLM`'s own loss is not used: its label
-    shift was wrong in releases from 4.49 to mid-2026 (huggingface/transformers#47394), and it runs the
-    vocabulary head on every picture position.
-
-    Args:
-        pixel_values: `(captions, 3, height, width)`, a picture a caption.
-        input_ids: `(captions, length)`, from the beginning mark to the end mark, then padding.
-        attention_mask: `(captions, length)`, 1 on tokens and 0 on padding.
-
+    Attributes:
+        layers: for each layer the keys and the values, each `(pictures, heads, image_tokens, head_size)`.
     """
-    length = input_ids.shape[1]
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        pixel_values=pixel_values,
-        logits_to_keep=length,
-        use_cache=False,
-    ).logits
-    is_target = attention_mask[:, 1:].bool()
-    loss = cross_entropy(logits[:, :-1][is_target].float(), input_ids[:, 1:][is_target], reduction="sum")
-    return loss, is_target.sum()
+
+    layers: list[KeysValues]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures."""
+        return self.layers[0][0].shape[0]
+
+
+class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # transformers is untyped here
+    """The library's class with a picture's prefix computed once, fused attention, and the head on targets only.
+
+    It bears the library's name, because that is what `save_pretrained` writes into a checkpoint.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        # The image encoder asks this key which attention to use; GIT declares the plain one only.
+        self.git.image_encoder.config._attn_implementation = "sdpa"
+
+    def prefix(self, pixel_values: torch.Tensor) -> Prefix:
+        """The prefix of each picture.
+
+        Args:
+            pixel_values: `(pictures, 3, height, width)`.
+        """
+        hidden = self.git.visual_projection(self.git.image_encoder(pixel_values).last_hidden_state)
+        layers: list[KeysValues] = []
+        for layer in self.git.encoder.layer:
+            attention = layer.attention.self
+            keys, values = _heads(attention, attention.key(hidden)), _heads(attention, attention.value(hidden))
+            layers.append((keys, values))
+            if len(layers) < len(self.git.encoder.layer):  # of the last layer only keys and values are used
+                queries = _heads(attention, attention.query(hidden))
+                hidden = _rest_of_layer(layer, hidden, _attend(attention, queries, keys, values))
+        return Prefix(layers)
+
+    def caption_loss(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        picture_of: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of predicting each caption's tokens from those before it: its sum, and how many it sums.
+
+        Padding and picture positions are never predicted. The library's own loss is not used: its label shift was
+        wrong in releases from 4.49 to mid-2026 (huggingface/transformers#47394).
+
+        Args:
+            pixel_values: `(pictures, 3, height, width)`.
+            input_ids: `(captions, length)`, from the beginning mark to the end mark, then padding.
+            attention_mask: `(captions, length)`, 1 on tokens and 0 on padding.
+            picture_of: `(captions,)`, the index of each caption's picture.
+        """
+        is_target = attention_mask[:, 1:].bool()
+        packed = _pack(is_target, picture_of, pixel_values.shape[0])
+        tokens = packed.rows(input_ids[:, :-1])
+        hidden = self.git.embeddings(input_ids=tokens, position_ids=packed.positions)
+        for layer, (keys, values) in zip(self.git.encoder.layer, self.prefix(pixel_values).layers, strict=True):
+            attention = layer.attention.self
+            hidden = _rest_of_layer(
+                layer,
+                hidden,
+                _attend(
+                    attention,
+                    _heads(attention, attention.query(hidden)),
+                    torch.cat([keys, _heads(attention, attention.key(hidden))], dim=2),
+                    torch.cat([values, _heads(attention, attention.value(hidden))], dim=2),
+                    packed.mask(keys.shape[2], hidden.dtype),
+                ),
+            )
+        logits = self.output(packed.captions(hidden))
+        return cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="sum"), is_target.sum()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        logits_to_keep: int = 0,
+        prefix: Prefix | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the library's; with a `prefix`, one step of generation on text alone (see `caption`).
+
+        The arguments are spelled out because `generate` reads from here which it may pass.
+        """
+        if prefix is not None:
+            assert input_ids is not None
+            assert past_key_values is not None
+            return self._step(input_ids, prefix, past_key_values, logits_to_keep)
+        result: CausalLMOutputWithPast = super().forward(
+            input_ids, attention_mask, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **others
+        )
+        return result
+
+    def _step(
+        self,
+        input_ids: torch.Tensor,
+        prefix: Prefix,
+        past_key_values: Cache,
+        logits_to_keep: int,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the tokens after `input_ids` `(rows, new)`; `past_key_values` holds the text before them.
+
+        The rows of a picture (its beams or samples) stand together, as many for each.
+        """
+        rows, new = input_ids.shape
+        each = rows // prefix.pictures
+        past = past_key_values.get_seq_length()
+        positions = torch.arange(past, past + new, device=input_ids.device)
+        # Token i of the new ones sees the text up to itself; a single one sees all there is.
+        future = torch.ones(new, past + new, dtype=torch.bool, device=input_ids.device).triu(past + 1)
+        hidden = self.git.embeddings(input_ids=input_ids, position_ids=positions[None])
+        for index, (layer, (keys, values)) in enumerate(zip(self.git.encoder.layer, prefix.layers, strict=True)):
+            attention = layer.attention.self
+            queries = _heads(attention, attention.query(hidden))
+            text_keys, text_values = past_key_values.update(
+                _heads(attention, attention.key(hidden)), _heads(attention, attention.value(hidden)), index
+            )
+            # One softmax over picture and text, but the picture's keys and values are never copied for its rows:
+            # the rows of a picture are taken as so many queries of it.
+            picture_scores = _unfold(_fold(queries, each) @ keys.transpose(-1, -2), each)
+            text_scores = (queries @ text_keys.transpose(-1, -2)).masked_fill(future, float("-inf"))
+            scores = torch.cat([picture_scores, text_scores], dim=-1) * attention.attention_head_size**-0.5
+            of_picture, of_text = scores.softmax(dim=-1).split([keys.shape[2], past + new], dim=-1)
+            mixed = _unfold(_fold(of_picture, each) @ values, each) + of_text @ text_values
+            hidden = _rest_of_layer(layer, hidden, mixed.transpose(1, 2).flatten(2))
+        logits = self.output(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    @torch.inference_mode()
+    def caption(self, pixel_values: torch.Tensor, **how: Any) -> torch.Tensor:
+        """Generate with transformers' own `generate` (beam search, sampling, ...), the prefix computed once a picture.
+
+        Args:
+            pixel_values: `(pictures, 3, height, width)`.
+            how: what `generate` takes: `num_beams`, `do_sample`, `num_return_sequences`, `max_length`, ...
+
+        Returns:
+            Tokens, `(pictures * num_return_sequences, length)`, beginning mark included.
+        """
+        begin = torch.full((pixel_values.shape[0], 1), self.generation_config.bos_token_id, device=pixel_values.device)
+        # `generate` repeats every tensor it is given for each beam; the prefix is no tensor, so it stays as it is.
+        tokens: torch.Tensor = self.generate(input_ids=begin, prefix=self.prefix(pixel_values), **how)
+        return tokens
+
+
+def _heads(attention: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """`(rows, tokens, hidden)` -> `(rows, heads, tokens, head_size)`."""
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    return hidden.view(*hidden.shape[:2], heads, size).transpose(1, 2)
+
+
+def _attend(
+    attention: Any,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of one layer, `(rows, tokens, hidden)`."""
+    dropout = attention.dropout.p if attention.training else 0.0
+    mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _rest_of_layer(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    """What follows attention in a layer: projection, feed-forward, both with their residuals and norms."""
+    result: torch.Tensor = layer.feed_forward_chunk(layer.attention.output(mixed, hidden))
+    return result
+
+
+def _fold(rows: torch.Tensor, each: int) -> torch.Tensor:
+    """`(pictures * each, heads, tokens, size)` -> `(pictures, heads, each * tokens, size)`."""
+    return rows.view(-1, each, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+
+def _unfold(folded: torch.Tensor, each: int) -> torch.Tensor:
+    """The way back from `_fold`."""
+    pictures, heads, _, size = folded.shape
+    return folded.view(pictures, heads, each, -1, size).transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Where the tokens of captions stand when all captions of a picture are laid into one row, without padding.
+
+    Attributes:
+        chosen: `(captions, length)`, which tokens are laid out.
+        place: for each of these its place in the flattened rows.
+        positions: `(pictures, width)`, the position of each token within its caption.
+        caption: `(pictures, width)`, the caption of each token; -1 where a row has no more.
+    """
+
+    chosen: torch.Tensor
+    place: torch.Tensor
+    positions: torch.Tensor
+    caption: torch.Tensor
+
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(captions, length)` -> `(pictures, width)`."""
+        flat = torch.zeros_like(self.positions).flatten()
+        return flat.index_copy(0, self.place, tokens[self.chosen]).view_as(self.positions)
+
+    def captions(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`(pictures, width, hidden)` -> `(tokens, hidden)`, caption by caption."""
+        return hidden.flatten(0, 1)[self.place]
+
+    def mask(self, image_tokens: int, dtype: torch.dtype) -> torch.Tensor:
+        """`(pictures, 1, width, image_tokens + width)`, 0 where a token looks and -inf where it must not.
+
+        A token looks at its picture, and at its own caption up to itself.
+        """
+        same = self.caption[:, :, None] == self.caption[:, None, :]
+        earlier = self.positions[:, :, None] >= self.positions[:, None, :]
+        text = torch.zeros_like(same, dtype=dtype).masked_fill(~(same & earlier), float("-inf"))
+        return torch.nn.functional.pad(text, (image_tokens, 0))[:, None]
+
+
+def _pack(chosen: torch.Tensor, picture_of: torch.Tensor, pictures: int) -> _Packed:
+    """Lay out the `chosen` `(captions, length)` tokens, those at the beginning of each caption, a row a picture."""
+    lengths = chosen.sum(dim=1)
+    order = torch.argsort(picture_of, stable=True)
+    before = torch.empty_like(lengths)
+    before[order] = lengths[order].cumsum(0) - lengths[order]
+    of_row = torch.zeros(pictures, dtype=lengths.dtype, device=lengths.device).index_add(0, picture_of, lengths)
+    row_start = of_row.cumsum(0) - of_row
+    width = int(of_row.max())
+    first = picture_of * width + before - row_start[picture_of]
+    within = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    place = (first[:, None] + within)[chosen]
+    size = (pictures, width)
+    positions = torch.zeros(size, dtype=torch.long, device=chosen.device).flatten()
+    caption = torch.full(size, -1, device=chosen.device).flatten()
+    which = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen)
+    return _Packed(
+        chosen=chosen,
+        place=place,
+        positions=positions.index_copy(0, place, within[chosen]).view(size),
+        caption=caption.index_copy(0, place, which[chosen]).view(size),
+    )

@@ -18,19 +18,19 @@ TOKENS = [[[1, k, 2], [1, k, k, 2]] for k in range(20)]
 
 
 def test_an_epoch_sees_every_picture_once_with_one_of_its_captions() -> None:
-    pairs = batches.epoch_pairs(TOKENS, seed=1, epoch=1)
-    assert sorted(i for i, _ in pairs) == list(range(20))
-    assert all(caption in TOKENS[i] for i, caption in pairs)
+    captioned = batches.epoch_captions(TOKENS, seed=1, epoch=1)
+    assert sorted(i for i, _ in captioned) == list(range(20))
+    assert all(caption in TOKENS[i] for i, (caption,) in captioned)
 
 
 def test_an_epoch_follows_from_seed_and_number_alone() -> None:
-    assert batches.epoch_pairs(TOKENS, 1, 3) == batches.epoch_pairs(TOKENS, 1, 3)
-    assert batches.epoch_pairs(TOKENS, 1, 3) != batches.epoch_pairs(TOKENS, 1, 4)
-    assert batches.epoch_pairs(TOKENS, 1, 3) != batches.epoch_pairs(TOKENS, 2, 3)
+    assert batches.epoch_captions(TOKENS, 1, 3) == batches.epoch_captions(TOKENS, 1, 3)
+    assert batches.epoch_captions(TOKENS, 1, 3) != batches.epoch_captions(TOKENS, 1, 4)
+    assert batches.epoch_captions(TOKENS, 1, 3) != batches.epoch_captions(TOKENS, 2, 3)
 
 
 def test_over_many_epochs_every_caption_has_its_share() -> None:
-    drawn = Counter(len(caption) for epoch in range(200) for _, caption in batches.epoch_pairs(TOKENS, 0, epoch))
+    drawn = Counter(len(caption) for epoch in range(200) for _, (caption,) in batches.epoch_captions(TOKENS, 0, epoch))
     assert abs(drawn[3] / 4000 - 0.5) < 0.03
 
 
@@ -43,14 +43,15 @@ def test_pictures_become_what_the_checkpoints_own_processor_makes_of_them(tmp_pa
             writer.add(f"{k}.jpg", picture)
     examples = [Example(f"{k}.jpg", ["x"], "", [], []) for k in range(2)]
     pictures = batches.Pictures(examples, PictureReader(tmp_path), made, memory=memory)
-    loader = batches.batches(made, pictures, [(1, [1, 5, 2]), (0, [1, 2]), (1, [1, 2])], batch_size=2)
+    loader = batches.batches(made, pictures, [(1, [[1, 5, 2], [1, 2]]), (0, [[1, 2]]), (1, [[1, 2]])], batch_size=2)
     first, second = loader
     images = [Image.open(io.BytesIO(picture)) for picture in data]
     expected = GitProcessor(made.image_processor, made.tokenizer)(images=images, return_tensors="pt").pixel_values
     assert torch.allclose(first.pixel_values, expected[[1, 0]], atol=1e-6)
     assert torch.allclose(second.pixel_values, expected[[1]], atol=1e-6)
-    assert first.input_ids.tolist() == [[1, 5, 2], [1, 2, 0]]
-    assert first.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert first.input_ids.tolist() == [[1, 5, 2], [1, 2, 0], [1, 2, 0]]
+    assert first.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert first.picture_of.tolist() == [0, 0, 1]
     assert second.input_ids.tolist() == [[1, 2]]
 
 
