@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,12 +84,16 @@ def run(stage: str, tell: Callable[[str], None]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the whole process group, first politely."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-            process.wait(timeout=_TERMINATE_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """End the whole process group: first politely, and the rest of it after a while."""
+    deadline = time.monotonic() + _TERMINATE_SECONDS
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        # DVC may be gone at once, while its stage still clears up; the group is there until its last member ends.
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()

@@ -82,6 +82,7 @@ def _near_duplicates_across(merged: list[_Merged], splits: list[str], max_bits: 
     pairs = near_duplicates(
         [int(picture.first.phash, 16) for picture in merged],
         np.frombuffer(thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL, 3),
+        splits,
         max_bits,
     )
     return kept_apart(splits, list(pairs))

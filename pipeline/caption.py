@@ -29,12 +29,11 @@ def run(params: Params, args: argparse.Namespace) -> str:
     from pipeline.model.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
-    longest = params.finetune.max_tokens
     for photo, image in images:
         if args.several == 1:
-            captions = captioner.caption([image], beams=params.evaluate.beams, max_tokens=longest)
+            captions = captioner.caption([image], beams=params.evaluate.beams)
         else:
-            captions = captioner.several([image], args.several, seed=args.seed, max_tokens=longest)[0]
+            captions = captioner.several([image], args.several, seed=args.seed)[0]
         for caption in captions:
             print(f"{photo}: {caption}")
     for problem in problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ def swapped_in(*targets: Path) -> Iterator[tuple[Path, ...]]:
         remove(place)
     try:
         yield places
-        for target, place in zip(targets, places, strict=True):
-            _replace(place, target)
+        _swap(targets, places)
     finally:
         for place in places:
             remove(place)
@@ -40,12 +39,25 @@ def _replaced(target: Path) -> Path:
     return target.parent / f".{target.name}{REPLACED}"
 
 
-def _replace(place: Path, target: Path) -> None:
-    # A folder can't be renamed over one that has files, so the old one steps aside for a moment.
-    if target.is_dir():
-        target.rename(_replaced(target))
-    place.replace(target)
-    remove(_replaced(target))
+def _swap(targets: Sequence[Path], places: Sequence[Path]) -> None:
+    """Move every place to its target, or none: whatever interrupts this, all old outputs are put back."""
+    new = []
+    try:
+        for target, place in zip(targets, places, strict=True):
+            if target.exists():  # a folder can't be renamed over another, so the old one steps aside
+                target.rename(_replaced(target))
+            new.append(target)
+            place.rename(target)
+    except BaseException:
+        for target in new:
+            if _replaced(target).exists():
+                remove(target)
+                _replaced(target).rename(target)
+            else:
+                remove(target)
+        raise
+    for target in targets:
+        remove(_replaced(target))
 
 
 def _recover(target: Path) -> None:

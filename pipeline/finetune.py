@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from pipeline.data.records import Example, PictureReader, read_examples
 from pipeline.errors import ConfigError
 from pipeline.files import sha256_of, swapped_in, write_json
 from pipeline.model.curve import Epoch, write_curve
+from pipeline.model.weights import weights_hash
 from pipeline.params import Finetune, Params
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ def run(params: Params, args: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    from pipeline.model import checkpoint as checkpoints
     from pipeline.tracking import Live
 
     settings = params.finetune
@@ -52,6 +53,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     torch.use_deterministic_algorithms(True)
     start, start_hash = _start(settings, train)
     _check_fits(start, params)
+    # Whoever loads the checkpoint then generates captions as long as those that it learned.
+    start.model.generation_config.max_length = settings.max_tokens
     made_by = training_facts(params, start_hash)
 
     with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, curve):
@@ -60,6 +63,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         ) as live:
             epochs = []
             for epoch in fit(start, train, validation, settings, live):
+                _check_finite(epoch, settings)
                 epochs.append(epoch)
                 if epoch.validation_loss <= min(e.validation_loss for e in epochs):
                     start.save(folder)
@@ -73,7 +77,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
                 "train_loss": best.train_loss,
                 "validation_loss": best.validation_loss,
                 "parameters": start.model.num_parameters(),
-                "model_sha256": checkpoints.weights_hash(folder),
+                "model_sha256": weights_hash(folder),
             },
         )
     return (
@@ -90,7 +94,7 @@ def _start(settings: Finetune, train: Sequence[Example]) -> tuple[Checkpoint, st
         captions = [caption for example in train for caption in example.captions]
         return checkpoints.scratch(settings.scratch, captions, settings.max_tokens), checkpoints.SCRATCH
     folder = checkpoints.locate(settings.checkpoint, settings.revision)
-    return checkpoints.load(folder), checkpoints.weights_hash(folder)
+    return checkpoints.load(folder), weights_hash(folder)
 
 
 def _check_fits(checkpoint: Checkpoint, params: Params) -> None:
@@ -104,6 +108,15 @@ def _check_fits(checkpoint: Checkpoint, params: Params) -> None:
         raise ConfigError(
             f"params.yaml: finetune.max_tokens: is {params.finetune.max_tokens}, but {params.finetune.checkpoint} has"
             f" places for {most} tokens; set it to {most} or less"
+        )
+
+
+def _check_finite(epoch: Epoch, settings: Finetune) -> None:
+    if not math.isfinite(epoch.train_loss + epoch.validation_loss):
+        raise ConfigError(
+            f"params.yaml: finetune.learning_rate: with {settings.learning_rate:g} the training diverged in epoch"
+            f" {epoch.epoch} (train loss {epoch.train_loss}, validation loss {epoch.validation_loss}); lower it. The"
+            " last good model is in place"
         )
 
 

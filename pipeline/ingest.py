@@ -25,7 +25,7 @@ from pipeline.data.captions import clean
 from pipeline.data.pictures import Normalised
 from pipeline.data.records import Ingested, PictureWriter, Row, write_ingested
 from pipeline.data.sources import CaptionRow, PictureIndex, caption_files, find, rows
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import swapped_in, write_json
 from pipeline.params import Ingest, Params
 
@@ -39,11 +39,12 @@ FILE_REASONS = {
     "encrypted": "encrypted in the archive",
     "too_many_bytes": "larger than any photo",
     "too_many_pixels": "more than ingest.max_pixels",
+    "extreme_shape": "one side is more than 50 times the other",
     "same_bytes": "the same bytes as another picture; its captions went to that one",
     "no_caption": "no row with a caption names it",
 }
 ROW_REASONS = {
-    "malformed": "too few fields",
+    "malformed": "fewer or more fields than the header; quote a caption that has the delimiter in it",
     "empty": "the caption is empty",
     "picture_missing": "no picture of that name in the archive",
     "picture_ambiguous": "several pictures of that name in the archive",
@@ -89,6 +90,10 @@ class Account:
 def run(params: Params, args: argparse.Namespace) -> str:
     """Ingest one source; returns the last line to print."""
     name, settings = args.source, params.ingest
+    if name not in settings.sources:  # also keeps a name like ../x from leading out of the folder
+        raise ConfigError(
+            f"params.yaml: ingest.sources: has no {name!r}, only {', '.join(settings.sources)}; add it there"
+        )
     source = find(paths.RAW / name)
     folder, report = paths.INGEST / name, paths.INGEST_REPORTS / f"{name}.json"
     with open_archive(source.archive) as archive, swapped_in(folder, report) as (new_folder, new_report):

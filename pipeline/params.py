@@ -7,6 +7,7 @@ and the allowed ranges.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,10 +138,20 @@ class Params(Section):
         """The values of some sections by their dotted keys, as MLflow shows them."""
         values: dict[str, Any] = {}
         for section in sections:
-            for key, value in getattr(self, section).model_dump().items():
-                nested = {f".{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {"": value}
-                values |= {f"{section}.{key}{rest}": v for rest, v in nested.items()}
+            values |= flatten(section, getattr(self, section).model_dump())
         return values
+
+
+def flatten(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by their dotted keys.
+
+    >>> flatten("a", {"b": 1, "c": {"d": 2}})
+    {'a.b': 1, 'a.c.d': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(f"{prefix}.{key}", value) if isinstance(value, Mapping) else {f"{prefix}.{key}": value}
+    return flat
 
 
 def load(path: Path = paths.PARAMS) -> Params:

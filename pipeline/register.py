@@ -7,6 +7,7 @@ emptied registry the run and the version are made again from the files.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from pipeline import paths, stage
+from pipeline.closure import closure
 from pipeline.data.pictures import data_url
 from pipeline.data.records import PictureReader, read_examples
 from pipeline.errors import DataError
 from pipeline.files import read_json, read_json_lines, sha256_of, swapped_in, write_json
 from pipeline.model.curve import read_curve
-from pipeline.params import Params
+from pipeline.model.weights import weights_hash
+from pipeline.params import Params, flatten
 
 if TYPE_CHECKING:
     from pipeline import tracking
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 SERVED = Path(__file__).with_name("served.py")
 TRAINED_ON = "training_pictures.txt"
 CARD = "MODEL_CARD.md"
+_SCORE = "test_CIDEr-D"
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
@@ -40,47 +44,67 @@ def run(params: Params, args: argparse.Namespace) -> str:
     """Register the model where the registry does not have it; returns the last line to print."""
     from pipeline import tracking
 
-    for needed in (paths.TRAINING, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE):
-        if not needed.is_file():
-            raise DataError(f"{needed}: not found; run `dvc repro`, which fine-tunes and evaluates first")
-    training, evaluation = read_json(paths.TRAINING), read_json(paths.EVALUATE_REPORT)
-    model_sha256 = read_json(paths.FINETUNE_REPORT)["model_sha256"]
+    training, evaluation, model_sha256 = _what_is_there()
     name, key = params.register_.model, training["training_key"]
-
-    store = tracking.client()
-    experiment_id = tracking.experiment(store, params.register_.experiment)
-    for dead in tracking.close_dead_runs(store, experiment_id):
-        print(f"register: closed the MLflow run {dead}, whose process had died")
-    known = tracking.find_run(store, experiment_id, key) is not None
-    tags = {} if known else {tracking.RESTORED: "true"}
-    with tracking.reachable(), tracking.training_run(store, experiment_id, key, tags) as training_run:
-        number = tracking.find_version(store, name, model_sha256)
-        new = number is None
-        facts = _tags(training, model_sha256)
-        card = _card(name, training, evaluation, facts)
-        _log(training_run, params, evaluation, facts)
-        training_run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
-        training_run.describe(card)
-        if number is None:
-            with TemporaryDirectory() as folder:
-                number = _register(store, training_run, name, Path(folder), card, facts)
-        else:
-            store.update_model_version(name, str(number), card)
-        for tag, value in {**facts, "test_CIDEr-D": f"{evaluation['model']['CIDEr-D']:.4f}"}.items():
-            store.set_model_version_tag(name, str(number), tag, value)
+    with tracking.reachable():
+        store = tracking.client()
+        experiment_id = tracking.experiment(store, params.register_.experiment)
+        for dead in tracking.close_dead_runs(store, experiment_id):
+            print(f"register: closed the MLflow run {dead}, whose process had died")
+        known = tracking.find_run(store, experiment_id, key) is not None
+        tags = {} if known else {tracking.RESTORED: "true"}
+        with tracking.training_run(store, experiment_id, key, tags) as training_run:
+            version = tracking.find_version(store, name, model_sha256)
+            # Where a version came from is told when it is made; today's commit and data are not those of an old one.
+            facts = _facts(training, model_sha256, params) if version is None else version.tags
+            facts = {tag: value for tag, value in facts.items() if tag != _SCORE}
+            card = _card(name, training, evaluation, facts)
+            _log(training_run, params, training, evaluation, facts)
+            training_run.describe(card)
+            if version is None:
+                with TemporaryDirectory() as folder:
+                    number = _register(store, training_run, name, Path(folder), card, facts)
+            else:
+                number = version.number
+                store.update_model_version(name, str(number), card)
+            store.set_model_version_tag(name, str(number), _SCORE, f"{evaluation['model']['CIDEr-D']:.4f}")
     # What the registry answered is no part of this file: it is the same wherever the model is registered.
     with swapped_in(paths.REGISTER_REPORT) as (report,):
         write_json(report, {"model": name, "model_sha256": model_sha256, "training_key": key})
     return (
-        f"models:/{name}/{number} {'is new in' if new else 'was already in'} the registry, run {training_run.name};"
+        f"models:/{name}/{number} {'was already' if version else 'is new'} in the registry, run {training_run.name};"
         " look with `make ui`, caption a photo with `python -m pipeline.caption PHOTO`"
     )
 
 
-def _log(run: tracking.TrainingRun, params: Params, evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+def _what_is_there() -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What made the model, its evaluation, and its hash, after checking that the files are what these say.
+
+    Raises:
+        DataError: a file is missing, or the model or the data set is not the one that the reports speak of.
+    """
+    for needed in (paths.TRAINING, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE):
+        if not needed.is_file():
+            raise DataError(f"{needed}: not found; run `dvc repro`, which fine-tunes and evaluates first")
+    training, model_sha256 = read_json(paths.TRAINING), read_json(paths.FINETUNE_REPORT)["model_sha256"]
+    if weights_hash(paths.MODEL) != model_sha256:
+        raise DataError(f"{paths.MODEL}: is not the model that {paths.FINETUNE_REPORT} speaks of; run `dvc repro`")
+    if sha256_of(paths.DATASET / "train", paths.DATASET / "validation") != training["data_sha256"]:
+        raise DataError(f"{paths.DATASET}: is not what {paths.MODEL} was trained on; run `dvc repro`")
+    return training, read_json(paths.EVALUATE_REPORT), model_sha256
+
+
+def _log(
+    run: tracking.TrainingRun,
+    params: Params,
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    facts: Mapping[str, str],
+) -> None:
     """Bring the run up to date: params, curve, test metrics, and what a person looks at."""
-    run.params(params.flat("ingest", "build", "finetune"))
-    run.tags(tags)
+    run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
+    run.tags(facts)
+    run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
     for epoch in read_curve(paths.FINETUNE_CURVE):
         run.metrics(epoch.metrics(), epoch.epoch)
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
@@ -91,9 +115,14 @@ def _log(run: tracking.TrainingRun, params: Params, evaluation: Mapping[str, Any
             for name, value in scores.items()
         }
     )
-    for file in (paths.PARAMS, paths.DVC_LOCK, paths.EVALUATE_REPORT, paths.GALLERY):
+    for file, again in (
+        (paths.PARAMS, False),
+        (paths.DVC_LOCK, False),
+        (paths.EVALUATE_REPORT, True),
+        (paths.GALLERY, True),
+    ):
         if file.is_file():
-            run.file(file)
+            run.file(file, again)
     run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table(params.evaluate.gallery_pictures))
 
 
@@ -131,30 +160,34 @@ def _register(
     return tracking.register(store, run, name, uri, tags, card)
 
 
-def _tags(training: Mapping[str, Any], model_sha256: str) -> dict[str, str]:
-    """What leads from the model back to its data, params and code."""
+def _facts(training: Mapping[str, Any], model_sha256: str, params: Params) -> dict[str, str]:
+    """What leads from the model back to its data, params and code, as tags."""
     from pipeline import tracking
 
+    used = params.flat("ingest", "build") | flatten("finetune", training["params"])
+    root = Path(__file__).parent.parent
+    same_code = training["code_sha256"] == sha256_of(*(root / file for file in closure("pipeline.finetune")))
     return {
         tracking.MODEL_SHA256: model_sha256,
         tracking.TRAINING_KEY: training["training_key"],
         "data_sha256": training["data_sha256"],
         "code_sha256": training["code_sha256"],
+        "params": json.dumps(used),
         **_dvc_hashes(),
-        **_git_state(),
+        **(_git_state() if same_code else {"git.commit": "unknown: the code has changed since the training"}),
     }
 
 
 def _dvc_hashes() -> dict[str, str]:
-    """DVC's own hashes of the raw sources and of the built data set, as `dvc.lock` has them."""
+    """DVC's own hashes of the built data set and of the raw sources in it, as `dvc.lock` has them."""
     if not paths.DVC_LOCK.is_file():
         return {"dvc": "no dvc.lock: run without DVC"}
     stages = YAML(typ="safe", pure=True).load(paths.DVC_LOCK.read_text(encoding="utf-8")).get("stages", {})
     hashes: dict[str, str] = {}
-    for stage_name, lock in stages.items():
-        if stage_name.startswith("ingest@"):
-            source = stage_name.removeprefix("ingest@")
-            hashes |= {f"dvc.raw.{source}": d["md5"] for d in lock["deps"] if Path(d["path"]) == paths.RAW / source}
+    # The lock remembers sources that are no longer used, so the data set itself is asked which are.
+    for source in sorted({source for e in read_examples(paths.DATASET / "train") for source in e.sources}):
+        deps = stages.get(f"ingest@{source}", {}).get("deps", [])
+        hashes |= {f"dvc.raw.{source}": d["md5"] for d in deps if Path(d["path"]) == paths.RAW / source}
     for out in stages.get("build", {}).get("outs", []):
         if Path(out["path"]) == paths.DATASET:
             hashes["dvc.dataset"] = out["md5"]
@@ -182,7 +215,7 @@ def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any],
     table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for system, scores in systems.items():
         table.append(f"| {system.replace('_', ' ')} | {' | '.join(f'{scores[n]:.3f}' for n in names)} |")
-    facts = "\n".join(f"* `{key}`: {value}" for key, value in tags.items())
+    facts = "\n".join(f"* `{key}`: {value}" for key, value in tags.items() if key != "params")
     params = training["params"]
     return f"""# {name}
 

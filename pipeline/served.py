@@ -20,12 +20,12 @@ from pipeline.data.pictures import PictureError, decode
 from pipeline.model.captioner import Captioner
 
 MAX_BYTES = 32 * 2**20
-MAX_PIXELS = 100_000_000
-_BATCH = 16
+MAX_PIXELS = 50_000_000
+_BATCH = 8
 
 
-def picture(value: Any) -> Image.Image:
-    """The picture that a client sent.
+def picture(value: Any, side: int) -> Image.Image:
+    """The picture that a client sent, reduced so that its shorter side has at most 2 x `side` pixels.
 
     Raises:
         ValueError: it is none; says why in words for the client.
@@ -47,9 +47,11 @@ def picture(value: Any) -> Image.Image:
     if len(value) > MAX_BYTES:
         raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
     try:
-        return decode(bytes(value), MAX_PIXELS)
+        image = decode(bytes(value), MAX_PIXELS, at_least=2 * side)
     except PictureError as error:
         raise ValueError(str(error)) from None
+    scale = 2 * side / min(image.size)
+    return image if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow's class is untyped
@@ -62,23 +64,22 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow's
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row a picture: its `caption`, or "" and in `error` why there is none."""
         beams = max(1, min(8, int((params or {}).get("beams", 3))))
-        pictures: list[Image.Image | None] = []
-        errors: list[str] = []
-        for value in model_input["image"]:
+        values = list(model_input["image"])
+        rows: list[dict[str, str]] = []
+        for first in range(0, len(values), _BATCH):  # a request's pictures are never all decoded at once
+            rows += self._batch(values[first : first + _BATCH], beams)
+        return pd.DataFrame(rows, columns=["caption", "error"])
+
+    def _batch(self, values: list[Any], beams: int) -> list[dict[str, str]]:
+        rows, good = [], []
+        for value in values:
             try:
-                pictures.append(picture(value))
-                errors.append("")
+                good.append(picture(value, self._captioner.image_size))
+                rows.append({"caption": "", "error": ""})
             except ValueError as error:
-                pictures.append(None)
-                errors.append(str(error))
-        good = [image for image in pictures if image is not None]
-        captions = iter(
-            caption
-            for first in range(0, len(good), _BATCH)
-            for caption in self._captioner.caption(good[first : first + _BATCH], beams=beams)
-        )
-        said = ["" if image is None else next(captions) for image in pictures]
-        return pd.DataFrame({"caption": said, "error": errors})
+                rows.append({"caption": "", "error": str(error)})
+        captions = iter(self._captioner.caption(good, beams=beams) if good else [])
+        return [row if row["error"] else {**row, "caption": next(captions)} for row in rows]
 
 
 mlflow.models.set_model(CaptionModel())

@@ -73,9 +73,9 @@ def main(
 def _run(
     name: str, work: Callable[[Params, argparse.Namespace], str], args: argparse.Namespace, lock: str | None
 ) -> int:
-    signal.signal(signal.SIGTERM, _terminate)
-    _end_with_parent()
     try:
+        signal.signal(signal.SIGTERM, _terminate)
+        _end_with_parent()
         params = load()
         with _locked(lock) if lock else nullcontext():
             print(f"{name}: {work(params, args)}", flush=True)
@@ -85,14 +85,26 @@ def _run(
     except (KeyboardInterrupt, _Terminated) as stop:
         how = "interrupted" if isinstance(stop, KeyboardInterrupt) else "ended by SIGTERM or with its parent"
         return _say(name, f"{how}; the outputs of the last good run are in place; run it again", 75)
-    except MemoryError:
-        return _say(name, "out of memory; lower the batch size in params.yaml or free some, then run it again", 75)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" at {error.filename}" if error.filename else ""
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _say(name, "out of memory; lower the batch size in params.yaml or free some, then run it again", 75)
+        if _is_disk_full(error):
+            where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
             message = f"the disk is full{where}; the outputs of the last good run are in place; free some space"
             return _say(name, f"{message} (`dvc gc --workspace` may help) and run it again", 75)
         raise
+
+
+# Torch and safetensors have exceptions of their own for these, which can be told by their words only.
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def _is_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("os error 28", "No space left on device", "disk is full"))
 
 
 def _say(name: str, message: str, code: int) -> int:

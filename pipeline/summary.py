@@ -27,7 +27,9 @@ def run(params: Params, args: argparse.Namespace) -> str:
     model = registered["model"]
     version = tracking.find_version(tracking.client(), model, registered["model_sha256"])
     print(f"\nthe model      {paths.MODEL}")
-    print(f"registered as  {f'models:/{model}/{version}' if version else 'nothing here yet: run `make register`'}")
+    print(
+        f"registered as  {f'models:/{model}/{version.number}' if version else 'nothing here yet: run `make register`'}"
+    )
     print(f"the pictures   {paths.GALLERY}  (open it in a browser)")
     print("the runs       make ui")
     print("your photo     .venv/bin/python -m pipeline.caption PHOTO.jpg\n")

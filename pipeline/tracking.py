@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,13 @@ def client() -> mlflow.MlflowClient:
         raise _unreachable(error) from None
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _unreachable(error: Exception) -> TemporaryError:
     return TemporaryError(
-        f"MLflow at {mlflow.get_tracking_uri()} can't be used ({str(error).splitlines()[0]}); start that server or"
+        f"MLflow at {mlflow.get_tracking_uri()} can't be used ({_first_line(error)}); start that server or"
         " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
     )
 
@@ -82,7 +87,11 @@ def reachable() -> Iterator[None]:
     """
     try:
         yield
-    except (MlflowException, ConnectionError) as error:
+    except OSError as error:
+        if error.errno is not None:  # the disk of this machine; what `requests` raises has none
+            raise
+        raise _unreachable(error) from None
+    except MlflowException as error:
         raise _unreachable(error) from None
 
 
@@ -164,6 +173,7 @@ class TrainingRun:
         self._last_step: dict[str, int] = {}
         self._had = set(run.data.metrics)
         self._params = set(run.data.params)
+        self._tags = set(run.data.tags)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log params that the run does not have yet."""
@@ -184,8 +194,8 @@ class TrainingRun:
         self._store.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._store.log_batch(self.id, tags=[RunTag(key, value) for key, value in values.items()])
+        """Set tags that the run does not have yet: where a training came from does not change afterwards."""
+        self._store.log_batch(self.id, tags=[RunTag(k, v) for k, v in values.items() if k not in self._tags])
 
     def trained_on(self, name: str, sha256: str) -> None:
         """Name the data set that the run learned from, once."""
@@ -199,13 +209,17 @@ class TrainingRun:
         """Set the description (Markdown) that stands on the run's page."""
         self._store.set_tag(self.id, "mlflow.note.content", text)
 
-    def file(self, path: Path) -> None:
-        """Keep a copy of a file with the run."""
-        self._store.log_artifact(self.id, str(path))
+    def file(self, path: Path, again: bool) -> None:
+        """Keep a copy of a file with the run; one that the run has already is replaced only if `again`."""
+        if again or not self._has(path.name):
+            self._store.log_artifact(self.id, str(path))
+
+    def _has(self, name: str) -> bool:
+        return any(found.path == name for found in self._store.list_artifacts(self.id))
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Log a table under a name, unless the run has it; columns of bytes are shown as pictures."""
-        if any(found.path == name for found in self._store.list_artifacts(self.id)):
+        if self._has(name):
             return  # log_table would append the rows once more
         shown = {
             key: [mlflow.Image(_array(value)) if isinstance(value, bytes) else value for value in values]
@@ -300,16 +314,24 @@ class Live:
         except (*_FAILURES, TemporaryError) as error:
             self._run = None
             print(
-                f"finetune: no live curves: {str(error).splitlines()[0]} (training goes on; `register` will log them)",
+                f"finetune: no live curves: {_first_line(error)} (training goes on; `register` will log them)",
                 file=sys.stderr,
             )
 
 
-def find_version(store: mlflow.MlflowClient, model: str, model_sha256: str) -> int | None:
+@dataclass(frozen=True)
+class Version:
+    """A registered version of the model."""
+
+    number: int
+    tags: dict[str, str]
+
+
+def find_version(store: mlflow.MlflowClient, model: str, model_sha256: str) -> Version | None:
     """The registered version that has exactly these weights, if there is one."""
     found = store.search_model_versions(f"name = '{model}' and tags.{MODEL_SHA256} = '{model_sha256}'")
-    ready = [int(version.version) for version in found if version.status == "READY"]
-    return max(ready, default=None)
+    ready = [Version(int(version.version), dict(version.tags)) for version in found if version.status == "READY"]
+    return max(ready, key=lambda version: version.number, default=None)
 
 
 def log_model(
@@ -393,7 +415,7 @@ def checkpoint_of(model: str) -> Path:
         folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
     except MlflowException as error:
         raise ConfigError(
-            f"{model}: not to be had from MLflow at {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]});"
+            f"{model}: not to be had from MLflow at {mlflow.get_tracking_uri()} ({_first_line(error)});"
             " `make ui` shows the versions and aliases that there are"
         ) from None
     return Path(folder)

@@ -34,6 +34,25 @@ def test_a_failure_leaves_every_output_of_the_last_good_run(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "report.json"]
 
 
+def test_an_interruption_while_outputs_are_swapped_puts_all_old_ones_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "out", tmp_path / "report.json"
+    write_both(folder, file, "good")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == ".report.json.partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_both(folder, file, "new")
+    assert (folder / "inside").read_text() == file.read_text() == "good"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "report.json"]
+
+
 def test_what_a_killed_run_left_is_put_right(tmp_path: Path) -> None:
     old = tmp_path / ".out.replaced"
     old.mkdir()

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import read_json, sha256_of
 from pipeline.model import checkpoint
 from pipeline.model.curve import read_curve
+from pipeline.model.weights import weights_hash
 from tests.conftest import run, set_params
 
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
@@ -57,7 +58,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(built: Path) -> None:
     """A rate this high makes later epochs worse, so the last epoch is not the best."""
     made = train(epochs=4, learning_rate=0.9, warmup=0.7)
     assert made["best_epoch"] < 4
-    kept = checkpoint.weights_hash(Path("models/finetune"))
+    kept = weights_hash(Path("models/finetune"))
     assert kept == read_json(Path("reports/finetune.json"))["model_sha256"]
     settings = params.load().finetune
     torch.manual_seed(settings.seed)
@@ -83,7 +84,7 @@ def test_training_goes_on_from_a_checkpoints_folder(built: Path) -> None:
     made = train(checkpoint="base", epochs=1, learning_rate=1e-4)
     after = read_curve(Path("reports/finetune.csv"))
     assert after[0].train_loss < before[0].train_loss - 0.5
-    assert made["checkpoint_sha256"] == checkpoint.weights_hash(Path("base"))
+    assert made["checkpoint_sha256"] == weights_hash(Path("base"))
 
 
 def test_the_training_key_follows_data_params_and_start(built: Path) -> None:
@@ -150,6 +151,17 @@ def test_no_validation_pictures_is_told_by_its_param(built: Path) -> None:
     build.run(params.load(), Namespace())
     with pytest.raises(ConfigError, match=r"build\.validation: is 0"):
         train()
+
+
+def test_a_training_that_diverges_is_told_and_the_last_model_stays(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train()
+    before = sha256_of(*OUTPUTS)
+    monkeypatch.setattr(finetune, "_mean_loss", lambda *_: float("nan"))
+    with pytest.raises(ConfigError, match=r"finetune\.learning_rate: with 0\.001 the training diverged in epoch 1"):
+        train()
+    assert sha256_of(*OUTPUTS) == before
 
 
 def test_a_wrong_checkpoint_is_78_and_the_last_model_stays(built: Path) -> None:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,6 +24,7 @@ Bring = Callable[..., Path]
 
 
 def ingest_source(name: str) -> dict:
+    set_params(Path.cwd(), {"ingest.sources": [name]})
     ingest.run(params.load(), Namespace(source=name))
     return read_json(Path(f"reports/ingest/{name}.json"))
 
@@ -105,6 +107,59 @@ def test_the_strangest_names_are_only_names(workspace: Path, bring: Bring) -> No
     assert report["files"]["pictures_kept"] == report["rows"]["captions_kept"] == 7
     assert report["files"]["set_aside"] == {"not_a_picture_file": 1}  # ".jpg" is all suffix, no name
     assert not (workspace.parent / "climb.jpg").exists()
+
+
+def test_a_name_with_another_folder_is_another_picture(workspace: Path, bring: Bring) -> None:
+    files = {"train/1.jpg": jpeg("red"), "wrap/img/2.jpg": jpeg("blue")}
+    bring("s", files, [["test/1.jpg", "not this one"], ["img/2.jpg", "this one"]])
+    assert ingest_source("s")["rows"] == {"in": 2, "captions_kept": 1, "set_aside": {"picture_missing": 1}}
+
+
+def test_a_name_to_the_letter_goes_before_one_that_differs_in_case_and_accents_are_accents(
+    workspace: Path, bring: Bring
+) -> None:
+    files = {"IMG.jpg": jpeg("red"), "img.jpg": jpeg("blue"), "cafe\u0301.jpg": jpeg("green")}
+    bring("s", files, [["IMG.jpg", "large"], ["img.jpg", "small"], ["caf\u00e9.JPG", "composed"]])
+    ingest_source("s")
+    found = {r.origin: r.captions[0].text for r in read_ingested(Path("data/ingest/s"))}
+    assert list(found.values()) == ["large", "small", "composed"]
+    assert found["images.zip:IMG.jpg"] == "large"
+
+
+def test_a_caption_with_a_comma_and_no_quotes_is_not_cut_silently(workspace: Path, bring: Bring) -> None:
+    rows = [["a.jpg", "A dog", " a cat"], ["a.jpg", "fine", "", ""]]
+    bring("s", {"a.jpg": jpeg()}, rows)
+    assert ingest_source("s")["rows"] == {"in": 2, "captions_kept": 1, "set_aside": {"malformed": 1}}
+
+
+def test_a_source_that_params_do_not_name_is_refused_and_nothing_is_touched(workspace: Path, bring: Bring) -> None:
+    folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
+    before = sha256_of(folder)
+    for name in ("../raw/s", "s/", "other"):
+        done = run(workspace, sys.executable, "-m", "pipeline.ingest", name)
+        assert done.returncode == 78
+        assert "ingest.sources" in done.stderr
+    assert sha256_of(folder) == before
+
+
+def test_damaged_zips_are_told_or_set_aside_but_never_crash(workspace: Path, bring: Bring) -> None:
+    """Bytes changed at random, most of them where a zip keeps its names, flags and sizes."""
+    set_params(workspace, {"ingest.sources": ["s"]})
+    folder = bring("s", {"a.jpg": jpeg("red"), "né.jpg": jpeg("blue")}, [["a.jpg", "x"], ["né.jpg", "y"]])
+    good = (folder / "images.zip").read_bytes()
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(400):
+        data = bytearray(good)
+        for at in rng.integers(len(data) - 200, len(data), 2):
+            data[at] = rng.integers(256)
+        data[rng.integers(40)] = rng.integers(256)
+        (folder / "images.zip").write_bytes(data)
+        try:
+            ingest.run(params.load(), Namespace(source="s"))
+        except DataError:
+            told += 1
+    assert told > 20
 
 
 def test_an_ambiguous_name_is_set_aside(workspace: Path, bring: Bring) -> None:
@@ -202,6 +257,7 @@ def test_bad_input_is_one_line_with_65_and_leaves_the_last_good_run(workspace: P
             assert name in done.stderr
             assert sha256_of(Path("data/ingest"), Path("reports")) == before
         (folder / name).write_bytes(good)
+    set_params(workspace, {"ingest.sources": ["nowhere"]})
     missing = run(workspace, sys.executable, "-m", "pipeline.ingest", "nowhere")
     assert missing.returncode == 65
     assert "data/raw/nowhere: not found" in missing.stderr

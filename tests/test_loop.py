@@ -114,6 +114,8 @@ def test_the_version_leads_back_to_data_params_and_code(loop: Path) -> None:
     assert raw["md5"] in (loop / "data/raw/small.dvc").read_text()
     assert tags["dvc.dataset"] == next(o for o in lock["build"]["outs"] if o["path"] == "data/dataset")["md5"]
     assert tags["git.commit"] == run(loop, "git", "rev-parse", "HEAD").stdout.strip()
+    assert [tag for tag in tags if tag.startswith("dvc.raw.")] == ["dvc.raw.small"]
+    assert json.loads(tags["params"])["finetune.scratch.heads"] == 2
     assert tags["git.dirty"] == "true"  # params.yaml was changed
     assert tags["model_sha256"] == read_json(loop / "reports/finetune.json")["model_sha256"]
 
@@ -144,6 +146,30 @@ def test_registering_again_makes_no_second_version(loop: Path) -> None:
     assert "was already in the registry" in done.stdout
     assert versions(loop) == before
     assert outputs(loop) == files
+
+
+def test_an_old_version_keeps_where_it_came_from(loop: Path) -> None:
+    """Another commit and other params of today say nothing about a model of yesterday."""
+    asked = "store.search_model_versions(\"name='image-captioning'\")[0].tags"
+    before = query(loop, asked)
+    good = (loop / "params.yaml").read_text()
+    set_params(loop, {"finetune.epochs": 77})
+    git = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    run(loop, *git, "commit", "-qam", "another commit")
+    assert run(loop, sys.executable, "-m", "pipeline.register").returncode == 0
+    (loop / "params.yaml").write_text(good)
+    assert query(loop, asked) == before
+
+
+@pytest.mark.parametrize("file", ["models/finetune/model.safetensors", "data/dataset/train/captions.jsonl"])
+def test_a_model_that_is_not_what_it_says_is_not_registered(loop: Path, file: str) -> None:
+    good = (loop / file).read_bytes()
+    (loop / file).unlink()  # DVC may have linked it to its cache
+    (loop / file).write_bytes(good[:-1] + b" ")
+    done = run(loop, sys.executable, "-m", "pipeline.register")
+    (loop / file).write_bytes(good)
+    assert done.returncode == 65
+    assert "run `dvc repro`" in done.stderr
 
 
 def test_an_emptied_registry_is_filled_again_from_the_files(loop: Path, tmp_path: Path) -> None:

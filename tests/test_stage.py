@@ -49,6 +49,8 @@ def wait_for(condition, seconds: float = 20) -> None:
         ("raise TemporaryError('later')", 75, "example: later"),
         ("raise OSError(errno.ENOSPC, 'No space', 'big')", 75, "the disk is full at big"),
         ("raise MemoryError", 75, "out of memory"),
+        ("raise RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory: 9')", 75, "out of memory"),
+        ("raise Exception('Error while serializing: I/O error: No space left (os error 28)')", 75, "the disk is full"),
         ("raise KeyboardInterrupt", 75, "interrupted"),
     ],
 )
@@ -106,6 +108,13 @@ def test_it_ends_itself_when_its_parent_is_killed(workspace: Path, between: str)
         assert any("example.py" in " ".join(child.cmdline()) for child in family)
         parent.kill()
     wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in family))
+
+
+def test_it_does_not_start_when_the_flow_that_owns_it_is_gone_already(workspace: Path) -> None:
+    write_stage(workspace, "pass")
+    done = run(workspace, sys.executable, "example.py", IMAGE_CAPTIONING_OWNER="4194000")
+    assert done.returncode == 75
+    assert done.stderr.count("\n") == 1
 
 
 def test_it_ends_when_the_flow_that_owns_it_is_killed(workspace: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -10,6 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError
+
+# What the readers of zip and its compressions were seen to raise on damaged bytes.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(UnicodeDecodeError, ValueError, NotImplementedError, RuntimeError),
+)
 
 
 class MemberError(Exception):
@@ -56,7 +65,9 @@ class Archive:
         try:
             with self._file.open(info) as stream:
                 data = stream.read(limit + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+        except (OSError, *_DAMAGED) as error:
+            if _is_of_the_disk(error):  # no good picture may be set aside because a disk failed
+                raise
             raise MemberError("damaged") from error
         if len(data) > limit:
             raise MemberError("too_many_bytes")
@@ -73,10 +84,17 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """
     try:
         file = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+    except (OSError, *_DAMAGED) as error:
+        if _is_of_the_disk(error):
+            raise
         size = path.stat().st_size
         raise DataError(
             f"{path}: is not a zip archive, or was cut off ({size:,} bytes found); download or make it again"
         ) from None
     with file:
         yield Archive(path, file)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether it is the file system that failed; damaged offsets make `zipfile` seek where no file goes (EINVAL)."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)

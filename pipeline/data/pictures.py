@@ -8,13 +8,16 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# `decode` refuses what is over the user's limit, so Pillow's warning about its own would only be noise.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of its own pixel limit, where `decode` refuses by the user's, and of every odd EXIF tag.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# A thin picture resized to a model's square would be huge before it is cropped.
+_MOST_STRETCHED = 50
 
 THUMBNAIL = 8  # cells a side
 _JPEG_QUALITY = 95
@@ -56,25 +59,33 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
         at_least: a JPEG may be decoded at a reduced size, but with no side shorter than this (pixels).
 
     Raises:
-        PictureError: `not_a_picture`, `too_many_pixels`, or `damaged`.
+        PictureError: `not_a_picture`, `too_many_pixels`, `extreme_shape`, or `damaged`.
 
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError:
         raise PictureError("too_many_pixels", f"has more than {max_pixels:,} pixels") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise many kinds on a stranger's bytes
         raise PictureError("not_a_picture", "is no JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
     if image.width * image.height > max_pixels:
         raise PictureError(
             "too_many_pixels", f"has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed"
+        )
+    if max(image.size) > _MOST_STRETCHED * min(image.size):
+        raise PictureError(
+            "extreme_shape", f"has {image.width} x {image.height} pixels; one side is over {_MOST_STRETCHED}x the other"
         )
     try:
         if at_least:
             image.draft("RGB", (at_least, at_least))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, TypeError, ZeroDivisionError, IndexError, Image.DecompressionBombError):
+    except MemoryError:
+        raise
+    except Exception:
         raise PictureError("damaged", "is cut off or damaged") from None
 
 
@@ -103,6 +114,7 @@ def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image.info.clear()  # comments and colour profiles would be written again
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return Normalised(

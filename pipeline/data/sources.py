@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,7 +28,7 @@ _CSV_BYTES = 2**30
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """A row of a captions file: which picture it names (as it stands there), or none where it is too short.
+    """A row of a captions file: which picture it names (as it stands there), or none where it is malformed.
 
     `folder` is the archive's folder in which the captions file stands ("" at the top, and for a file
     beside the archive).
@@ -118,12 +119,13 @@ def _rows_of(file: str, folder: str, data: bytes, place: str) -> Iterator[Captio
     csv.field_size_limit(_CSV_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     picture = caption = -1
-    number = 0
+    number = columns = 0
     try:
         for number, fields in enumerate(reader, start=1):
             if not any(field.strip() for field in fields):
                 continue  # a blank line is no row
             if picture < 0:
+                columns = len(fields)
                 named = _columns(fields)
                 if named:
                     picture, caption = named
@@ -131,10 +133,10 @@ def _rows_of(file: str, folder: str, data: bytes, place: str) -> Iterator[Captio
                 if not _is_headerless(fields):
                     raise DataError(f"{place}: row 1: found the columns {', '.join(fields[:8])}; {_HINT}")
                 picture, caption = 1, 2
-            short = len(fields) <= max(picture, caption)
+            malformed = len(fields) <= max(picture, caption) or any(field.strip() for field in fields[columns:])
             yield CaptionRow(
-                picture=None if short else fields[picture].strip(),
-                caption=Row("" if short else fields[caption], file, number),
+                picture=None if malformed else fields[picture].strip(),
+                caption=Row("" if malformed else fields[caption], file, number),
                 folder=folder,
             )
     except csv.Error as error:
@@ -158,23 +160,41 @@ def _is_headerless(fields: list[str]) -> bool:
 class PictureIndex:
     """Finds the picture that a captions row names, among the pictures of an archive.
 
-    A row may give the path from the archive's top or from the captions file's folder, or the bare file
-    name; each with or without its suffix.
+    A row may give the path from the archive's top or from the captions file's folder, the end of that path, or the
+    bare file name; each with or without its suffix. A name that agrees to the letter goes before one that agrees
+    but for upper and lower case. Letters with accents are the same however they are composed.
     """
 
     def __init__(self, pictures: dict[int, Member]) -> None:
-        self._by_key: dict[str, set[int]] = {}
-        for index, member in pictures.items():
-            path = member.name.casefold()
-            name = path.rpartition("/")[2]
-            for key in {path, path.rpartition(".")[0], f"*/{name}", f"*/{name.rpartition('.')[0]}"}:
-                self._by_key.setdefault(key, set()).add(index)
+        self._paths = {index: _normal(member.name) for index, member in pictures.items()}
+        self._by_name: dict[str, set[int]] = {}
+        for index, path in self._paths.items():
+            name = path.rpartition("/")[2].casefold()
+            for key in (name, _stem(name)):
+                self._by_name.setdefault(key, set()).add(index)
 
     def find(self, picture: str, folder: str) -> set[int]:
         """The indices of the members that `picture` may mean: one, none, or several where it is ambiguous."""
-        name = picture.replace("\\", "/").removeprefix("./").casefold()
-        here = f"{folder.casefold()}/{name}" if folder else name
-        for key in (here, name, f"*/{name.rpartition('/')[2]}"):
-            if found := self._by_key.get(key):
+        wanted = _normal(picture).removeprefix("./")
+        candidates = self._by_name.get(wanted.rpartition("/")[2].casefold(), set())
+        here = f"{_normal(folder)}/{wanted}" if folder else wanted
+        for fold in (str, str.casefold):
+            for whole in (here, wanted):
+                if found := {i for i in candidates if fold(whole) in _both(fold(self._paths[i]))}:
+                    return found
+            end = f"/{fold(wanted)}"
+            if found := {i for i in candidates if any(path.endswith(end) for path in _both(fold(self._paths[i])))}:
                 return found
         return set()
+
+
+def _normal(path: str) -> str:
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _both(path: str) -> tuple[str, str]:
+    return path, _stem(path)

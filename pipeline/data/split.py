@@ -29,8 +29,10 @@ def split_of(sha256: str, validation: float, test: float) -> str:
     return "validation" if place < test + validation else "train"
 
 
-def near_duplicates(hashes: Sequence[int], thumbnails: np.ndarray, max_bits: int) -> Iterator[tuple[int, int]]:
-    """Pairs `(i, j)`, `i < j`, of pictures that are nearly the same.
+def near_duplicates(
+    hashes: Sequence[int], thumbnails: np.ndarray, splits: Sequence[str], max_bits: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs `(i, j)`, `i < j`, of pictures in different splits that are nearly the same.
 
     Near means: the 64-bit perceptual hashes differ in at most `max_bits` bits, and no cell of the
     thumbnails by more than 20 of 255.
@@ -38,6 +40,7 @@ def near_duplicates(hashes: Sequence[int], thumbnails: np.ndarray, max_bits: int
     Args:
         hashes: a perceptual hash a picture.
         thumbnails: `(pictures, ...)`, uint8.
+        splits: a split a picture.
         max_bits: of the 64.
 
     Two hashes that differ in at most b bits agree on at least one of b + 1 bands of bits, so only pictures
@@ -46,6 +49,7 @@ def near_duplicates(hashes: Sequence[int], thumbnails: np.ndarray, max_bits: int
 
     """
     codes = np.array(hashes, dtype=np.uint64)
+    side = np.array([SPLITS.index(split) for split in splits])
     flat = thumbnails.reshape(len(codes), -1).astype(np.int16)
     edges = np.linspace(0, _HASH_BITS, max_bits + 2).astype(int)
     seen: set[tuple[int, int]] = set()
@@ -58,6 +62,7 @@ def near_duplicates(hashes: Sequence[int], thumbnails: np.ndarray, max_bits: int
             members = np.array(bucket)
             for k, first in enumerate(bucket[:-1]):
                 others = members[k + 1 :]
+                others = others[side[others] != side[first]]
                 others = others[np.bitwise_count(codes[others] ^ codes[first]) <= max_bits]
                 near = np.abs(flat[others] - flat[first]).max(axis=1, initial=0) <= _THUMBNAIL_TOLERANCE
                 for other in others[near]:

@@ -36,13 +36,16 @@ class Captioner:
         return self._checkpoint.image_size
 
     @torch.inference_mode()
-    def caption(self, pictures: Sequence[Image.Image], beams: int = 1, max_tokens: int = 48) -> list[str]:
-        """The likeliest caption that beam search finds, a picture (RGB, any size)."""
+    def caption(self, pictures: Sequence[Image.Image], beams: int = 1, max_tokens: int | None = None) -> list[str]:
+        """The likeliest caption that beam search finds, a picture (RGB, any size).
+
+        Without `max_tokens` captions are at most as long as the checkpoint itself says.
+        """
         return [found[0] for found in self._generate(pictures, max_tokens, num_beams=beams, do_sample=False)]
 
     @torch.inference_mode()
     def several(
-        self, pictures: Sequence[Image.Image], count: int, seed: int = 0, max_tokens: int = 48
+        self, pictures: Sequence[Image.Image], count: int, seed: int = 0, max_tokens: int | None = None
     ) -> list[list[str]]:
         """Up to `count` different captions a picture, sampled (top-p 0.9), in the order in which they came.
 
@@ -52,10 +55,11 @@ class Captioner:
         found = self._generate(pictures, max_tokens, do_sample=True, top_p=0.9, num_return_sequences=count)
         return [list(dict.fromkeys(captions)) for captions in found]
 
-    def _generate(self, pictures: Sequence[Image.Image], max_tokens: int, **how: object) -> list[list[str]]:
+    def _generate(self, pictures: Sequence[Image.Image], max_tokens: int | None, **how: object) -> list[list[str]]:
         processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
         inputs = pixel_values(processor, cropped(processor, pictures)).to(self._device)
-        tokens = self._model.caption(inputs, max_length=max_tokens, **how)
+        longest = {} if max_tokens is None else {"max_length": max_tokens}
+        tokens = self._model.caption(inputs, **longest, **how)
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // len(pictures)
         return [texts[i : i + each] for i in range(0, len(texts), each)]

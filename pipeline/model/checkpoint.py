@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline import paths
 from pipeline.errors import ConfigError, TemporaryError
-from pipeline.files import sha256_of
 from pipeline.model.git import GitForCausalLM
 from pipeline.params import Scratch
 
@@ -67,6 +66,7 @@ def locate(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -74,12 +74,14 @@ def locate(name: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
         raise ConfigError(
             f"params.yaml: finetune.checkpoint: the hub gives no {name} at {revision} ({type(error).__name__});"
             " correct the name and finetune.revision"
         ) from None
     except (LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise TemporaryError(
             f"params.yaml: finetune.checkpoint: {name} at {revision} is not on this machine and the hub can't be"
             f" reached ({type(error).__name__}); run again when it can, or bring the checkpoint's folder"
@@ -195,11 +197,3 @@ def _wordpiece(captions: Iterable[str], size: int, max_tokens: int) -> PreTraine
         special_tokens=[(begin, tokenizer.token_to_id(begin)), (end, tokenizer.token_to_id(end))],
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_tokens, **_SPECIAL)
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of all that decides what a checkpoint says: weights, configuration, tokenizer, image processor."""
-    files = [
-        p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".txt"} and p.name != paths.TRAINING.name
-    ]
-    return sha256_of(*sorted(files))

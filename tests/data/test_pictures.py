@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
@@ -57,12 +58,37 @@ def test_orientation_is_applied() -> None:
         (encoded(Image.new("RGB", (300, 300), "red"), "JPEG")[:700], "damaged"),
         (encoded(Image.effect_noise((90, 90), 50), "PNG")[:2000], "damaged"),
         (encoded(Image.new("RGB", (4000, 4000)), "PNG"), "too_many_pixels"),
+        (encoded(Image.new("RGB", (70_000, 10)), "PNG"), "extreme_shape"),
+        (encoded(Image.new("RGB", (1, 51)), "PNG"), "extreme_shape"),
     ],
 )
 def test_what_can_not_be_used_has_its_reason(data: bytes, reason: str) -> None:
     with pytest.raises(PictureError) as caught:
         decode(data, LIMIT)
     assert caught.value.reason == reason
+
+
+def test_damaged_orientation_is_a_damaged_picture_and_no_crash() -> None:
+    """`exif_transpose` fails with struct.error on tags of a wrong type."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    good = encoded(Image.new("RGB", (40, 20), "red"), "JPEG", exif=exif)
+    place = good.index(b"Exif")
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        data = bytearray(good)
+        for at in rng.integers(place, place + 60, 3):
+            data[at] = rng.integers(256)
+        with contextlib.suppress(PictureError):
+            decode(bytes(data), LIMIT)
+
+
+def test_nothing_of_the_originals_metadata_is_kept() -> None:
+    data = encoded(Image.new("RGB", (40, 40), "red"), "JPEG", comment=b"shot at 52.1N 4.3E", icc_profile=b"profile")
+    assert b"52.1N" in data
+    stored = normalise(data, 256, LIMIT).jpeg
+    assert b"52.1N" not in stored
+    assert b"profile" not in stored
 
 
 def test_scaled_decoding_can_not_be_seen() -> None:

@@ -76,6 +76,18 @@ def test_an_interruption_leaves_no_process_behind(dvc: Path) -> None:
     assert not alive
 
 
+def test_a_stage_may_clear_up_after_its_dvc_is_gone(dvc: Path, tmp_path: Path) -> None:
+    clears = "trap 'sleep 1; touch cleared; exit 75' TERM; echo up; while :; do sleep 0.1; done"
+    dvc.write_text(f'#!/bin/sh\nsh -c "{clears}" &\nsleep 300\n')
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.run("build", interrupt)
+    assert (tmp_path / "cleared").exists()
+
+
 def test_the_stage_knows_the_flows_process(dvc: Path) -> None:
     dvc.write_text("#!/bin/sh\necho $IMAGE_CAPTIONING_OWNER $DVC_NO_ANALYTICS\n")
     heard: list[str] = []

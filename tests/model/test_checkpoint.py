@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from pipeline import params
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.model import checkpoint
+from pipeline.model.weights import weights_hash
 from tests.conftest import ROOT, TINY
 
 CAPTIONS = ["a red star on the grass", "Two dogs, running!", "café #sunset"]
@@ -46,12 +47,12 @@ def test_loading_and_saving_again_changes_nothing(saved: Path, tmp_path: Path) -
 
 
 def test_the_hash_sees_weights_and_tokenizer_but_not_the_note_of_how_it_was_made(saved: Path) -> None:
-    before = checkpoint.weights_hash(saved)
+    before = weights_hash(saved)
     (saved / "training.json").write_text("{}")
-    assert checkpoint.weights_hash(saved) == before
+    assert weights_hash(saved) == before
     with (saved / "tokenizer.json").open("a") as file:
         file.write("\n")
-    assert checkpoint.weights_hash(saved) != before
+    assert weights_hash(saved) != before
 
 
 def test_captions_begin_and_end_with_the_marks_that_generation_uses() -> None:

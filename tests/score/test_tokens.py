@@ -4,11 +4,12 @@ import doctest
 
 import pytest
 
+from pipeline import params
 from pipeline.data import captions
 from pipeline.score import tokens
 
 
-@pytest.mark.parametrize("module", [tokens, captions])
+@pytest.mark.parametrize("module", [tokens, captions, params])
 def test_the_examples_in_docstrings_are_true(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted
