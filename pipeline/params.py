@@ -162,7 +162,6 @@ def load(path: Path = paths.PARAMS) -> Params:
     Raises:
         ConfigError: the file is missing or is no YAML, or a key or value is wrong; names each key, the
             value found, and what is allowed.
-
     """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

@@ -29,7 +29,6 @@ def picture(value: Any, side: int) -> Image.Image:
 
     Raises:
         ValueError: it is none; says why in words for the client.
-
     """
     if isinstance(value, str):
         if value.startswith("data:"):

@@ -54,7 +54,6 @@ def main(
         work: takes the params and the command line's arguments, and returns the last line to print.
         arguments: adds the command's own arguments to the parser.
         lock: gives the name of the lock that keeps a second run out; without it, any number may run.
-
     """
     module = sys.modules["__main__"]
     parser = argparse.ArgumentParser(

@@ -48,7 +48,6 @@ def client() -> mlflow.MlflowClient:
 
     Raises:
         TemporaryError: the store can't be reached.
-
     """
     # Alembic tells every step of making the tables; nobody here wants to read it.
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -100,7 +99,6 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
 
     Raises:
         ConfigError: an experiment of that name was deleted.
-
     """
     found = store.get_experiment_by_name(name)
     if found is None:
@@ -351,7 +349,6 @@ def log_model(
         artifacts: files and folders that it finds in its context, by name.
         example: a picture as a data: URL, for the input example.
         requirements: pinned, as pip reads them.
-
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -402,7 +399,6 @@ def checkpoint_of(model: str) -> Path:
     Raises:
         ConfigError: the registry has no such model.
         TemporaryError: the registry can't be reached.
-
     """
     store = client()
     name = model.removeprefix("models:/")

@@ -57,7 +57,6 @@ class Archive:
         Raises:
             MemberError: `too_many_bytes`, `encrypted`, or `damaged` (wrong checksum, cut off, or an
                 unknown compression).
-
         """
         info = self._infos[index]
         if info.flag_bits & 0x1:
@@ -80,7 +79,6 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
     Raises:
         DataError: the file is no zip, or is cut off (the list of a zip's files stands at its end).
-
     """
     try:
         file = zipfile.ZipFile(path)

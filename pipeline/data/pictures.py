@@ -40,7 +40,6 @@ class Normalised:
         width, height: pixels.
         phash: 64-bit perceptual hash.
         thumbnail: `(THUMBNAIL, THUMBNAIL, 3)` uint8 as bytes.
-
     """
 
     jpeg: bytes
@@ -60,7 +59,6 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
 
     Raises:
         PictureError: `not_a_picture`, `too_many_pixels`, `extreme_shape`, or `damaged`.
-
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -105,7 +103,6 @@ def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
 
     Raises:
         PictureError: as `decode`.
-
     """
     import imagehash
 

@@ -50,7 +50,6 @@ class Ingested:
         phash: 64-bit perceptual hash, 16 hexadecimal digits.
         thumbnail: 8 x 8 RGB, row by row, 384 hexadecimal digits.
         captions: in the order in which they came.
-
     """
 
     sha256: str
@@ -73,7 +72,6 @@ class Example:
         sha256: of the raw bytes as they came; the picture's identity.
         sources: the folders of `data/raw` that it came from.
         origins: where it was found in each.
-
     """
 
     file_name: str
@@ -93,7 +91,6 @@ def read_ingested(folder: Path) -> Iterator[Ingested]:
 
     Raises:
         DataError: the source has not been ingested.
-
     """
     if not (folder / _RECORDS).is_file():
         raise DataError(f"{folder / _RECORDS}: not found; run `dvc repro`, which ingests every source first")
@@ -116,7 +113,6 @@ def read_examples(folder: Path) -> list[Example]:
 
     Raises:
         DataError: the split has not been built.
-
     """
     if not (folder / _EXAMPLES).is_file():
         raise DataError(f"{folder / _EXAMPLES}: not found; run `dvc repro`, which builds the data set first")
@@ -183,7 +179,6 @@ class PictureReader:
 
         Raises:
             DataError: no shard of the folder has it.
-
         """
         if self._shards is None:
             opened = [zipfile.ZipFile(path) for path in sorted(self._folder.glob("pictures-*.zip"))]

@@ -52,7 +52,6 @@ def find(folder: Path) -> Source:
 
     Raises:
         DataError: there is no such folder, or its files fit no layout; lists what was seen.
-
     """
     if not folder.is_dir():
         raise DataError(
@@ -75,7 +74,6 @@ def caption_files(source: Source, archive: Archive) -> list[int]:
 
     Raises:
         DataError: there is no captions file at all.
-
     """
     if source.captions:
         return []
@@ -94,7 +92,6 @@ def rows(source: Source, archive: Archive) -> Iterator[CaptionRow]:
 
     Raises:
         DataError: a captions file can't be read or lacks a column; names the file and the row.
-
     """
     if source.captions:
         yield from _rows_of(source.captions.name, "", source.captions.read_bytes(), str(source.captions))

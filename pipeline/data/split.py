@@ -46,7 +46,6 @@ def near_duplicates(
     Two hashes that differ in at most b bits agree on at least one of b + 1 bands of bits, so only pictures
     that share a band are compared (Manku, Jain and Das Sarma, "Detecting near-duplicates for web
     crawling", WWW 2007).
-
     """
     codes = np.array(hashes, dtype=np.uint64)
     side = np.array([SPLITS.index(split) for split in splits])

@@ -26,7 +26,6 @@ class Captioner:
 
         Raises:
             ConfigError: the folder has no GIT checkpoint.
-
         """
         return cls(load(folder))
 

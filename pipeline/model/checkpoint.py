@@ -59,7 +59,6 @@ def locate(name: str, revision: str | None) -> Path:
     Raises:
         TemporaryError: the hub can't be reached, and the commit is not on this machine yet.
         ConfigError: the hub has no such checkpoint or commit.
-
     """
     if Path(name).is_dir():
         return Path(name)
@@ -94,7 +93,6 @@ def load(folder: Path) -> Checkpoint:
 
     Raises:
         ConfigError: the folder has no GIT checkpoint with safetensors weights; names the file and the mend.
-
     """
     config_file = folder / "config.json"
     try:

@@ -22,7 +22,6 @@ class Shown:
         references: what people said.
         captions: what each system said, by its name.
         scores: the CIDEr-D of each of these captions.
-
     """
 
     picture: str
@@ -41,7 +40,6 @@ def render(shown: Sequence[Shown], metrics: Mapping[str, Mapping[str, float]], p
         metrics: each system's metrics over all scored pictures.
         pictures: how many were scored.
         title: of the page.
-
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -22,7 +22,6 @@ def score(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) ->
 
     Raises:
         ValueError: no pictures, lengths that differ, or a picture without a reference.
-
     """
     if not candidates or len(candidates) != len(references) or not all(references):
         raise ValueError("needs at least one picture, a candidate each, and a reference or more each")
