@@ -26,7 +26,7 @@ from pipeline.score.metrics import cider_d, score
 from pipeline.score.tokens import TOKENIZER, tokenize
 
 _BARS = "metrics.csv"
-_PICTURES = "pictures"
+_SHEET = "contact_sheet.png"
 _PLOTTED = 12  # pictures that `dvc plots` shows
 _MODEL = "model"
 
@@ -139,10 +139,10 @@ def _write_gallery(
     ]
     page = gallery.render(shown, metrics, len(lines), "Captions of the test split")
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
-    (folder / _PICTURES).mkdir()
-    for k, line in enumerate(lines[:_PLOTTED]):
-        sheet = gallery.captioned(reader.read(line["file_name"]), line["captions"][_MODEL], line["references"][0])
-        (folder / _PICTURES / f"{k:02}.png").write_bytes(sheet)
+    plotted = [
+        (reader.read(line["file_name"]), line["captions"][_MODEL], line["references"][0]) for line in lines[:_PLOTTED]
+    ]
+    gallery.contact_sheet(plotted).save(folder / _SHEET)
 
 
 if __name__ == "__main__":

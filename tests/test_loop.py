@@ -90,7 +90,7 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
     page = (loop / "plots page" / "index.html").read_text()
     assert "train_loss" in page
     assert "CIDEr-D" in page
-    assert page.count(".png") >= 10
+    assert "contact_sheet.png" in page
     shutil.rmtree(loop / "plots page")
 
 

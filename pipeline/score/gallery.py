@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _TEMPLATE = "gallery.html.jinja"
 
@@ -52,21 +52,34 @@ def render(shown: Sequence[Shown], metrics: Mapping[str, Mapping[str, float]], p
     )
 
 
-def captioned(data: bytes, caption: str, reference: str, side: int = 256) -> bytes:
-    """A picture with the model's caption and a reference written below it, as PNG."""
+def contact_sheet(items: Sequence[tuple[bytes, str, str]], columns: int = 4, side: int = 256) -> Image.Image:
+    """Pictures with the model's caption and a reference written below each, in a grid: for pages that show no text.
+
+    Args:
+        items: of each picture its bytes, the model's caption, and what a person said.
+        columns: of the grid.
+        side: of the square that a picture is fitted into, in pixels.
+    """
+    cells = [_cell(*item, side) for item in items]
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    width, height = cells[0].size
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for k, cell in enumerate(cells):
+        sheet.paste(cell, (k % columns * width, k // columns * height))
+    return sheet
+
+
+def _cell(data: bytes, caption: str, reference: str, side: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
-        picture = image.convert("RGB")
-    scale = side / max(picture.size)
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    font = ImageFont.load_default(size=14)
+        picture = ImageOps.contain(image.convert("RGB"), (side, side))
     text = "\n".join(
         line
         for who, said in (("model", caption or "(nothing)"), ("people", reference))
-        for line in textwrap.wrap(f"{who}: {said}", width=36, max_lines=4, placeholder=" ...")
+        for line in textwrap.wrap(f"{who}: {said}", width=36, max_lines=3, placeholder=" ...")
     )
-    page = Image.new("RGB", (side, side + 150), "white")
-    page.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    ImageDraw.Draw(page).multiline_text((6, side + 8), text, fill="black", font=font, spacing=3)
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG")
-    return buffer.getvalue()
+    page = Image.new("RGB", (side + 16, side + 130), "white")
+    page.paste(picture, (8 + (side - picture.width) // 2, 8 + (side - picture.height) // 2))
+    font = ImageFont.load_default(size=14)
+    ImageDraw.Draw(page).multiline_text((8, side + 16), text, fill="black", font=font, spacing=3)
+    return page

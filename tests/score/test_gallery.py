@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import io
-
-from PIL import Image
+import pytest
 
 from pipeline.score import gallery
 from tests.conftest import jpeg
@@ -33,7 +31,10 @@ def test_an_empty_caption_is_shown_as_such() -> None:
     assert "(nothing)" in page("")
 
 
-def test_a_picture_is_written_under() -> None:
-    with Image.open(io.BytesIO(gallery.captioned(jpeg(), "word " * 200, "ref"))) as image:
-        assert image.format == "PNG"
-        assert image.size == (256, 406)
+@pytest.mark.parametrize(("pictures", "size"), [(1, (272, 386)), (4, (1088, 386)), (6, (1088, 772))])
+def test_a_contact_sheet_has_a_cell_a_picture(pictures: int, size: tuple[int, int]) -> None:
+    items = [(jpeg("red", (40 + k, 30)), "word " * 200, "") for k in range(pictures)]
+    sheet = gallery.contact_sheet(items)
+    assert sheet.size == size
+    for k in range(pictures):
+        assert sheet.getpixel((k % 4 * 272 + 136, k // 4 * 386 + 136)) == pytest.approx((254, 0, 0), abs=3)
