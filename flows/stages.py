@@ -13,7 +13,6 @@ from pathlib import Path
 
 STAGES = ("ingest", "build", "finetune", "evaluate", "register")
 TEMPORARY = 75
-_BAD_DATA, _BAD_CONFIG = 65, 78
 _OWNER = "IMAGE_CAPTIONING_OWNER"  # `pipeline.stage` ends a stage when the process of this id is gone
 # DVC itself exits with 255 whatever happened; the stage's own exit code stands in its last words.
 _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")

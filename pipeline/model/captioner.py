@@ -40,25 +40,23 @@ class Captioner:
 
         Without `max_tokens` captions are at most as long as the checkpoint itself says.
         """
-        return [found[0] for found in self._generate(pictures, max_tokens, num_beams=beams, do_sample=False)]
+        longest = {} if max_tokens is None else {"max_length": max_tokens}
+        return [found[0] for found in self._generate(pictures, num_beams=beams, do_sample=False, **longest)]
 
     @torch.inference_mode()
-    def several(
-        self, pictures: Sequence[Image.Image], count: int, seed: int = 0, max_tokens: int | None = None
-    ) -> list[list[str]]:
+    def several(self, pictures: Sequence[Image.Image], count: int, seed: int = 0) -> list[list[str]]:
         """Up to `count` different captions a picture, sampled (top-p 0.9), in the order in which they came.
 
         Duplicates are removed, so there may be fewer. Torch's global seed is set to `seed`.
         """
         torch.manual_seed(seed)
-        found = self._generate(pictures, max_tokens, do_sample=True, top_p=0.9, num_return_sequences=count)
+        found = self._generate(pictures, do_sample=True, top_p=0.9, num_return_sequences=count)
         return [list(dict.fromkeys(captions)) for captions in found]
 
-    def _generate(self, pictures: Sequence[Image.Image], max_tokens: int | None, **how: object) -> list[list[str]]:
+    def _generate(self, pictures: Sequence[Image.Image], **how: object) -> list[list[str]]:
         processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
         inputs = pixel_values(processor, cropped(processor, pictures)).to(self._device)
-        longest = {} if max_tokens is None else {"max_length": max_tokens}
-        tokens = self._model.caption(inputs, **longest, **how)
+        tokens = self._model.caption(inputs, **how)
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // len(pictures)
         return [texts[i : i + each] for i in range(0, len(texts), each)]
