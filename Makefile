@@ -10,13 +10,13 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup demo test lint format bench register ui lock sample
+.PHONY: help setup demo test lint format bench register ui lock sample pretrain
 
 help: ## this menu
 	@echo "image-captioning: fine-tune a captioning model on your own pictures"
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-setup: .venv/ready ## a virtual environment in .venv, and the sample pictures
+setup: .venv/ready ## a virtual environment in .venv, the sample pictures and git-demo
 
 .venv/ready: requirements.lock pyproject.toml
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
@@ -24,7 +24,7 @@ setup: .venv/ready ## a virtual environment in .venv, and the sample pictures
 	@test -x $(BIN)/python || python3 -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/python -m dvc pull --quiet --remote sample data/raw/sample.dvc
+	@$(BIN)/python -m dvc pull --quiet --remote sample data/raw/sample.dvc models/git-demo.dvc
 	@touch $@
 	@echo "setup: ready; next: make demo"
 
@@ -59,6 +59,12 @@ lock: ## resolve the dependencies anew and pin them in requirements.lock
 	.venv/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 sample: setup ## draw the sample again (for those who change how it is drawn)
-	$(BIN)/python -m pipeline.data.scenes data/raw/sample
+	$(BIN)/python -m pipeline.drawn.sample data/raw/sample
 	$(BIN)/python -m dvc add --quiet data/raw/sample
 	$(BIN)/python -m dvc push --quiet --remote sample data/raw/sample.dvc
+
+pretrain: setup ## make git-demo again (for those who change how scenes are drawn; three quarters of an hour on 2 cores)
+	$(BIN)/python -m pipeline.drawn.pretrain models/git-demo
+	cp models/git-demo/README.md docs/git-demo.md
+	$(BIN)/python -m dvc add --quiet models/git-demo
+	$(BIN)/python -m dvc push --quiet --remote sample models/git-demo.dvc

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import Figure, ratio
-from pipeline.data.scenes import write_sample
+from pipeline.drawn.sample import write_sample
 
 ROOT = Path(__file__).parent.parent
 RUNS = 9
@@ -37,9 +37,10 @@ def ours(folder: Path) -> Path:
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "models" / "git-demo", folder / "models" / "git-demo")
     write_sample(folder / "data" / "raw" / "small", pictures=60)
     params = (folder / "params.yaml").read_text()
-    params = params.replace("sources: [sample]", "sources: [small]").replace("epochs: 20", "epochs: 1")
+    params = params.replace("sources: [sample]", "sources: [small]").replace("epochs: 12", "epochs: 1")
     (folder / "params.yaml").write_text(params)
     for words in (*NEW, ["dvc", "add", "-q", "data/raw/small"], ["dvc", "repro"]):
         command(folder, *words)()

@@ -29,6 +29,7 @@ _BARS = "metrics.csv"
 _SHEET = "contact_sheet.png"
 _PLOTTED = 12  # pictures that `dvc plots` shows
 _MODEL = "model"
+_BEFORE = "before_finetuning"
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -72,7 +73,7 @@ def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
     pictures = [reader.read(example.file_name) for example in test]
     answers = {_MODEL: _captions(paths.MODEL, pictures, params, _MODEL)}
     if (before := _before(params)) is not None:
-        answers["before_finetuning"] = _captions(before, pictures, params, "before fine-tuning")
+        answers[_BEFORE] = _captions(before, pictures, params, "before fine-tuning")
     train = read_examples(paths.DATASET / "train")
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
@@ -139,10 +140,18 @@ def _write_gallery(
     ]
     page = gallery.render(shown, metrics, len(lines), "Captions of the test split")
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
-    plotted = [
-        (reader.read(line["file_name"]), line["captions"][_MODEL], line["references"][0]) for line in lines[:_PLOTTED]
-    ]
+    plotted = [(reader.read(line["file_name"]), _said(line)) for line in lines[:_PLOTTED]]
     gallery.contact_sheet(plotted).save(folder / _SHEET)
+
+
+def _said(line: dict) -> dict[str, str]:
+    """What the contact sheet tells of a picture, in its order."""
+    captions = line["captions"]
+    if _BEFORE in captions:
+        ours = {"before": captions[_BEFORE], "after": captions[_MODEL]}
+    else:
+        ours = {"model": captions[_MODEL]}
+    return {**ours, "people": line["references"][0]}
 
 
 if __name__ == "__main__":

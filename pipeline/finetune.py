@@ -1,7 +1,7 @@
 """Fine-tune: a GIT checkpoint + data/dataset/{train,validation} -> models/finetune, a plain Hugging Face checkpoint.
 
-Every epoch sees every training picture once, with one of its captions; the epoch with the lowest loss on
-the validation captions is kept.
+Every epoch sees every training picture once, with some or all of its captions; the epoch with the lowest loss
+on the validation captions is kept.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.params import Finetune, Params
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.data import Dataset
 
     from pipeline.model.batches import Batch
     from pipeline.model.checkpoint import Checkpoint
@@ -43,9 +44,16 @@ def run(params: Params, args: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
+    from pipeline.model.precision import chosen, in_words
+    from pipeline.model.selfcheck import check_loss
     from pipeline.tracking import Live
 
     settings = params.finetune
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = chosen(settings.precision, device)
+    computed_in = in_words(device, dtype)
+    print(f"finetune: computes in {computed_in}")
+    check_loss()
     train, validation = read_examples(paths.DATASET / "train"), read_examples(paths.DATASET / "validation")
     if not validation:
         raise ConfigError("params.yaml: build.validation: is 0, but the best epoch is chosen by it; set it to 0.1")
@@ -62,13 +70,13 @@ def run(params: Params, args: argparse.Namespace) -> str:
             params.register_.experiment, made_by["training_key"], params.flat("ingest", "build", "finetune")
         ) as live:
             epochs = []
-            for epoch in fit(start, train, validation, settings, live):
+            for epoch in fit(start, train, validation, settings, live, device, dtype):
                 _check_finite(epoch, settings)
                 epochs.append(epoch)
                 if epoch.validation_loss <= min(e.validation_loss for e in epochs):
                     start.save(folder)
         best = min(epochs, key=lambda e: e.validation_loss)
-        write_json(folder / paths.TRAINING.name, {**made_by, "best_epoch": best.epoch})
+        write_json(folder / paths.TRAINING.name, {**made_by, "computed_in": computed_in, "best_epoch": best.epoch})
         write_curve(curve, epochs)
         write_json(
             report,
@@ -134,42 +142,56 @@ def training_facts(params: Params, start_hash: str) -> dict[str, Any]:
 
 
 def fit(
-    checkpoint: Checkpoint, train: Sequence[Example], validation: Sequence[Example], settings: Finetune, live: Live
+    checkpoint: Checkpoint,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    settings: Finetune,
+    live: Live,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Iterator[Epoch]:
     """Train `checkpoint` in place; gives each epoch's losses when it has ended."""
     import torch
     from tqdm import tqdm
     from transformers import get_cosine_schedule_with_warmup
 
-    from pipeline.model.batches import Pictures, batches, epoch_captions, tokenize
+    from pipeline.model.batches import batches, epoch_captions, tokenize
+    from pipeline.model.optimization import adamw, train_step
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     train_tokens = tokenize(checkpoint, train, settings.max_tokens)
-    train_pictures = Pictures(train, PictureReader(paths.DATASET / "train"), checkpoint)
+    train_pictures, held_out_pictures = _pictures(checkpoint, train, validation, settings, dtype)
     held_out = batches(
         checkpoint,
-        Pictures(validation, PictureReader(paths.DATASET / "validation"), checkpoint),
+        held_out_pictures,
         list(enumerate(tokenize(checkpoint, validation, settings.max_tokens))),
         settings.batch_size,
     )
-    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
+    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
+    each = None if settings.captions_per_picture == "all" else settings.captions_per_picture
     steps = settings.epochs * -(-len(train) // settings.batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
     bar = tqdm(total=steps, desc="finetune", unit=" steps", disable=None)
     step = 0
     for epoch in range(1, settings.epochs + 1):
         model.train()
+        if settings.freeze == "image_encoder":
+            model.git.image_encoder.eval()  # no dropout: what it says is the same each time
         loss_sum, tokens_sum = torch.zeros((), device=device), torch.zeros((), device=device)
-        captioned = epoch_captions(train_tokens, settings.seed, epoch)
+        captioned = epoch_captions(train_tokens, settings.seed, epoch, each)
         for batch in batches(checkpoint, train_pictures, captioned, settings.batch_size):
-            loss, tokens = _loss(model, batch.to(device))
-            optimizer.zero_grad()
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-            optimizer.step()
-            schedule.step()
-            loss_sum += loss.detach()
+            loss, tokens = train_step(
+                model,
+                batch.to(device),
+                optimizer,
+                schedule,
+                gradient_clip=settings.gradient_clip,
+                dtype=dtype,
+                label_smoothing=settings.label_smoothing,
+            )
+            loss_sum += loss
             tokens_sum += tokens
             step += 1
             bar.update()
@@ -178,7 +200,7 @@ def fit(
         ended = Epoch(
             epoch=epoch,
             train_loss=(loss_sum / tokens_sum).item(),
-            validation_loss=_mean_loss(model, held_out, device),
+            validation_loss=_mean_loss(model, held_out, device, dtype),
             learning_rate=schedule.get_last_lr()[0],
         )
         live.metrics(ended.metrics(), epoch)
@@ -190,29 +212,43 @@ def fit(
     bar.close()
 
 
-def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices) and without (biases and norms)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+def _pictures(
+    checkpoint: Checkpoint,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    settings: Finetune,
+    dtype: torch.dtype,
+) -> Sequence[Dataset[torch.Tensor]]:
+    """The pictures of both splits; with a frozen image encoder what it makes of them, where that can be kept."""
+    from pipeline.model.batches import Pictures
+    from pipeline.model.features import Features
+
+    pictures = [
+        Pictures(examples, PictureReader(paths.DATASET / split), checkpoint)
+        for split, examples in (("train", train), ("validation", validation))
     ]
+    if settings.freeze == "none":
+        return pictures
+    checkpoint.model.git.image_encoder.requires_grad_(False)
+    limit = int(settings.feature_cache_gb * 1e9)
+    try:
+        return Features(checkpoint, pictures, paths.FEATURES, dtype, limit).splits()
+    except MemoryError as error:
+        print(f"finetune: finetune.feature_cache_gb: features take {error}; pictures are encoded each time")
+        return pictures
 
 
-def _loss(model: GitForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss of a batch's captions, and the number of their tokens."""
-    return model.caption_loss(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
-
-
-def _mean_loss(model: GitForCausalLM, held_out: Iterable[Batch], device: torch.device) -> float:
+def _mean_loss(model: GitForCausalLM, held_out: Iterable[Batch], device: torch.device, dtype: torch.dtype) -> float:
     """The mean loss a token over all captions of the validation split."""
     import torch
+
+    from pipeline.model.optimization import summed_loss
 
     model.eval()
     loss_sum = tokens_sum = 0.0
     with torch.inference_mode():
         for batch in held_out:
-            loss, tokens = _loss(model, batch.to(device))
+            loss, tokens = summed_loss(model, batch.to(device), dtype)
             loss_sum += loss.item()
             tokens_sum += tokens.item()
     return loss_sum / tokens_sum

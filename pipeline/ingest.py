@@ -51,6 +51,8 @@ ROW_REASONS = {
     "picture_set_aside": "its picture was set aside",
 }
 
+# Files of which nothing is lost: what systems leave in their zips, and a second copy of a picture.
+_NO_LOSS = {"not_a_picture_file", "same_bytes"}
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -69,6 +71,22 @@ class Account:
     def set_aside(self, kind: str, file: str, row: int | None, reason: str) -> None:
         """Set aside a `file` (or a `row` of one) for a `reason`."""
         self.aside.append((kind, file, row, reason))
+
+    def check_share(self, archive: Path, most: float) -> None:
+        """Stop before anything is changed where so much is set aside that the archive is hardly what was meant.
+
+        Raises:
+            DataError: more than the part `most` of the pictures, or of the rows, is set aside.
+        """
+        for kind, what, kept in (("file", "pictures", self.pictures), ("row", "rows", self.captions)):
+            reasons = Counter(reason for of, _, _, reason in self.aside if of == kind and reason not in _NO_LOSS)
+            lost = reasons.total()
+            if lost > most * (kept + lost):
+                seen = ", ".join(f"{many:,} {reason}" for reason, many in reasons.most_common())
+                raise DataError(
+                    f"{archive}: {lost:,} of {kept + lost:,} {what} would be set aside ({seen}), more than"
+                    f" ingest.max_set_aside = {most:g} allows; mend the source, or raise it in params.yaml"
+                )
 
     def report(self) -> dict[str, object]:
         """The counts, after checking that they add up."""
@@ -105,6 +123,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
             reasons = Counter(reason for _, _, _, reason in account.aside)
             seen = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             raise DataError(f"{source.archive}: no picture with a caption in it ({seen}); check that the names agree")
+        account.check_share(source.archive, settings.max_set_aside)
         write_ingested(new_folder, records)
         _write_set_aside(new_folder / "set_aside.csv", account)
         write_json(new_report, account.report())

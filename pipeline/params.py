@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -34,6 +34,7 @@ class Ingest(Section):
     sources: Annotated[list[Name], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=16, le=4096)]
     max_pixels: Annotated[int, Field(ge=1)]
+    max_set_aside: Annotated[float, Field(ge=0, le=1)]
 
     @model_validator(mode="after")
     def _no_source_twice(self) -> Ingest:
@@ -83,12 +84,18 @@ class Finetune(Section):
     checkpoint: Annotated[str, Field(min_length=1)]
     revision: str | None
     scratch: Scratch
+    freeze: Literal["none", "image_encoder"]
+    feature_cache_gb: Annotated[float, Field(ge=0, le=100_000)]
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
+    captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup: Fraction
     weight_decay: Annotated[float, Field(ge=0, le=10)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
+    precision: Literal["auto", "float32", "bfloat16"]
+    gradient_checkpointing: bool
     max_tokens: Annotated[int, Field(ge=4, le=1024)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -96,6 +103,11 @@ class Finetune(Section):
     def _a_hub_name_is_pinned(self) -> Finetune:
         if self.checkpoint == "scratch" or Path(self.checkpoint).is_dir():
             return self
+        if Path(f"{self.checkpoint}.dvc").is_file():
+            raise ValueError(
+                f"`checkpoint` {self.checkpoint!r} is tracked by DVC but not in its place; bring it with"
+                f" `dvc pull {self.checkpoint}.dvc`, or for what comes with the repository `make setup`"
+            )
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
             raise ValueError(
                 f"`checkpoint` {self.checkpoint!r} is neither `scratch`, nor a folder here, nor a hub name like"

@@ -25,3 +25,4 @@ GALLERY = EVALUATE_FOLDER / "gallery.html"
 REGISTER_REPORT = REPORTS / "register.json"
 
 WORK = Path(".work")  # locks and other things of the moment; no stage's output
+FEATURES = WORK / "features"  # what frozen image encoders made of pictures

@@ -172,6 +172,7 @@ def _facts(training: Mapping[str, Any], model_sha256: str, params: Params) -> di
         tracking.TRAINING_KEY: training["training_key"],
         "data_sha256": training["data_sha256"],
         "code_sha256": training["code_sha256"],
+        "computed_in": training["computed_in"],
         "params": json.dumps(used),
         **_dvc_hashes(),
         **(_git_state() if same_code else {"git.commit": "unknown: the code has changed since the training"}),

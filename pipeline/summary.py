@@ -6,10 +6,11 @@ import argparse
 
 from pipeline import paths, stage
 from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline.files import read_json, read_json_lines
 from pipeline.params import Params
 
 _COLUMNS = ("BLEU-4", "ROUGE-L", "CIDEr-D")
+_SHOWN = {"before_finetuning": "before", "model": "the model"}  # of the systems in the example
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -24,6 +25,12 @@ def run(params: Params, args: argparse.Namespace) -> str:
     for system, scores in evaluation.items():
         if isinstance(scores, dict):
             print(f"{system.replace('_', ' '):>19}  " + "".join(f"{scores[name]:10.3f}" for name in _COLUMNS))
+    example = next(iter(read_json_lines(paths.CAPTIONS)))
+    print(f"\nfor example    picture {example['file_name']}")
+    for system, name in _SHOWN.items():
+        if system in example["captions"]:
+            print(f"{name:<15}{example['captions'][system]}")
+    print(f"people         {example['references'][0]}")
     model = registered["model"]
     version = tracking.find_version(tracking.client(), model, registered["model_sha256"])
     print(f"\nthe model      {paths.MODEL}")

@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.data.scenes import write_sample
+from pipeline.drawn.sample import write_sample
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 # As small as they come, so that a whole loop takes seconds; for learning itself see test_learning.py.
 TINY = {
+    "finetune.checkpoint": "scratch",
     "finetune.epochs": 2,
     "finetune.batch_size": 16,
     "finetune.scratch": {
@@ -133,6 +134,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
             if (ROOT / name).is_file() and name != "dvc.lock":
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
+        shutil.copytree(ROOT / "models" / "git-demo", folder / "models" / "git-demo")
         (folder / ".venv").symlink_to(sys.prefix)
         git = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
         for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as it is"]):

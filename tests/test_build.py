@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline import build, ingest, params
 from pipeline.data.records import PictureReader, read_examples
-from pipeline.data.scenes import write_sample
 from pipeline.data.split import SPLITS
+from pipeline.drawn.sample import write_sample
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256_of
 from tests.conftest import jpeg, set_params

@@ -98,4 +98,15 @@ def test_the_pipeline_imports_neither_prefect_nor_dvc_and_mlflow_in_two_places_o
                 found.setdefault(name.split(".")[0], set()).add(file.relative_to(ROOT / "pipeline").as_posix())
     assert not {"prefect", "dvc", "flows"} & set(found)
     assert found["mlflow"] == {"tracking.py", "served.py"}
-    assert found["zipfile"] == {"data/archive.py", "data/records.py", "data/scenes.py"}
+    assert found["zipfile"] == {"data/archive.py", "data/records.py", "drawn/sample.py"}
+
+
+def test_no_stage_knows_how_the_sample_is_drawn() -> None:
+    for stage in STAGES:
+        assert not {file for file in code_of(stage) if file.startswith("pipeline/drawn/")}
+
+
+def test_the_checkpoint_that_is_shipped_makes_stale_what_starts_from_it() -> None:
+    shipped = YAML(typ="safe").load(ROOT / "params.yaml")["finetune"]["checkpoint"]
+    for stage in ("finetune", "evaluate"):
+        assert shipped in graph()[stage]["deps"]

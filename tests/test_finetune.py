@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import build, finetune, ingest, params, tracking
-from pipeline.data.scenes import write_sample
+from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, sha256_of
 from pipeline.model import checkpoint
@@ -70,7 +70,8 @@ def test_the_kept_weights_are_those_of_the_best_epoch(built: Path) -> None:
             pass
 
     held_out = finetune.read_examples(Path("data/dataset/validation"))
-    for epoch in finetune.fit(start, examples, held_out, settings, Silent()):  # type: ignore[arg-type]
+    where = (torch.device("cpu"), torch.float32)
+    for epoch in finetune.fit(start, examples, held_out, settings, Silent(), *where):  # type: ignore[arg-type]
         if epoch.epoch == made["best_epoch"]:
             break
     loaded = checkpoint.load(Path("models/finetune")).model.state_dict()
@@ -175,3 +176,43 @@ def test_a_wrong_checkpoint_is_78_and_the_last_model_stays(built: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "other/config.json: model_type is 'blip'" in done.stderr
     assert sha256_of(*OUTPUTS) == before
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])
+def test_a_frozen_image_encoder_stays_as_it_was_while_words_are_learned(
+    built: Path, gigabytes: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train()
+    shutil.copytree("models/finetune", "base")
+    made = train(checkpoint="base", freeze="image_encoder", feature_cache_gb=gigabytes, learning_rate=0.01)
+    assert ("features take" in capsys.readouterr().out) == (gigabytes == 0)
+    before, after = (checkpoint.load(Path(name)).model.state_dict() for name in ("base", "models/finetune"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not {name for name in changed if "image_encoder" in name}
+    assert len(changed) > 10
+    assert made["params"]["freeze"] == "image_encoder"
+
+
+def test_kept_features_train_as_pictures_do(built: Path) -> None:
+    """Also with dropout, which a frozen encoder does not have."""
+    losses = []
+    for gigabytes in (0.0, 1.0):
+        train(freeze="image_encoder", feature_cache_gb=gigabytes)
+        losses.append([epoch.validation_loss for epoch in read_curve(Path("reports/finetune.csv"))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert [path.suffix for path in sorted(Path(".work/features").glob("*.rows"))] == [".rows"]
+
+
+def test_precision_smoothing_and_checkpointing_are_what_params_say(built: Path) -> None:
+    plain = train()
+    assert plain["computed_in"] == ("bfloat16 on cuda" if torch.cuda.is_available() else "float32 on cpu")
+    weights = weights_hash(Path("models/finetune"))
+    train(gradient_checkpointing=True)
+    again = read_curve(Path("reports/finetune.csv"))
+    assert all(torch.isfinite(torch.tensor(epoch.train_loss)) for epoch in again)
+    assert train(gradient_checkpointing=False, precision="bfloat16")["computed_in"].startswith("bfloat16")
+    assert weights_hash(Path("models/finetune")) != weights
+    train(precision="auto", label_smoothing=0.2)
+    assert weights_hash(Path("models/finetune")) != weights
+    train(label_smoothing=0.0)
+    assert weights_hash(Path("models/finetune")) == weights

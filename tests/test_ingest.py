@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import shutil
 import struct
 import sys
 import zipfile
@@ -15,7 +17,7 @@ from PIL import Image
 
 from pipeline import ingest, params
 from pipeline.data.records import PictureReader, read_ingested
-from pipeline.data.scenes import write_sample
+from pipeline.drawn.sample import write_sample
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256_of
 from tests.conftest import ROOT, SHARED, jpeg, run, set_params
@@ -78,9 +80,35 @@ def test_a_damaged_picture_takes_its_captions_and_its_copies_along(workspace: Pa
         {"good.jpg": jpeg(), "cut.jpg": cut, "copy.jpg": cut},
         [["good.jpg", "x"], ["cut.jpg", "y"], ["copy.jpg", "z"]],
     )
+    set_params(workspace, {"ingest.max_set_aside": 0.7})
     report = ingest_source("s")
     assert report["files"]["set_aside"] == {"damaged": 2}
     assert report["rows"]["set_aside"] == {"picture_set_aside": 2}
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("pictures", "4 of 7 pictures would be set aside (4 no_caption)"),
+        ("rows", "4 of 7 rows would be set aside (4 picture_missing)"),
+    ],
+)
+def test_where_most_is_set_aside_the_run_stops_and_changes_nothing(
+    workspace: Path, bring: Bring, lost: str, words: str
+) -> None:
+    bring("s", {"a.jpg": jpeg()}, [["a.jpg", "good"]])
+    good = ingest_source("s")
+    shutil.rmtree(workspace / "data/raw/s")
+    files = {f"{k}.jpg": jpeg(size=(40 + k, 30)) for k in range(7 if lost == "pictures" else 3)}
+    forks = {f"__MACOSX/._{k}.jpg": b"fork" for k in range(20)}  # of which nothing is lost
+    rows = [[f"{k}.jpg", "x"] for k in range(7 if lost == "rows" else 3)]
+    bring("s", {**files, **forks}, rows)
+    with pytest.raises(DataError, match=re.escape(words)) as raised:
+        ingest_source("s")
+    assert "ingest.max_set_aside = 0.5" in str(raised.value)
+    assert read_json(Path("reports/ingest/s.json")) == good
+    set_params(workspace, {"ingest.max_set_aside": 0.6})
+    assert ingest_source("s")["files"]["pictures_kept"] == 3
 
 
 def test_names_are_found_with_or_without_folder_and_suffix(workspace: Path, bring: Bring) -> None:

@@ -26,6 +26,8 @@ def test_the_shipped_params_are_valid() -> None:
         ("finetune.learning_rate", float("nan"), ["finetune.learning_rate", "finite"]),
         ("finetune.checkpoint", "microsoft/git-base", ["revision", "40-digit commit"]),
         ("finetune.checkpoint", "/no/such folder", ["neither", "nor a folder"]),
+        ("finetune.captions_per_picture", 0, ["finetune.captions_per_picture", "found 0", "'all'"]),
+        ("finetune.precision", "float16", ["finetune.precision", "'bfloat16'"]),
         ("build.test", 0.95, ["build", "nothing to train on"]),
         ("ingest.sources", [], ["ingest.sources", "at least 1 item"]),
         ("ingest.sources", ["../outside"], ["ingest.sources.0", "'../outside'"]),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.data.scenes import write_sample
+from pipeline.drawn.sample import write_sample
 from pipeline.params import Params
 from tests.conftest import ROOT, TINY, environment, jpeg, set_params
 
@@ -114,7 +114,11 @@ def test_the_files_that_readme_names_are_there() -> None:
     for name in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:yaml|md))`", README):
         if not name.startswith(made) and "NAME" not in name and name not in ("microsoft/git-base", "data/raw"):
             assert (ROOT / name).exists() or (ROOT / "pipeline" / name).exists(), name
-    assert (ROOT / "docs/gallery.png").is_file()
+    assert (ROOT / "docs/contact_sheet.png").is_file()
+
+
+def test_the_card_that_readme_shows_is_the_checkpoints_own() -> None:
+    assert (ROOT / "docs/git-demo.md").read_text() == (ROOT / "models/git-demo/README.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -5,9 +5,10 @@ An epoch's order of pictures and its draw of captions follow from the seed and t
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,21 +24,25 @@ class Batch:
     """Pictures and one or more captions of each.
 
     Attributes:
-        pixel_values: `(pictures, 3, height, width)`, normalised as the checkpoint wants it.
+        pixel_values: `(pictures, 3, height, width)`, normalised as the checkpoint wants it; None where `features` are.
         input_ids: `(captions, length)`, padded at the end.
         attention_mask: `(captions, length)`, 1 on tokens.
         picture_of: `(captions,)`, the index of each caption's picture.
+        features: `(pictures, image_tokens, vision_hidden)`, what a frozen image encoder made of the pictures.
+        labels: `(captions, length)`, the tokens to predict, where these are others than those read.
     """
 
-    pixel_values: torch.Tensor
+    pixel_values: torch.Tensor | None
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     picture_of: torch.Tensor
+    features: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved = (self.pixel_values, self.input_ids, self.attention_mask, self.picture_of)
-        return Batch(*(tensor.to(device) for tensor in moved))
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
 
 
 Tokens = list[int]
@@ -68,6 +73,10 @@ class Pictures(Dataset[torch.Tensor]):
             self._kept[index] = made
         return made
 
+    def sha256(self, index: int) -> str:
+        """Of the picture's bytes as they are in the data set, hexadecimal."""
+        return hashlib.sha256(self._reader.read(self._names[index])).hexdigest()
+
 
 def cropped(processor: object, images: Sequence[Image.Image]) -> torch.Tensor:
     """Pictures resized and cropped as the checkpoint's image processor says: `(pictures, 3, h, w)` uint8."""
@@ -84,9 +93,9 @@ def pixel_values(processor: object, pictures: torch.Tensor) -> torch.Tensor:
 
 
 class CaptionedPictures(Dataset[tuple[torch.Tensor, Sequence[Tokens]]]):
-    """Pictures with the tokens of some of their captions."""
+    """Pictures, or their features, with the tokens of some of their captions."""
 
-    def __init__(self, pictures: Pictures, captioned: Sequence[tuple[int, Sequence[Tokens]]]) -> None:
+    def __init__(self, pictures: Dataset[torch.Tensor], captioned: Sequence[tuple[int, Sequence[Tokens]]]) -> None:
         self._pictures = pictures
         self._captioned = captioned
 
@@ -106,33 +115,72 @@ def tokenize(checkpoint: Checkpoint, examples: Iterable[Example], max_tokens: in
     ]
 
 
-def epoch_captions(tokens: Sequence[Sequence[Tokens]], seed: int, epoch: int) -> list[tuple[int, list[Tokens]]]:
-    """An epoch of training: every picture once, shuffled, with one of its captions drawn."""
+def epoch_captions(
+    tokens: Sequence[Sequence[Tokens]], seed: int, epoch: int, each: int | None = None
+) -> list[tuple[int, list[Tokens]]]:
+    """An epoch of training: every picture once, shuffled, with `each` of its captions drawn; all where it is None."""
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(tokens)).tolist()
-    return [(i, [tokens[i][int(rng.integers(len(tokens[i])))]]) for i in order]
+    drawn = []
+    for i in rng.permutation(len(tokens)).tolist():
+        chosen = rng.permutation(len(tokens[i]))[:each].tolist()
+        drawn.append((i, [tokens[i][k] for k in chosen]))
+    return drawn
 
 
 def batches(
-    checkpoint: Checkpoint, pictures: Pictures, captioned: Sequence[tuple[int, Sequence[Tokens]]], batch_size: int
+    checkpoint: Checkpoint,
+    pictures: Dataset[torch.Tensor],
+    captioned: Sequence[tuple[int, Sequence[Tokens]]],
+    batch_size: int,
 ) -> DataLoader:
-    """A loader of pictures (by index) with captions, in the given order, `batch_size` pictures at a time."""
-    padding = checkpoint.tokenizer.pad_token_id
-    processor = checkpoint.image_processor
+    """A loader of `Pictures` or `Features` (by index) with captions, in the given order, so many pictures at a time."""
 
-    def collate(items: Sequence[tuple[torch.Tensor, Sequence[Tokens]]]) -> Batch:
-        captions = [(row, tokens) for row, (_, of_it) in enumerate(items) for tokens in of_it]
-        length = max(len(tokens) for _, tokens in captions)
-        input_ids = torch.full((len(captions), length), padding)
-        attention_mask = torch.zeros((len(captions), length), dtype=torch.long)
-        for k, (_, tokens) in enumerate(captions):
-            input_ids[k, : len(tokens)] = torch.tensor(tokens)
-            attention_mask[k, : len(tokens)] = 1
-        return Batch(
-            pixel_values=pixel_values(processor, torch.stack([picture for picture, _ in items])),
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            picture_of=torch.tensor([row for row, _ in captions]),
-        )
+    def together(items: Sequence[tuple[torch.Tensor, Sequence[Tokens]]]) -> Batch:
+        return collate(checkpoint, torch.stack([picture for picture, _ in items]), [of_it for _, of_it in items])
 
-    return DataLoader(CaptionedPictures(pictures, captioned), batch_size=batch_size, collate_fn=collate)
+    return DataLoader(CaptionedPictures(pictures, captioned), batch_size=batch_size, collate_fn=together)
+
+
+def collate(checkpoint: Checkpoint, pictures: torch.Tensor, captions: Sequence[Sequence[Tokens]]) -> Batch:
+    """Pictures and the tokens of each one's captions -> a batch.
+
+    Args:
+        checkpoint: whose padding and preprocessing are used.
+        pictures: `(pictures, 3, height, width)` uint8; or features of pictures, in floating point, see `Batch`.
+        captions: one or more of each picture.
+    """
+    rows = [(picture, tokens) for picture, of_it in enumerate(captions) for tokens in of_it]
+    size = (len(rows), max(len(tokens) for _, tokens in rows))
+    input_ids = torch.full(size, checkpoint.tokenizer.pad_token_id)
+    attention_mask = torch.zeros(size, dtype=torch.long)
+    for k, (_, tokens) in enumerate(rows):
+        input_ids[k, : len(tokens)] = torch.tensor(tokens)
+        attention_mask[k, : len(tokens)] = 1
+    encoded = pictures.dtype.is_floating_point
+    return Batch(
+        pixel_values=None if encoded else pixel_values(checkpoint.image_processor, pictures),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        picture_of=torch.tensor([picture for picture, _ in rows]),
+        features=pictures if encoded else None,
+    )
+
+
+def misread(batch: Batch, part: float, seed: Sequence[int]) -> Batch:
+    """A part of the words is read as what another caption of the batch has in their place; targets stay.
+
+    A model that has never seen a red boat learns from the words alone that no boat follows "red". Where words
+    can't be trusted it has to look instead. (Compare word dropout: Bowman et al. 2016, "Generating sentences from a
+    continuous space".)
+
+    Args:
+        batch: whose captions are changed.
+        part: of the words, from 0 to 1.
+        seed: decides which.
+    """
+    rng = np.random.default_rng(seed)
+    order = torch.from_numpy(rng.permutation(len(batch.input_ids)))
+    swapped = torch.from_numpy(rng.random(batch.input_ids.shape) < part)
+    swapped &= (batch.attention_mask & batch.attention_mask[order]).bool()
+    read = torch.where(swapped, batch.input_ids[order], batch.input_ids)
+    return replace(batch, input_ids=read, labels=batch.input_ids)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline.model.batches import cropped, pixel_values
+from pipeline.model.batches import collate, cropped, pixel_values
 from pipeline.model.checkpoint import Checkpoint, load
 
 
@@ -45,13 +45,28 @@ class Captioner:
 
     @torch.inference_mode()
     def several(self, pictures: Sequence[Image.Image], count: int, seed: int = 0) -> list[list[str]]:
-        """Up to `count` different captions a picture, sampled (top-p 0.9), in the order in which they came.
+        """Up to `count` different captions a picture, sampled (top-p 0.9), the likeliest first.
 
-        Duplicates are removed, so there may be fewer. Torch's global seed is set to `seed`.
+        Twice as many are drawn, duplicates are removed, and the others ranked by the mean log-probability of
+        their tokens; there may be fewer than `count`. Torch's global seed is set to `seed`.
         """
         torch.manual_seed(seed)
-        found = self._generate(pictures, do_sample=True, top_p=0.9, num_return_sequences=count)
-        return [list(dict.fromkeys(captions)) for captions in found]
+        found = self._generate(pictures, do_sample=True, top_p=0.9, num_return_sequences=2 * count)
+        return self._ranked(pictures, [list(dict.fromkeys(captions)) for captions in found], count)
+
+    def _ranked(self, pictures: Sequence[Image.Image], captions: list[list[str]], count: int) -> list[list[str]]:
+        """The likeliest `count` captions of each picture, the likeliest first."""
+        longest = self._model.config.max_position_embeddings
+        tokens = [
+            self._checkpoint.tokenizer(of_it, truncation=True, max_length=longest)["input_ids"] for of_it in captions
+        ]
+        batch = collate(self._checkpoint, cropped(self._checkpoint.image_processor, pictures), tokens).to(self._device)
+        found = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
+        likelihoods = iter(found.tolist())
+        ranked = [
+            sorted(of_it, key={c: next(likelihoods) for c in of_it}.__getitem__, reverse=True) for of_it in captions
+        ]
+        return [of_it[:count] for of_it in ranked]
 
     def _generate(self, pictures: Sequence[Image.Image], **how: object) -> list[list[str]]:
         processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer

@@ -10,12 +10,14 @@ Parameters, checkpoint format, losses and tokens are those of the library's clas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -49,29 +51,41 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         # The image encoder asks this key which attention to use; GIT declares the plain one only.
         self.git.image_encoder.config._attn_implementation = "sdpa"
 
-    def prefix(self, pixel_values: torch.Tensor) -> Prefix:
+    def prefix(self, pixel_values: torch.Tensor | None, features: torch.Tensor | None = None) -> Prefix:
         """The prefix of each picture.
 
         Args:
             pixel_values: `(pictures, 3, height, width)`.
+            features: what the image encoder makes of them, `(pictures, image_tokens, vision_hidden)`, where it
+                is known: then the encoder does not run.
         """
-        hidden = self.git.visual_projection(self.git.image_encoder(pixel_values).last_hidden_state)
+        if features is None:
+            features = self.git.image_encoder(pixel_values).last_hidden_state
+        hidden = self.git.visual_projection(features)
         layers: list[KeysValues] = []
         for layer in self.git.encoder.layer:
-            attention = layer.attention.self
-            keys, values = _heads(attention, attention.key(hidden)), _heads(attention, attention.value(hidden))
+            if len(layers) + 1 < len(self.git.encoder.layer):
+                hidden, keys, values = self._run(_image_layer, layer, hidden)
+            else:  # of the last layer only keys and values are used
+                keys, values = _keys_values(layer.attention.self, hidden)
             layers.append((keys, values))
-            if len(layers) < len(self.git.encoder.layer):  # of the last layer only keys and values are used
-                queries = _heads(attention, attention.query(hidden))
-                hidden = _rest_of_layer(layer, hidden, _attend(attention, queries, keys, values))
         return Prefix(layers)
+
+    def _run(self, function: Callable[..., Any], layer: Any, *inputs: torch.Tensor) -> Any:
+        """What a layer does; under gradient checkpointing it is computed again in the backward pass."""
+        if self.training and layer.gradient_checkpointing:
+            return checkpoint(function, layer, *inputs, use_reentrant=False)
+        return function(layer, *inputs)
 
     def caption_loss(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of predicting each caption's tokens from those before it: its sum, and how many it sums.
 
@@ -83,26 +97,47 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
             input_ids: `(captions, length)`, from the beginning mark to the end mark, then padding.
             attention_mask: `(captions, length)`, 1 on tokens and 0 on padding.
             picture_of: `(captions,)`, the index of each caption's picture.
+            features: in place of `pixel_values`, what the image encoder made of these: see `prefix`.
+            labels: `(captions, length)`, the tokens to predict, where these are others than those read.
+            label_smoothing: the part of the target that is spread evenly over the vocabulary (Szegedy et al. 2016).
         """
         is_target = attention_mask[:, 1:].bool()
-        packed = _pack(is_target, picture_of, pixel_values.shape[0])
+        prefix = self.prefix(pixel_values, features)
+        logits = self._target_logits(prefix, input_ids, is_target, picture_of)
+        targets = (input_ids if labels is None else labels)[:, 1:][is_target]
+        loss = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+        return loss, is_target.sum()
+
+    @torch.inference_mode()
+    def likelihood(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        picture_of: torch.Tensor,
+    ) -> torch.Tensor:
+        """The mean natural logarithm of the probability of each caption's tokens, `(captions,)`.
+
+        The arguments are those of `caption_loss`.
+        """
+        is_target = attention_mask[:, 1:].bool()
+        logits = self._target_logits(self.prefix(pixel_values), input_ids, is_target, picture_of)
+        found = -cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="none")
+        caption = is_target.nonzero()[:, 0]
+        sums = torch.zeros(len(input_ids), device=found.device).index_add(0, caption, found)
+        return sums / is_target.sum(dim=1)
+
+    def _target_logits(
+        self, prefix: Prefix, input_ids: torch.Tensor, is_target: torch.Tensor, picture_of: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits `(tokens, vocabulary)` for every target, caption by caption."""
+        packed = _pack(is_target, picture_of, prefix.pictures)
         tokens = packed.rows(input_ids[:, :-1])
         hidden = self.git.embeddings(input_ids=tokens, position_ids=packed.positions)
-        for layer, (keys, values) in zip(self.git.encoder.layer, self.prefix(pixel_values).layers, strict=True):
-            attention = layer.attention.self
-            hidden = _rest_of_layer(
-                layer,
-                hidden,
-                _attend(
-                    attention,
-                    _heads(attention, attention.query(hidden)),
-                    torch.cat([keys, _heads(attention, attention.key(hidden))], dim=2),
-                    torch.cat([values, _heads(attention, attention.value(hidden))], dim=2),
-                    packed.mask(keys.shape[2], hidden.dtype),
-                ),
-            )
-        logits = self.output(packed.captions(hidden))
-        return cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="sum"), is_target.sum()
+        mask = packed.mask(prefix.layers[0][0].shape[2], hidden.dtype)
+        for layer, (keys, values) in zip(self.git.encoder.layer, prefix.layers, strict=True):
+            hidden = self._run(_text_layer, layer, hidden, keys, values, mask)
+        return self.output(packed.captions(hidden))  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -147,9 +182,7 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         for index, (layer, (keys, values)) in enumerate(zip(self.git.encoder.layer, prefix.layers, strict=True)):
             attention = layer.attention.self
             queries = _heads(attention, attention.query(hidden))
-            text_keys, text_values = past_key_values.update(
-                _heads(attention, attention.key(hidden)), _heads(attention, attention.value(hidden)), index
-            )
+            text_keys, text_values = past_key_values.update(*_keys_values(attention, hidden), index)
             # One softmax over picture and text, but the picture's keys and values are never copied for its rows:
             # the rows of a picture are taken as so many queries of it.
             picture_scores = _unfold(_fold(queries, each) @ keys.transpose(-1, -2), each)
@@ -176,6 +209,34 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         # `generate` repeats every tensor it is given for each beam; the prefix is no tensor, so it stays as it is.
         tokens: torch.Tensor = self.generate(input_ids=begin, prefix=self.prefix(pixel_values), **how)
         return tokens
+
+
+def _image_layer(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What picture tokens become in a layer, and their keys and values there."""
+    attention = layer.attention.self
+    keys, values = _keys_values(attention, hidden)
+    mixed = _attend(attention, _heads(attention, attention.query(hidden)), keys, values)
+    return _rest_of_layer(layer, hidden, mixed), keys, values
+
+
+def _text_layer(
+    layer: Any, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """What text tokens become in a layer, looking at their picture's keys and values and at each other's."""
+    attention = layer.attention.self
+    text_keys, text_values = _keys_values(attention, hidden)
+    mixed = _attend(
+        attention,
+        _heads(attention, attention.query(hidden)),
+        torch.cat([keys, text_keys], dim=2),
+        torch.cat([values, text_values], dim=2),
+        mask,
+    )
+    return _rest_of_layer(layer, hidden, mixed)
+
+
+def _keys_values(attention: Any, hidden: torch.Tensor) -> KeysValues:
+    return _heads(attention, attention.key(hidden)), _heads(attention, attention.value(hidden))
 
 
 def _heads(attention: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _TEMPLATE = "gallery.html.jinja"
+_EMOJI = re.compile("[\u2600-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+ ?")
+_LINE = 19  # pixels from one line of a contact sheet to the next
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,17 @@ def render(shown: Sequence[Shown], metrics: Mapping[str, Mapping[str, float]], p
     )
 
 
-def contact_sheet(items: Sequence[tuple[bytes, str, str]], columns: int = 4, side: int = 256) -> Image.Image:
-    """Pictures with the model's caption and a reference written below each, in a grid: for pages that show no text.
+def contact_sheet(items: Sequence[tuple[bytes, Mapping[str, str]]], columns: int = 4, side: int = 256) -> Image.Image:
+    """Pictures with what is said of each written below it, in a grid: for pages that show no text.
+
+    The font has no emoji, so these are left out.
 
     Args:
-        items: of each picture its bytes, the model's caption, and what a person said.
+        items: of each picture its bytes, and what was said by whom.
         columns: of the grid.
         side: of the square that a picture is fitted into, in pixels.
     """
-    cells = [_cell(*item, side) for item in items]
+    cells = [_cell(data, said, side) for data, said in items]
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
     width, height = cells[0].size
@@ -70,15 +75,17 @@ def contact_sheet(items: Sequence[tuple[bytes, str, str]], columns: int = 4, sid
     return sheet
 
 
-def _cell(data: bytes, caption: str, reference: str, side: int) -> Image.Image:
+def _cell(data: bytes, said: Mapping[str, str], side: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         picture = ImageOps.contain(image.convert("RGB"), (side, side))
     text = "\n".join(
         line
-        for who, said in (("model", caption or "(nothing)"), ("people", reference))
-        for line in textwrap.wrap(f"{who}: {said}", width=36, max_lines=3, placeholder=" ...")
+        for who, caption in said.items()
+        for line in textwrap.wrap(
+            f"{who}: {_EMOJI.sub('', caption) or '(nothing)'}", 36, max_lines=3, placeholder=" ..."
+        )
     )
-    page = Image.new("RGB", (side + 16, side + 130), "white")
+    page = Image.new("RGB", (side + 16, side + 24 + _LINE * 3 * len(said)), "white")
     page.paste(picture, (8 + (side - picture.width) // 2, 8 + (side - picture.height) // 2))
     font = ImageFont.load_default(size=14)
     ImageDraw.Draw(page).multiline_text((8, side + 16), text, fill="black", font=font, spacing=3)

@@ -17,20 +17,25 @@ from tests.model.test_checkpoint import small
 TOKENS = [[[1, k, 2], [1, k, k, 2]] for k in range(20)]
 
 
-def test_an_epoch_sees_every_picture_once_with_one_of_its_captions() -> None:
-    captioned = batches.epoch_captions(TOKENS, seed=1, epoch=1)
-    assert sorted(i for i, _ in captioned) == list(range(20))
-    assert all(caption in TOKENS[i] for i, (caption,) in captioned)
+def test_an_epoch_sees_every_picture_once_with_all_its_captions_or_some() -> None:
+    for each, many in ((None, 2), (1, 1), (2, 2), (7, 2)):
+        captioned = batches.epoch_captions(TOKENS, seed=1, epoch=1, each=each)
+        assert sorted(i for i, _ in captioned) == list(range(20))
+        for i, captions in captioned:
+            assert len(captions) == many
+            assert len({tuple(caption) for caption in captions}) == many
+            assert all(caption in TOKENS[i] for caption in captions)
 
 
 def test_an_epoch_follows_from_seed_and_number_alone() -> None:
-    assert batches.epoch_captions(TOKENS, 1, 3) == batches.epoch_captions(TOKENS, 1, 3)
-    assert batches.epoch_captions(TOKENS, 1, 3) != batches.epoch_captions(TOKENS, 1, 4)
-    assert batches.epoch_captions(TOKENS, 1, 3) != batches.epoch_captions(TOKENS, 2, 3)
+    assert batches.epoch_captions(TOKENS, 1, 3, 1) == batches.epoch_captions(TOKENS, 1, 3, 1)
+    assert batches.epoch_captions(TOKENS, 1, 3, 1) != batches.epoch_captions(TOKENS, 1, 4, 1)
+    assert batches.epoch_captions(TOKENS, 1, 3, 1) != batches.epoch_captions(TOKENS, 2, 3, 1)
 
 
 def test_over_many_epochs_every_caption_has_its_share() -> None:
-    drawn = Counter(len(caption) for epoch in range(200) for _, (caption,) in batches.epoch_captions(TOKENS, 0, epoch))
+    epochs = [batches.epoch_captions(TOKENS, 0, epoch, each=1) for epoch in range(200)]
+    drawn = Counter(len(caption) for epoch in epochs for _, (caption,) in epoch)
     assert abs(drawn[3] / 4000 - 0.5) < 0.03
 
 

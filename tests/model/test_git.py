@@ -124,6 +124,55 @@ def test_padding_never_changes_the_loss(ours: GitForCausalLM) -> None:
     assert padded.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(ours: GitForCausalLM) -> None:
+    ours.train()  # dropout is 0 in this configuration
+    gradients = []
+    for on in (False, True):
+        if on:
+            ours.gradient_checkpointing_enable()
+        ours.zero_grad()
+        loss, _ = ours.caption_loss(*batch())
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad.clone() for p in ours.parameters() if p.grad is not None)])
+    assert len(gradients[0]) == len(gradients[1]) == 1 + len(list(ours.parameters()))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.allclose(plain, checkpointed, atol=1e-5)
+
+
+def test_label_smoothing_spreads_a_part_of_the_target_evenly(ours: GitForCausalLM) -> None:
+    with torch.no_grad():
+        sharp, tokens = ours.caption_loss(*batch())
+        smooth, _ = ours.caption_loss(*batch(), label_smoothing=0.1)
+        uniform = 0.0  # the cross-entropy against every word of the vocabulary alike
+        for word in range(60):
+            labels = torch.full_like(batch()[1], word)
+            uniform += ours.caption_loss(*batch(), labels=labels)[0].item() / 60
+    assert smooth.item() == pytest.approx(0.9 * sharp.item() + 0.1 * uniform, rel=1e-4)
+    assert tokens.item() == sum(LENGTHS) - len(LENGTHS)
+
+
+def test_what_is_predicted_can_differ_from_what_is_read(ours: GitForCausalLM) -> None:
+    pixels, ids, mask, picture_of = batch()
+    last = [length - 1 for length in LENGTHS]  # the end marks: predicted, but nothing reads on from them
+    changed = ids.clone()
+    changed[range(len(LENGTHS)), last] = 7
+    with torch.no_grad():
+        read, _ = ours.caption_loss(pixels, changed, mask, picture_of)
+        predicted, _ = ours.caption_loss(pixels, ids, mask, picture_of, labels=changed)
+        neither, _ = ours.caption_loss(pixels, ids, mask, picture_of)
+    assert predicted.item() == pytest.approx(read.item(), rel=1e-6)
+    assert predicted.item() != pytest.approx(neither.item(), rel=1e-3)
+
+
+def test_the_likelihood_of_captions_adds_up_to_the_loss(ours: GitForCausalLM) -> None:
+    found = ours.likelihood(*batch())
+    lengths = torch.tensor(LENGTHS) - 1
+    with torch.no_grad():
+        loss, _ = ours.caption_loss(*batch())
+    assert found.shape == (len(LENGTHS),)
+    assert -(found * lengths).sum().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
 def test_the_picture_matters(ours: GitForCausalLM) -> None:
     pixels, ids, mask, picture_of = batch()
     with torch.no_grad():

@@ -31,10 +31,12 @@ def test_an_empty_caption_is_shown_as_such() -> None:
     assert "(nothing)" in page("")
 
 
-@pytest.mark.parametrize(("pictures", "size"), [(1, (272, 386)), (4, (1088, 386)), (6, (1088, 772))])
+@pytest.mark.parametrize(("pictures", "size"), [(1, (272, 394)), (4, (1088, 394)), (6, (1088, 788))])
 def test_a_contact_sheet_has_a_cell_a_picture(pictures: int, size: tuple[int, int]) -> None:
-    items = [(jpeg("red", (40 + k, 30)), "word " * 200, "") for k in range(pictures)]
+    items = [
+        (jpeg("red", (40 + k, 30)), {"model": "word " * 200, "people": "\N{CAMERA} #sea"}) for k in range(pictures)
+    ]
     sheet = gallery.contact_sheet(items)
     assert sheet.size == size
     for k in range(pictures):
-        assert sheet.getpixel((k % 4 * 272 + 136, k // 4 * 386 + 136)) == pytest.approx((254, 0, 0), abs=3)
+        assert sheet.getpixel((k % 4 * 272 + 136, k // 4 * 394 + 136)) == pytest.approx((254, 0, 0), abs=3)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from PIL import ImageChops
+
+from pipeline.drawn.scenes import COLOURS, PLACES, SIDE, Scene, Thing, draw, random_scene, unseen_pairs
+from pipeline.drawn.things import THINGS
+
+
+def scenes(count: int, **how: object) -> list[Scene]:
+    rng = random.Random(5)
+    return [random_scene(rng, **how) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def test_the_same_random_state_gives_the_same_picture_bit_for_bit() -> None:
+    for scene in scenes(20):
+        one, two = (draw(scene, np.random.default_rng(9)) for _ in range(2))
+        assert one.size == (SIDE, SIDE)
+        assert one.tobytes() == two.tobytes()
+
+
+def test_things_lie_within_the_picture_and_apart() -> None:
+    for scene in scenes(500, two=0.5):
+        for thing in scene.things:
+            assert thing.left >= 0
+            assert thing.top >= 0
+            assert thing.left + thing.side <= 1
+            assert thing.top + thing.side <= 1
+        if len(scene.things) == 2:
+            left, right = scene.things
+            assert left.left + left.side < right.left
+            assert left.kind != right.kind
+
+
+def test_every_thing_is_drawn_in_its_colour_and_like_no_other() -> None:
+    """On a plain ground: the named colour covers more of it than any other named colour."""
+    drawn = {}
+    for kind in THINGS:
+        place = next(place for place in PLACES.values() if kind in place.things)
+        for colour, rgb in COLOURS.items():
+            scene = Scene(place, (Thing("big", colour, kind, left=0.3, top=0.4, side=0.46),))
+            picture = draw(scene, np.random.default_rng(1))
+            light = 1 + np.random.default_rng(1).uniform(-0.18, 0.18)
+            away = np.abs(np.asarray(picture, dtype=float) - np.clip(np.array(rgb) * light, 0, 255)).max(axis=2)
+            assert (away < 16).mean() > 0.02, (colour, kind)
+            drawn[colour, kind] = picture
+    kinds = list(THINGS)
+    for one in kinds:
+        for two in kinds[kinds.index(one) + 1 :]:
+            assert ImageChops.difference(drawn["red", one], drawn["red", two]).getbbox() is not None
+
+
+def test_pairs_are_avoided_or_kept_to() -> None:
+    unseen = unseen_pairs()
+    assert len(unseen) == 15
+    for scene in scenes(800, two=0.5, avoid=unseen):
+        assert not unseen & {thing.pair for thing in scene.things}
+    found = {thing.pair for scene in scenes(800, two=0.5, only=unseen) for thing in scene.things}
+    assert found == unseen
+
+
+def test_every_thing_and_every_colour_is_seen_though_some_pairs_are_not() -> None:
+    seen = {thing.pair for scene in scenes(4000, avoid=unseen_pairs()) for thing in scene.things}
+    every = {(colour, kind) for colour in COLOURS for kind in THINGS}
+    assert seen == every - unseen_pairs()
+
+
+def test_where_nothing_is_spread_things_are_big_and_in_the_middle() -> None:
+    for scene in scenes(50, two=0.0, spread=0.0):
+        (thing,) = scene.things
+        assert abs(thing.side - 0.46) < 1e-9
+        assert abs(thing.left + thing.side / 2 - 0.5) < 1e-9
