@@ -224,10 +224,11 @@ def _text_layer(
 ) -> torch.Tensor:
     """What text tokens become in a layer, looking at their picture's keys and values and at each other's."""
     attention = layer.attention.self
+    queries = _heads(attention, attention.query(hidden))
     text_keys, text_values = _keys_values(attention, hidden)
     mixed = _attend(
         attention,
-        _heads(attention, attention.query(hidden)),
+        queries,
         torch.cat([keys, text_keys], dim=2),
         torch.cat([values, text_values], dim=2),
         mask,
