@@ -100,6 +100,14 @@ class Finetune(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @model_validator(mode="after")
+    def _what_is_frozen_has_learned_something(self) -> Finetune:
+        if self.checkpoint == "scratch" and self.freeze != "none":
+            raise ValueError(
+                f"`freeze: {self.freeze}` would keep the random weights of `scratch`; set `freeze` to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_hub_name_is_pinned(self) -> Finetune:
         if self.checkpoint == "scratch" or Path(self.checkpoint).is_dir():
             return self

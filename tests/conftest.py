@@ -25,6 +25,7 @@ SHARED = ROOT.parent / "shared" / "data"
 # As small as they come, so that a whole loop takes seconds; for learning itself see test_learning.py.
 TINY = {
     "finetune.checkpoint": "scratch",
+    "finetune.freeze": "none",
     "finetune.epochs": 2,
     "finetune.batch_size": 16,
     "finetune.scratch": {

@@ -43,7 +43,7 @@ def test_git_demo_tells_two_people_what_stands_where() -> None:
 
 def test_a_short_fine_tune_learns_the_voice_and_keeps_the_sight(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=120, seed=3)
-    changes = {"checkpoint": str(GIT_DEMO), "epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
+    changes = {"checkpoint": str(GIT_DEMO), "freeze": "image_encoder", "epochs": 3, "batch_size": 8}
     set_params(workspace, {f"finetune.{key}": value for key, value in changes.items()})
     ingest.run(params.load(), Namespace(source="sample"))
     build.run(params.load(), Namespace())

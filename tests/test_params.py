@@ -27,6 +27,7 @@ def test_the_shipped_params_are_valid() -> None:
         ("finetune.checkpoint", "microsoft/git-base", ["revision", "40-digit commit"]),
         ("finetune.checkpoint", "/no/such folder", ["neither", "nor a folder"]),
         ("finetune.captions_per_picture", 0, ["finetune.captions_per_picture", "found 0", "'all'"]),
+        ("finetune.freeze", "image_encoder", ["finetune", "random weights of `scratch`", "none"]),
         ("finetune.precision", "float16", ["finetune.precision", "'bfloat16'"]),
         ("build.test", 0.95, ["build", "nothing to train on"]),
         ("ingest.sources", [], ["ingest.sources", "at least 1 item"]),
