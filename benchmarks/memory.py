@@ -1,0 +1,70 @@
+"""The memory of a training step above weights and gradients, beside stock transformers (Linux only).
+
+Each way has a process of its own, which takes two steps and reads how far its memory rose in the second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GitConfig
+
+from benchmarks import Figure
+from benchmarks.model import LENGTH, captions, ours, stock
+from pipeline.model.git import GitForCausalLM
+
+PICTURES = 8
+RUNS = 3
+
+
+def rise(way: str) -> float:
+    """Megabytes that this process's memory rises in a step."""
+    torch.manual_seed(0)
+    batch = captions(1, PICTURES)
+    if way == "ours":
+        step = ours(GitForCausalLM(GitConfig()), batch)
+    else:
+        step = stock(transformers.GitForCausalLM(GitConfig()), batch, LENGTH)
+    step()  # gradients and the library's own buffers are there from now on
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = _status("VmRSS")
+    step()
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(key: str) -> int:
+    """Kilobytes."""
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:")]
+    return int(line.split()[1])
+
+
+def figures() -> list[Figure]:
+    """One figure: ours over stock."""
+
+    def measured(way: str) -> float:
+        command = [sys.executable, "-c", f"from benchmarks.memory import rise; print(rise({way!r}))"]
+        found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(RUNS)]
+        return sorted(json.loads(line) for line in found)[RUNS // 2]
+
+    mine, theirs = measured("ours"), measured("stock")
+    return [
+        Figure(
+            figure=f"memory of a training step above weights and gradients, {PICTURES} pictures, 1 caption, float32",
+            value=round(mine / theirs, 3),
+            unit="x",
+            goal=0.5,
+            better="lower",
+            runs=RUNS,
+            a=f"ours: {mine:,.0f} MB",
+            b=f"stock, padded to the batch: {theirs:,.0f} MB",
+        )
+    ]
