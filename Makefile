@@ -16,7 +16,7 @@ help: ## this menu
 	@echo "image-captioning: fine-tune a captioning model on your own pictures"
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-setup: .venv/ready ## a virtual environment in .venv, the sample pictures and git-demo
+setup: .venv/ready .venv/pulled ## a virtual environment in .venv, the sample pictures and git-demo
 
 .venv/ready: requirements.lock pyproject.toml
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
@@ -24,6 +24,9 @@ setup: .venv/ready ## a virtual environment in .venv, the sample pictures and gi
 	@test -x $(BIN)/python || python3 -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/pulled: .venv/ready data/raw/sample.dvc models/git-demo.dvc
 	@$(BIN)/python -m dvc pull --quiet --remote sample data/raw/sample.dvc models/git-demo.dvc
 	@touch $@
 	@echo "setup: ready; next: make demo"
@@ -63,8 +66,9 @@ sample: setup ## draw the sample again (for those who change how it is drawn)
 	$(BIN)/python -m dvc add --quiet data/raw/sample
 	$(BIN)/python -m dvc push --quiet --remote sample data/raw/sample.dvc
 
-pretrain: setup ## make git-demo again (for those who change how scenes are drawn; three quarters of an hour on 2 cores)
-	$(BIN)/python -m pipeline.drawn.pretrain models/git-demo
+pretrain: setup ## make git-demo and another seed's again (for those who change how scenes are drawn; an hour and a half)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.drawn.pretrain .work/git-demo-2 --seed 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.drawn.pretrain models/git-demo --beside .work/git-demo-2
 	cp models/git-demo/README.md docs/git-demo.md
 	$(BIN)/python -m dvc add --quiet models/git-demo
 	$(BIN)/python -m dvc push --quiet --remote sample models/git-demo.dvc

@@ -6,6 +6,7 @@ addition count as two. Writes the profile of a step to benchmarks/results/profil
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import torch
@@ -74,7 +75,7 @@ def figures() -> list[Figure]:
     for dtype, goal in GOALS.items():
         step(dtype)
         pairs = [(best_rate(dtype), operations / seconds(lambda dtype=dtype: step(dtype))) for _ in range(RUNS)]
-        best, rate = (max(column) for column in zip(*pairs, strict=True))
+        best, rate = (statistics.median(column) for column in zip(*pairs, strict=True))
         results.append(
             Figure(
                 figure=f"arithmetic rate of a training step, 5 captions a picture, {str(dtype).removeprefix('torch.')}",

@@ -40,7 +40,9 @@ def ours(folder: Path) -> Path:
     shutil.copytree(ROOT / "models" / "git-demo", folder / "models" / "git-demo")
     write_sample(folder / "data" / "raw" / "small", pictures=60)
     params = (folder / "params.yaml").read_text()
-    params = params.replace("sources: [sample]", "sources: [small]").replace("epochs: 12", "epochs: 1")
+    for shipped, small in (("sources: [sample]", "sources: [small]"), ("epochs: 12", "epochs: 1")):
+        assert shipped in params, f"params.yaml no longer has {shipped!r}"
+        params = params.replace(shipped, small)
     (folder / "params.yaml").write_text(params)
     for words in (*NEW, ["dvc", "add", "-q", "data/raw/small"], ["dvc", "repro"]):
         command(folder, *words)()

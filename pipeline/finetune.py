@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.tracking import Live
 
 LOG_STEPS = 10  # the step curve has a point for each so many steps
+HELD_OUT_CAPTIONS = 8  # of each validation picture, the first; hundreds in one row would cost too much memory
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
 
@@ -63,7 +64,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     _check_fits(start, params)
     # Whoever loads the checkpoint then generates captions as long as those that it learned.
     start.model.generation_config.max_length = settings.max_tokens
-    made_by = training_facts(params, start_hash)
+    made_by = training_facts(params, start_hash, computed_in)
 
     with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, curve):
         with Live(
@@ -76,7 +77,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
                 if epoch.validation_loss <= min(e.validation_loss for e in epochs):
                     start.save(folder)
         best = min(epochs, key=lambda e: e.validation_loss)
-        write_json(folder / paths.TRAINING.name, {**made_by, "computed_in": computed_in, "best_epoch": best.epoch})
+        write_json(folder / paths.TRAINING.name, {**made_by, "best_epoch": best.epoch})
         write_curve(curve, epochs)
         write_json(
             report,
@@ -128,17 +129,19 @@ def _check_finite(epoch: Epoch, settings: Finetune) -> None:
         )
 
 
-def training_facts(params: Params, start_hash: str) -> dict[str, Any]:
-    """What decides a training's result, and the key made of all of it."""
+def training_facts(params: Params, start_hash: str, computed_in: str) -> dict[str, Any]:
+    """What decides a training's result, and the key made of it (not of how much room features may take)."""
     facts = {
         "checkpoint": params.finetune.checkpoint,
         "checkpoint_sha256": start_hash,
         "data_sha256": sha256_of(paths.DATASET / "train", paths.DATASET / "validation"),
         "code_sha256": sha256_of(*(Path(__file__).parent.parent / file for file in closure("pipeline.finetune"))),
         "params": params.finetune.model_dump(),
+        "computed_in": computed_in,
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
-    return {"training_key": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), **facts}
+    deciding = {**facts, "params": params.finetune.model_dump(exclude={"feature_cache_gb"})}
+    return {"training_key": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(), **facts}
 
 
 def fit(
@@ -166,7 +169,10 @@ def fit(
     held_out = batches(
         checkpoint,
         held_out_pictures,
-        list(enumerate(tokenize(checkpoint, validation, settings.max_tokens))),
+        [
+            (i, of_it[:HELD_OUT_CAPTIONS])
+            for i, of_it in enumerate(tokenize(checkpoint, validation, settings.max_tokens))
+        ],
         settings.batch_size,
     )
     optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
@@ -221,25 +227,27 @@ def _pictures(
 ) -> Sequence[Dataset[torch.Tensor]]:
     """The pictures of both splits; with a frozen image encoder what it makes of them, where that can be kept."""
     from pipeline.model.batches import Pictures
-    from pipeline.model.features import Features
+    from pipeline.model.features import Features, NoRoomError
 
-    pictures = [
-        Pictures(examples, PictureReader(paths.DATASET / split), checkpoint)
-        for split, examples in (("train", train), ("validation", validation))
-    ]
+    def pictures(**memory: int) -> list[Pictures]:
+        return [
+            Pictures(examples, PictureReader(paths.DATASET / split), checkpoint, **memory)
+            for split, examples in (("train", train), ("validation", validation))
+        ]
+
     if settings.freeze == "none":
-        return pictures
+        return pictures()
     checkpoint.model.git.image_encoder.requires_grad_(False)
     limit = int(settings.feature_cache_gb * 1e9)
     try:
-        return Features(checkpoint, pictures, paths.FEATURES, dtype, limit).splits()
-    except MemoryError as error:
+        return Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()
+    except NoRoomError as error:
         print(f"finetune: finetune.feature_cache_gb: features take {error}; pictures are encoded each time")
-        return pictures
+        return pictures()
 
 
 def _mean_loss(model: GitForCausalLM, held_out: Iterable[Batch], device: torch.device, dtype: torch.dtype) -> float:
-    """The mean loss a token over all captions of the validation split."""
+    """The mean loss a token over the captions of the validation split."""
     import torch
 
     from pipeline.model.optimization import summed_loss

@@ -114,7 +114,7 @@ class Finetune(Section):
         if Path(f"{self.checkpoint}.dvc").is_file():
             raise ValueError(
                 f"`checkpoint` {self.checkpoint!r} is tracked by DVC but not in its place; bring it with"
-                f" `dvc pull {self.checkpoint}.dvc`, or for what comes with the repository `make setup`"
+                f" `dvc pull {self.checkpoint}.dvc` (for what comes with the repository: `--remote sample`)"
             )
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
             raise ValueError(

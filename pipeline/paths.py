@@ -24,5 +24,5 @@ CAPTIONS = EVALUATE_FOLDER / "captions.jsonl"
 GALLERY = EVALUATE_FOLDER / "gallery.html"
 REGISTER_REPORT = REPORTS / "register.json"
 
-WORK = Path(".work")  # locks and other things of the moment; no stage's output
+WORK = Path(".work")  # locks, and what can be made again at any time; no stage's output
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures

@@ -12,7 +12,7 @@ from pipeline import build, finetune, ingest, params, tracking
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, sha256_of
-from pipeline.model import checkpoint
+from pipeline.model import checkpoint, git
 from pipeline.model.curve import read_curve
 from pipeline.model.weights import weights_hash
 from tests.conftest import run, set_params
@@ -88,21 +88,22 @@ def test_training_goes_on_from_a_checkpoints_folder(built: Path) -> None:
     assert made["checkpoint_sha256"] == weights_hash(Path("base"))
 
 
-def test_the_training_key_follows_data_params_and_start(built: Path) -> None:
-    def key() -> str:
-        return finetune.training_facts(params.load(), "start")["training_key"]
+def test_the_training_key_follows_data_params_start_and_arithmetic(built: Path) -> None:
+    def key(start: str = "start", computed_in: str = "float32 on cpu") -> str:
+        return str(finetune.training_facts(params.load(), start, computed_in)["training_key"])
 
     first = key()
     assert key() == first
-    set_params(built, {"evaluate.beams": 2})
+    set_params(built, {"evaluate.beams": 2, "finetune.feature_cache_gb": 3})
     assert key() == first
+    assert key(computed_in="bfloat16 on cuda") != first
     set_params(built, {"finetune.epochs": 3})
     second = key()
     assert second != first
     with Path("data/dataset/train/captions.jsonl").open("a") as file:
         file.write(" ")
     assert key() != second
-    assert finetune.training_facts(params.load(), "other")["training_key"] != key()
+    assert key("other") != key()
 
 
 def test_one_run_a_training_with_a_curve_that_a_second_attempt_does_not_double(built: Path) -> None:
@@ -205,13 +206,19 @@ def test_kept_features_train_as_pictures_do(built: Path) -> None:
     assert len(list(Path(".work/features").glob("*.rows"))) == 1
 
 
-def test_precision_smoothing_and_checkpointing_are_what_params_say(built: Path) -> None:
+def test_precision_smoothing_captions_and_checkpointing_are_what_params_say(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = train()
     assert plain["computed_in"] == ("bfloat16 on cuda" if torch.cuda.is_available() else "float32 on cpu")
     weights = weights_hash(Path("models/finetune"))
-    train(gradient_checkpointing=True)
-    again = read_curve(Path("reports/finetune.csv"))
-    assert all(torch.isfinite(torch.tensor(epoch.train_loss)) for epoch in again)
+    train(captions_per_picture=1)
+    assert weights_hash(Path("models/finetune")) != weights
+    calls = []
+    monkeypatch.setattr(git, "checkpoint", lambda f, *inputs, use_reentrant: calls.append(f) or f(*inputs))
+    train(captions_per_picture=8, gradient_checkpointing=True)
+    assert weights_hash(Path("models/finetune")) == weights
+    assert calls
     assert train(gradient_checkpointing=False, precision="bfloat16")["computed_in"].startswith("bfloat16")
     assert weights_hash(Path("models/finetune")) != weights
     train(precision="auto", label_smoothing=0.2)

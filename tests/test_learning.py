@@ -33,12 +33,12 @@ def test_git_demo_tells_new_scenes_and_combinations_as_well_as_its_card_says() -
             assert abs(of_it[key] - p) < 2 * (p * (1 - p) / 120) ** 0.5 + 0.04, (kind, key)
 
 
-def test_git_demo_tells_two_people_what_stands_where() -> None:
+def test_git_demo_tells_first_what_stands_left() -> None:
     rng, grain = random.Random(8), np.random.default_rng(8)
     scenes: list[Scene] = [random_scene(rng, two=1.0, avoid=unseen_pairs()) for _ in range(40)]
     said = Captioner.from_folder(GIT_DEMO).caption([draw(scene, grain) for scene in scenes])
     lefts = [" ".join(caption.split()[:4]) for caption in said]
-    assert sum(left == " ".join(plain(scene).split()[:4]) for left, scene in zip(lefts, scenes, strict=True)) > 20
+    assert sum(left == " ".join(plain(scene).split()[:4]) for left, scene in zip(lefts, scenes, strict=True)) > 36
 
 
 def test_a_short_fine_tune_learns_the_voice_and_keeps_the_sight(workspace: Path) -> None:

@@ -20,8 +20,8 @@ from pipeline.params import Params
 from tests.conftest import ROOT, TINY, environment, jpeg, set_params
 
 README = (ROOT / "README.md").read_text()
-# `make setup` has been run for the tests themselves; `-o` says that the environment it made is up to date.
-MAKE = "make -o .venv/ready"
+# `make setup` has been run for the tests themselves; `-o` says that what it made is up to date.
+MAKE = "make -o .venv/ready -o .venv/pulled"
 
 
 def blocks(language: str) -> list[str]:

@@ -131,7 +131,7 @@ class Scene:
 def unseen_pairs() -> frozenset[Pair]:
     """Combinations of a colour and a thing that neither the sample nor `git-demo`'s training scenes contain.
 
-    Three things of every place lack one colour each, 15 of all 174 pairs: every thing and every colour is seen
+    Three things of every place lack one colour each, 15 of all 319 pairs: every thing and every colour is seen
     often, but never these together.
     """
     kinds = [kind for place in PLACES.values() for kind in place.things[::2]]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,7 +29,13 @@ from pipeline.model.precision import computing
 # Every batch has as many pictures, filled up if need be: so a picture's row does not depend, in its last bits,
 # on those that happened to be encoded beside it.
 _BATCH = 8
-_LINE = 64 + 1 + 8 + 1  # bytes of an index line: the picture's SHA-256, the row's CRC-32, both hexadecimal
+# A line of the index: the picture's SHA-256 and the row's CRC-32.
+_ENTRY = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
+_LINE = 64 + 1 + 8 + 1  # bytes
+
+
+class NoRoomError(Exception):
+    """The features of these pictures alone need more room than they may take."""
 
 
 class Features(Dataset[torch.Tensor]):
@@ -44,7 +52,7 @@ class Features(Dataset[torch.Tensor]):
             longest unused first.
 
     Raises:
-        MemoryError: these pictures alone need more than `limit`.
+        NoRoomError: these pictures alone need more than `limit`.
     """
 
     def __init__(
@@ -65,13 +73,13 @@ class Features(Dataset[torch.Tensor]):
         name = _key(checkpoint, dtype)
         self._data, self._index = folder / f"{name}.rows", folder / f"{name}.index"
         needed = len(set(self._hashes)) * (self._row_bytes + _LINE)
-        if needed > limit:
-            raise MemoryError(
-                f"{needed / 1e9:.1f} GB for {len(self._hashes):,} pictures, where {limit / 1e9:.1f} are allowed"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{name}.lock"):
             self._make_room(limit)
+            if needed > limit:
+                raise NoRoomError(
+                    f"{needed / 1e9:.1f} GB for {len(self._hashes):,} pictures, where {limit / 1e9:.1f} are allowed"
+                )
             self._fill()
         self._row_of = self._entries()
         self._rows = np.memmap(self._data, mode="r", dtype=np.uint8).reshape(-1, self._row_bytes)
@@ -89,25 +97,34 @@ class Features(Dataset[torch.Tensor]):
         data = self._rows[row].tobytes()
         if zlib.crc32(data) != checksum:
             (data,) = self._encode([index])
-            with self._data.open("r+b") as file:
-                file.seek(row * self._row_bytes)
-                file.write(data)
+            self._row_of[self._hashes[index]] = (row, zlib.crc32(data))
+            for path, place, content in (
+                (self._data, row * self._row_bytes, data),
+                (self._index, row * _LINE, _line(self._hashes[index], data)),
+            ):
+                with path.open("r+b") as file:
+                    file.seek(place)
+                    file.write(content)
         return torch.frombuffer(bytearray(data), dtype=self._dtype).view(self._shape)
 
     def _entries(self) -> dict[str, tuple[int, int]]:
-        """The rows that are whole: of each picture's hash the number and the checksum of its row."""
+        """The rows up to the first that is not whole: of each picture's hash the number and checksum of its row."""
         lines = self._index.read_bytes() if self._index.exists() else b""
         size = self._data.stat().st_size if self._data.exists() else 0
-        whole = min(len(lines) // _LINE, size // self._row_bytes)
-        entries = (lines[k * _LINE : (k + 1) * _LINE].decode().split() for k in range(whole))
-        return {picture: (row, int(checksum, 16)) for row, (picture, checksum) in enumerate(entries)}
+        entries: dict[str, tuple[int, int]] = {}
+        for row in range(min(len(lines) // _LINE, size // self._row_bytes)):
+            found = _ENTRY.fullmatch(lines[row * _LINE : (row + 1) * _LINE])
+            if not found or (picture := found[1].decode()) in entries:  # damaged: the rest is encoded again
+                break
+            entries[picture] = (row, int(found[2], 16))
+        return entries
 
     def _make_room(self, limit: int) -> None:
         """Delete what would go beyond the limit: files of other encoders, the longest unused first."""
         mine = len(self._entries().keys() | set(self._hashes)) * (self._row_bytes + _LINE)
         if mine > limit:  # it holds pictures that are no longer in use
-            self._data.unlink()
-            self._index.unlink()
+            self._data.unlink(missing_ok=True)
+            self._index.unlink(missing_ok=True)
             mine = len(set(self._hashes)) * (self._row_bytes + _LINE)
         others = sorted(self._data.parent.glob("*.rows"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others:
@@ -132,7 +149,7 @@ class Features(Dataset[torch.Tensor]):
                 rows.write(b"".join(encoded))
                 rows.flush()
                 for i, data in zip(some, encoded, strict=True):
-                    lines.write(f"{self._hashes[i]} {zlib.crc32(data):08x}\n".encode())
+                    lines.write(_line(self._hashes[i], data))
                 lines.flush()
         self._data.touch()  # so that it counts as used
 
@@ -153,10 +170,17 @@ class Features(Dataset[torch.Tensor]):
         return [row.contiguous().view(torch.uint8).numpy().tobytes() for row in found[: len(indices)]]
 
 
+def _line(picture: str, row: bytes) -> bytes:
+    return f"{picture} {zlib.crc32(row):08x}\n".encode()
+
+
 def _key(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
     """What rows depend on besides the picture."""
-    digest = hashlib.sha256(f"{dtype} {torch.__version__}".encode())
-    digest.update(json.dumps(checkpoint.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    device = next(checkpoint.model.git.image_encoder.parameters()).device
+    libraries = [version(name) for name in ("torch", "transformers", "pillow")]
+    digest = hashlib.sha256(f"{dtype} {device.type} {libraries}".encode())
+    for settings in (checkpoint.image_processor, checkpoint.model.config.vision_config):
+        digest.update(json.dumps(settings.to_dict(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(checkpoint.model.git.image_encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -10,7 +10,7 @@ import torch
 from pipeline.data.records import Example, PictureReader, PictureWriter
 from pipeline.model.batches import Pictures, pixel_values
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.features import Features
+from pipeline.model.features import Features, NoRoomError
 from tests.conftest import jpeg
 from tests.model.test_checkpoint import small
 
@@ -132,6 +132,18 @@ def test_what_a_crash_cut_off_is_encoded_again(made: Made) -> None:
         assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"zz"])
+def test_a_damaged_index_is_noticed_and_put_right(made: Made, damage: bytes) -> None:
+    expected = made.of(COLOURS, small())
+    (path,) = (made.folder / "cache").glob("*.index")
+    with path.open("r+b") as file:
+        file.seek(4 * 74 + 3)
+        file.write(damage)
+    found = made.of(COLOURS, small())
+    assert made.encoded == len(COLOURS) - 4
+    assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
+
+
 def test_a_damaged_row_is_noticed_and_put_right(made: Made) -> None:
     expected = made.of(COLOURS, small())[7].clone()
     (path,) = (made.folder / "cache").glob("*.rows")
@@ -146,8 +158,10 @@ def test_a_damaged_row_is_noticed_and_put_right(made: Made) -> None:
 
 
 def test_files_stay_within_the_limit(made: Made) -> None:
-    with pytest.raises(MemoryError, match="11 pictures"):
+    made.of(COLOURS, small())
+    with pytest.raises(NoRoomError, match="11 pictures"):
         made.of(COLOURS, small(), limit=11 * ROW - 1)
+    assert not made.files()  # nor is what was there before kept
     made.of(COLOURS, small(), torch.bfloat16)
     old = made.files()
     made.of(COLOURS, small(), limit=13 * ROW)  # no room for both
