@@ -85,10 +85,13 @@ def test_a_second_run_at_the_same_time_is_refused_in_one_line(workspace: Path) -
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_75(workspace: Path, how: signal.Signals) -> None:
     write_stage(workspace, "time.sleep(60)")
+    # Where these tests run in the background of a script, Ctrl-C is ignored, and children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "example.py"], cwd=workspace, env=environment(), stderr=subprocess.PIPE, text=True
     ) as stage:
         wait_for((workspace / "started").exists)
+        signal.signal(signal.SIGINT, before)
         stage.send_signal(how)
         _, said = stage.communicate(timeout=20)
     assert stage.returncode == 75
