@@ -162,6 +162,8 @@ def fit(
     from pipeline.model.optimization import adamw, train_step
 
     model = checkpoint.model.to(device)
+    if settings.freeze == "image_encoder":
+        model.git.image_encoder.requires_grad_(False)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     train_tokens = tokenize(checkpoint, train, settings.max_tokens)
@@ -237,7 +239,6 @@ def _pictures(
 
     if settings.freeze == "none":
         return pictures()
-    checkpoint.model.git.image_encoder.requires_grad_(False)
     limit = int(settings.feature_cache_gb * 1e9)
     try:
         return Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()

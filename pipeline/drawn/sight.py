@@ -35,8 +35,9 @@ def sight(captioner: Captioner, scenes: int = SCENES, seed: int = SEED, beams: i
         and the kind of every thing in exact words (`named`; `named_of_one` and `named_of_two` among the scenes with so
         many things), and that are the scene's plain caption word for word (`plain`).
     """
-    seen = [random_scene(rng, avoid=unseen_pairs()) for rng in [random.Random(seed)] for _ in range(scenes)]
-    unseen = [random_scene(rng, only=unseen_pairs()) for rng in [random.Random(seed + 1)] for _ in range(scenes)]
+    first, second = random.Random(seed), random.Random(seed + 1)
+    seen = [random_scene(first, avoid=unseen_pairs()) for _ in range(scenes)]
+    unseen = [random_scene(second, only=unseen_pairs()) for _ in range(scenes)]
     return {
         "seen_combinations": _count(captioner, seen, seed, beams),
         "unseen_combinations": _count(captioner, unseen, seed + 1, beams),
