@@ -1,13 +1,15 @@
 """Build the data set: data/ingest/* -> data/dataset/{train,validation,test}.
 
 Captions are cleaned, the same picture from several sources becomes one, near-duplicates are kept from
-standing on both sides of a split, and every picture falls into a split that more data never changes.
+standing on both sides of a split, what is to be left out is left out, and every picture falls into a split that
+more data never changes. The account of ingest goes on here, down to what is trained on.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,77 +17,170 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import paths, stage
-from pipeline.data.captions import clean
+from pipeline.data.account import Account, read_set_aside, write_set_aside
+from pipeline.data.captions import clean, cleaner, words_of
+from pipeline.data.exclusion import Exclusion
 from pipeline.data.pictures import THUMBNAIL
-from pipeline.data.records import Example, Ingested, PictureReader, read_ingested, write_split
-from pipeline.data.split import SPLITS, kept_apart, near_duplicates, split_of
+from pipeline.data.records import Example, Ingested, PictureReader, Row, read_ingested, write_split
+from pipeline.data.split import SPLITS, Prints, furthest_from_training, kept_apart, split_of
 from pipeline.errors import DataError
-from pipeline.files import swapped_in, write_json
-from pipeline.params import Params
+from pipeline.files import read_json, swapped_in, write_json
+from pipeline.model.vocabulary import Unknown, unknown_tokens
+from pipeline.params import Captions, Params
+
+_MOST_UNKNOWN = 0.02  # of a caption's tokens; above it a model misses what people wrote
+_EXAMPLES = 20  # captions before and after, in the report
 
 
 @dataclass
-class _Merged:
-    """A picture with what every source has for it."""
+class _Picture:
+    """A picture with what every source has for it; `captions` are cleaned, each with the row that it came from."""
 
-    first: Ingested
-    found_in: list[tuple[str, Ingested]] = field(default_factory=list)
+    found_in: list[tuple[str, Ingested]]
+    captions: dict[str, tuple[str, Row]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Ingested:
+        return self.found_in[0][1]
+
+    def rows(self) -> list[tuple[str, Row]]:
+        return [(source, row) for source, record in self.found_in for row in record.captions]
+
+    def example(self) -> Example:
+        return Example(
+            file_name=self.first.file_name,
+            captions=list(self.captions),
+            sha256=self.first.sha256,
+            sources=[source for source, _ in self.found_in],
+            origins=[record.origin for _, record in self.found_in],
+        )
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
     """Build the data set of all sources; returns the last line to print."""
-    settings = params.build
-    ingested = {name: list(read_ingested(paths.INGEST / name)) for name in params.ingest.sources}
-    merged = _merge(ingested)
-    examples = [_example(picture) for picture in merged]
-    splits = [split_of(example.sha256, settings.validation, settings.test) for example in examples]
-    aside = _near_duplicates_across(merged, splits, settings.near_duplicate_bits)
-    kept = {split: [e for i, e in enumerate(examples) if splits[i] == split and i not in aside] for split in SPLITS}
+    settings, account = params.build, Account()
+    pictures = _merge(params.ingest.sources, account)
+    pictures, exclusion = _leave_out(pictures, params, account)
+    pictures, changed = _clean(pictures, settings.captions, account)
+    splits = [
+        furthest_from_training(split_of(key, settings.validation, settings.test) for key in _split_keys(picture))
+        for picture in pictures
+    ]
+    near = kept_apart(_prints(pictures), splits, settings.near_duplicate_bits)
+    for index in near:
+        _set_aside(pictures[index], "near_duplicate", account)
+    kept = {
+        split: [p.example() for i, p in enumerate(pictures) if splits[i] == split and i not in near] for split in SPLITS
+    }
+    account.pictures = sum(map(len, kept.values()))
+    account.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
+    account.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
     _check_not_empty(kept, params)
 
-    report = _report(ingested, examples, kept, aside)
-    readers = {name: PictureReader(paths.INGEST / name) for name in ingested}
-    with swapped_in(paths.DATASET, paths.BUILD_REPORT) as (folder, new_report):
+    captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
+    unknown = unknown_tokens(params.finetune.checkpoint, params.finetune.revision, captions)
+    report = _report(account, kept) | {
+        "captions_changed": {"count": changed.total(), "examples": _before_and_after(changed)},
+        "unknown_tokens": _in_report(unknown, params.finetune.checkpoint),
+        "near_duplicates": [
+            {"set_aside": pictures[i].first.origin, "near_to": pictures[j].first.origin} for i, j in near.items()
+        ],
+        "excluded": exclusion.matches,
+    }
+    readers = {name: PictureReader(paths.INGEST / name) for name in params.ingest.sources}
+    targets = (paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE)
+    with swapped_in(*targets) as (folder, new_report, new_aside):
         for split in SPLITS:
             bar = tqdm(kept[split], desc=f"build {split}", unit=" pictures", disable=None)
             write_split(folder / split, bar, lambda e: readers[e.sources[0]].read(e.file_name))
         write_json(new_report, report)
+        write_set_aside(new_aside, account.aside)
+    _warn(unknown, exclusion, params)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
-        f"{sum(map(len, kept.values())):,} pictures in {paths.DATASET} ({counts}); set aside {len(aside):,}"
-        f" near-duplicates across splits (details: {paths.BUILD_REPORT})"
+        f"{account.pictures:,} pictures with {account.captions:,} captions in {paths.DATASET} ({counts}); set aside"
+        f" {len(near):,} near-duplicates across splits (reasons: {paths.BUILD_REPORT}; each one: {paths.SET_ASIDE})"
     )
 
 
-def _merge(ingested: dict[str, list[Ingested]]) -> list[_Merged]:
+def _merge(sources: Sequence[str], account: Account) -> list[_Picture]:
     """One entry a picture, whichever sources it is in, in an order that follows from its content alone."""
-    merged: dict[str, _Merged] = {}
-    for name, records in ingested.items():
-        for record in records:
-            merged.setdefault(record.sha256, _Merged(record)).found_in.append((name, record))
+    merged: dict[str, _Picture] = {}
+    for source in sources:
+        report = paths.INGEST_REPORTS / f"{source}.json"
+        if not report.is_file():
+            raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
+        counts = read_json(report)
+        account.files += counts["files"]["in"]
+        account.caption_files += counts["files"]["captions_files"]
+        account.rows += counts["rows"]["in"]
+        account.aside += read_set_aside(paths.INGEST / source / "set_aside.csv")
+        for record in read_ingested(paths.INGEST / source):
+            if record.sha256 in merged:
+                account.set_aside_file(source, record.origin, "in_several_sources")
+            merged.setdefault(record.sha256, _Picture([])).found_in.append((source, record))
     return [merged[sha256] for sha256 in sorted(merged)]
 
 
-def _example(picture: _Merged) -> Example:
-    rows = [row for _, record in picture.found_in for row in record.captions]
-    return Example(
-        file_name=picture.first.file_name,
-        captions=list(dict.fromkeys(clean(row.text) for row in rows)),
-        sha256=picture.first.sha256,
-        sources=[name for name, _ in picture.found_in],
-        origins=[record.origin for _, record in picture.found_in],
-    )
+def _leave_out(pictures: list[_Picture], params: Params, account: Account) -> tuple[list[_Picture], Exclusion]:
+    """Without the pictures that `ingest.exclude` names, and without those that are nearly the same as one."""
+    exclusion = Exclusion(params.ingest.exclude, params.ingest.image_size, params.ingest.max_pixels)
+    for index in exclusion.matching(
+        _prints(pictures),
+        [(p.first.sha256, [record.origin for _, record in p.found_in]) for p in pictures],
+        params.build.near_duplicate_bits,
+    ):
+        _set_aside(pictures[index], "excluded", account)
+        pictures[index].found_in = []
+    return [picture for picture in pictures if picture.found_in], exclusion
 
 
-def _near_duplicates_across(merged: list[_Merged], splits: list[str], max_bits: int) -> dict[int, int]:
-    thumbnails = b"".join(bytes.fromhex(picture.first.thumbnail) for picture in merged)
-    pairs = near_duplicates(
-        [int(picture.first.phash, 16) for picture in merged],
-        np.frombuffer(thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL, 3),
-        splits,
-        max_bits,
+def _clean(
+    pictures: list[_Picture], policy: Captions, account: Account
+) -> tuple[list[_Picture], Counter[tuple[str, str]]]:
+    """The pictures that have captions left once these are cleaned, and the captions that the rules changed."""
+    apply = cleaner(policy)
+    changed: Counter[tuple[str, str]] = Counter()
+    for picture in pictures:
+        for source, row in picture.rows():
+            caption = apply(row.text)
+            if caption != clean(row.text):
+                changed[clean(row.text), caption] += 1
+            if reason := _wrong_with(caption, picture, policy):
+                account.set_aside_row(source, row.file, row.row, reason)
+            else:
+                picture.captions[caption] = source, row
+        if not picture.captions:
+            account.set_aside_file(picture.found_in[0][0], picture.first.origin, "no_caption_left")
+    return [picture for picture in pictures if picture.captions], changed
+
+
+def _wrong_with(caption: str, picture: _Picture, policy: Captions) -> str | None:
+    words = len(words_of(caption))
+    if words < policy.min_words:
+        return "too_few_words"
+    if words > policy.max_words:
+        return "too_many_words"
+    return "same_caption" if caption in picture.captions else None
+
+
+def _set_aside(picture: _Picture, reason: str, account: Account) -> None:
+    """Set aside a picture, and the captions that it still has (all that came, if they were not cleaned yet)."""
+    account.set_aside_file(picture.found_in[0][0], picture.first.origin, reason)
+    for source, row in picture.captions.values() if picture.captions else picture.rows():
+        account.set_aside_row(source, row.file, row.row, "picture_set_aside")
+
+
+def _split_keys(picture: _Picture) -> set[str]:
+    return {key for _, record in picture.found_in for key in record.split_by}
+
+
+def _prints(pictures: list[_Picture]) -> Prints:
+    thumbnails = b"".join(bytes.fromhex(picture.first.thumbnail) for picture in pictures)
+    return Prints(
+        np.array([int(picture.first.phash, 16) for picture in pictures], dtype=np.uint64),
+        np.frombuffer(thumbnails, dtype=np.uint8).reshape(len(pictures), THUMBNAIL**2 * 3),
     )
-    return kept_apart(splits, list(pairs))
 
 
 def _check_not_empty(kept: dict[str, list[Example]], params: Params) -> None:
@@ -101,41 +196,54 @@ def _check_not_empty(kept: dict[str, list[Example]], params: Params) -> None:
             )
 
 
-def _report(
-    ingested: dict[str, list[Ingested]],
-    examples: list[Example],
-    kept: dict[str, list[Example]],
-    aside: dict[int, int],
-) -> dict[str, Any]:
-    """The account: every picture and caption that comes in is kept, merged, or set aside."""
-    pictures_in = sum(map(len, ingested.values()))
-    captions_in = sum(len(record.captions) for records in ingested.values() for record in records)
-    captions_kept = {split: sum(len(e.captions) for e in kept[split]) for split in kept}
-    with_pictures = sum(len(examples[i].captions) for i in aside)
-    report: dict[str, Any] = {
+def _report(account: Account, kept: dict[str, list[Example]]) -> dict[str, Any]:
+    """The account over ingest and build: what came in with the raw data is kept in a split or set aside."""
+    counts = account.report()
+    return {
         "pictures": {
-            "in": pictures_in,
+            "in": account.files - account.caption_files,
             "kept": {split: len(kept[split]) for split in kept},
-            "set_aside": {"in_several_sources": pictures_in - len(examples), "near_duplicate": len(aside)},
+            "set_aside": counts["files"]["set_aside"],
         },
         "captions": {
-            "in": captions_in,
-            "kept": captions_kept,
-            "set_aside": {
-                "same_caption": captions_in - sum(len(e.captions) for e in examples),
-                "near_duplicate": with_pictures,
-            },
+            "in": account.rows,
+            "kept": {split: sum(len(e.captions) for e in kept[split]) for split in kept},
+            "set_aside": counts["rows"]["set_aside"],
         },
         "captions_a_picture": dict(sorted(Counter(len(e.captions) for split in kept for e in kept[split]).items())),
-        "near_duplicates": [
-            {"set_aside": examples[i].origins[0], "near_to": examples[j].origins[0]} for i, j in sorted(aside.items())
-        ],
     }
-    for kind, account in report.items():
-        if kind in ("pictures", "captions"):
-            counted = sum(account["kept"].values()) + sum(account["set_aside"].values())
-            assert account["in"] == counted, f"of {kind}, {account['in']} came in and {counted} are accounted for"
-    return report
+
+
+def _before_and_after(changed: Counter[tuple[str, str]]) -> list[dict[str, str]]:
+    """A few captions that the rules changed, spread over all of them; the shorter show more clearly what was done."""
+    pairs = sorted((len(before), before, after) for before, after in changed)
+    step = max(1, len(pairs) // _EXAMPLES)
+    return [{"before": before, "after": after} for _, before, after in pairs[::step][:_EXAMPLES]]
+
+
+def _in_report(unknown: Unknown | None, checkpoint: str) -> dict[str, Any] | None:
+    if unknown is None:
+        return None
+    return {
+        "checkpoint": checkpoint,
+        "share": round(unknown.share, 6),
+        "unknown": unknown.unknown,
+        "tokens": unknown.tokens,
+        "most_frequent": dict(unknown.most),
+    }
+
+
+def _warn(unknown: Unknown | None, exclusion: Exclusion, params: Params) -> None:
+    """Say what does no harm now but is hardly meant."""
+    for entry in exclusion.without_match:
+        print(f"build: params.yaml: ingest.exclude: {entry!r} is no folder, and no picture of the sources; check it")
+    if unknown and unknown.share > _MOST_UNKNOWN:
+        some = " ".join(piece for piece, _ in unknown.most[:8])
+        print(
+            f"build: {unknown.share:.1%} of the captions' tokens are unknown to {params.finetune.checkpoint} (most of"
+            f" all {some}); where these are emoji, set build.captions.emoji to `words`; for another script, take a"
+            " checkpoint that knows it"
+        )
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Ingest(Section):
     image_size: Annotated[int, Field(ge=16, le=4096)]
     max_pixels: Annotated[int, Field(ge=1)]
     max_set_aside: Annotated[float, Field(ge=0, le=1)]
+    exclude: list[Annotated[str, Field(min_length=1)]]
 
     @model_validator(mode="after")
     def _no_source_twice(self) -> Ingest:
@@ -43,9 +44,28 @@ class Ingest(Section):
         return self
 
 
+class Captions(Section):
+    """The text policy: what becomes of a caption's words."""
+
+    repair: bool
+    emoji: Literal["keep", "words", "drop"]
+    hashtags: Literal["keep", "words", "drop"]
+    mentions: Literal["keep", "replace", "drop"]
+    web_addresses: Literal["keep", "replace", "drop"]
+    min_words: Annotated[int, Field(ge=1, le=1000)]
+    max_words: Annotated[int, Field(ge=1, le=100_000)]
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Captions:
+        if self.min_words > self.max_words:
+            raise ValueError("`min_words` is more than `max_words`, which no caption can meet; lower it")
+        return self
+
+
 class Build(Section):
     """How the data set is made of what was ingested."""
 
+    captions: Captions
     validation: Fraction
     test: Fraction
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import shutil
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import build, ingest, params
+from pipeline.data.account import Aside, read_set_aside
 from pipeline.data.records import PictureReader, read_examples
 from pipeline.data.split import SPLITS
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256_of
-from tests.conftest import jpeg, set_params
+from tests.conftest import ROOT, jpeg, set_params
 
 
 def build_from(*sources: str) -> dict:
@@ -27,17 +33,158 @@ def build_from(*sources: str) -> dict:
     return read_json(Path("reports/build.json"))
 
 
+def account_holds(report: dict) -> None:
+    """What came in with the raw data is kept or stands in reports/set_aside.csv, each one."""
+    aside = list(read_set_aside(Path("reports/set_aside.csv")))
+    for kind, key in (("file", "pictures"), ("row", "captions")):
+        account = report[key]
+        listed = [item for item in aside if item.kind == kind]
+        assert account["in"] == sum(account["kept"].values()) + len(listed)
+        assert account["set_aside"] == dict(sorted(Counter(item.reason for item in listed).items()))
+    examples = [e for split in SPLITS for e in read_examples(Path("data/dataset") / split)]
+    assert sum(report["pictures"]["kept"].values()) == len(examples)
+    assert sum(report["captions"]["kept"].values()) == sum(len(e.captions) for e in examples)
+
+
 def splits() -> dict[str, str]:
     return {e.sha256: split for split in SPLITS for e in read_examples(Path("data/dataset") / split)}
 
 
-def test_every_picture_and_caption_is_accounted_for(workspace: Path) -> None:
+def test_every_picture_and_caption_is_accounted_for_from_the_raw_data_on(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     report = build_from("sample")
-    for kind in ("pictures", "captions"):
-        account = report[kind]
-        assert account["in"] == sum(account["kept"].values()) + sum(account["set_aside"].values())
+    account_holds(report)
+    assert report["pictures"]["in"] == 66
     assert report["captions"]["set_aside"]["same_caption"] == 1
+
+
+faults = st.sampled_from(["good", "good", "good", "cut", "no picture", "no caption", "empty", "lost", "long", "again"])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(faults, max_size=30), st.lists(faults, max_size=10))
+def test_whatever_is_wrong_with_the_sources_the_account_holds(
+    workspace: Path, bring: Callable[..., Path], one: list[str], two: list[str]
+) -> None:
+    shutil.rmtree(workspace / "data", ignore_errors=True)
+    set_params(workspace, {"ingest.max_set_aside": 1.0, "build.validation": 0, "build.test": 0.1})
+    for name, kinds in (("one", one), ("two", two)):
+        files, rows = {"always.jpg": jpeg("blue")}, [["always.jpg", "always there"]]
+        for k, kind in enumerate(kinds):
+            picture = jpeg("red", (30 + k, 30 + 3 * len(kind)))  # the same in both sources where kinds agree
+            files[f"{k}.jpg"] = {"cut": picture[:200], "no picture": b"text"}.get(kind, picture)
+            caption = {"empty": " ", "long": "word " * 101}.get(kind, f"caption {k} 🔥")
+            if kind == "lost":
+                del files[f"{k}.jpg"]
+            if kind != "no caption":
+                rows += [[f"{k}.jpg", caption]] * (2 if kind == "again" else 1)
+        files |= {f"more {k}.jpg": jpeg("green", (60 + k, 200 - k)) for k in range(40)}
+        rows += [[f"more {k}.jpg", "more of it"] for k in range(40)]
+        bring(name, files, rows)
+    set_params(workspace, {"build.near_duplicate_bits": 0})
+    account_holds(build_from("one", "two"))
+
+
+def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
+    workspace: Path, bring: Callable[..., Path]
+) -> None:
+    write_sample(workspace / "data/raw/more", pictures=40, seed=5)
+    rows = [["a.jpg", "so good🔥"], ["a.jpg", "so good fire"], ["a.jpg", "one"], ["b.jpg", "@someone ..."]]
+    bring("s", {"a.jpg": jpeg(size=(50, 60)), "b.jpg": jpeg("blue", (90, 30))}, rows)
+    set_params(workspace, {"build.captions.emoji": "words", "build.captions.min_words": 2})
+    report = build_from("s", "more")
+    (example,) = (e for split in SPLITS for e in read_examples(Path("data/dataset") / split) if "s" in e.sources)
+    assert example.captions == ["so good fire"]
+    account_holds(report)
+    aside = [item for item in read_set_aside(Path("reports/set_aside.csv")) if item.source == "s"]
+    assert sorted(aside, key=lambda item: item.row or 0) == [
+        Aside("file", "s", "images.zip:b.jpg", None, "no_caption_left"),
+        Aside("row", "s", "captions.csv", 3, "same_caption"),
+        Aside("row", "s", "captions.csv", 4, "too_few_words"),
+        Aside("row", "s", "captions.csv", 5, "too_few_words"),
+    ]
+    assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
+
+
+def test_a_policy_that_leaves_too_little_stops_before_anything_is_changed(workspace: Path) -> None:
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    build_from("sample")
+    before = sha256_of(Path("data/dataset"), Path("reports"))
+    set_params(workspace, {"build.captions.min_words": 90})
+    with pytest.raises(DataError, match=r"too_few_words.*max_set_aside"):
+        build_from("sample")
+    assert sha256_of(Path("data/dataset"), Path("reports")) == before
+
+
+def test_words_that_the_checkpoint_does_not_know_are_told_with_the_mend(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo")})
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    assert build_from("sample")["unknown_tokens"]["share"] < 0.02
+    assert "unknown" not in capsys.readouterr().out
+    rows = [[f"{k}.jpg", "a page 🧿🧿"] for k in range(3)]
+    bring("odd", {f"{k}.jpg": jpeg("red", (30 + 20 * k, 40)) for k in range(3)}, rows)
+    set_params(workspace, {"build.validation": 0, "build.test": 0})
+    report = build_from("odd")
+    assert report["unknown_tokens"]["most_frequent"] == {"🧿": 6}
+    said = capsys.readouterr().out
+    assert "33.3% of the captions' tokens are unknown" in said
+    assert "set build.captions.emoji to `words`" in said
+    set_params(workspace, {"build.captions.emoji": "words"})
+    assert build_from("odd")["unknown_tokens"]["share"] == 0
+
+
+def photo(seed: int, quality: int = 90, size: tuple[int, int] = (160, 120)) -> bytes:
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def test_what_is_excluded_is_out_with_all_that_is_like_it_in_every_source(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bring("one", {f"img/{k}.jpg": photo(k) for k in range(40)}, [[f"{k}.jpg", f"one {k}"] for k in range(40)])
+    bring("two", {f"{k}.jpg": photo(k, 60) for k in range(8)}, [[f"{k}.jpg", f"two {k}"] for k in range(8)])
+    folder = workspace / "data/excluded"
+    folder.mkdir(parents=True)
+    (folder / ".gitignore").write_text("*")
+    (folder / "small copy.jpg").write_bytes(photo(3, 80, (80, 60)))
+    sha256 = hashlib.sha256(photo(1)).hexdigest()
+    entries = [sha256, "img/2.jpg", "images.zip:img/30.jpg", "g/4.jpg", "data/excluded", "lost.jpg"]
+    set_params(workspace, {"ingest.exclude": entries})
+    report = build_from("one", "two")
+    captions = {c for split in SPLITS for e in read_examples(Path("data/dataset") / split) for c in e.captions}
+    assert not captions & {f"{source} {k}" for source in ("one", "two") for k in (1, 2, 3, 30)}
+    assert "one 4" in captions
+    assert report["excluded"] == dict(zip(entries, [2, 2, 1, 0, 2, 0], strict=True))
+    assert report["pictures"]["set_aside"]["excluded"] == 7
+    account_holds(report)
+    said = capsys.readouterr().out
+    assert "'lost.jpg' is no folder, and no picture" in said
+    assert "'g/4.jpg'" in said
+    (folder / "note.txt").write_text("no picture")
+    with pytest.raises(DataError, match=r"data/excluded/note\.txt: is no JPEG"):
+        build_from("one", "two")
+
+
+def test_pictures_of_one_post_are_in_one_split(workspace: Path) -> None:
+    posts = [{"title": f"post {k}", "media": [{"uri": f"media/{k}-{j}.jpg"} for j in range(3)]} for k in range(60)]
+    folder = workspace / "data/raw/me"
+    (folder / "media").mkdir(parents=True)
+    (folder / "posts_1.json").write_text(json.dumps(posts))
+    for k in range(60):
+        for j in range(3):
+            (folder / f"media/{k}-{j}.jpg").write_bytes(photo(3 * k + j))
+    build_from("me")
+    where: dict[str, set[str]] = {}
+    for split in SPLITS:
+        for example in read_examples(Path("data/dataset") / split):
+            where.setdefault(example.captions[0], set()).add(split)
+    assert len(where) == 60
+    assert all(len(found) == 1 for found in where.values())
+    assert {split for found in where.values() for split in found} == set(SPLITS)
 
 
 def test_more_data_and_another_size_move_no_picture_to_another_split(workspace: Path) -> None:
@@ -65,16 +212,10 @@ def test_a_picture_in_two_sources_is_one_with_the_captions_of_both(workspace: Pa
 
 
 def test_near_duplicates_do_not_stand_in_two_splits(workspace: Path, bring: Callable[..., Path]) -> None:
-    rng = np.random.default_rng(0)
     files, rows = {}, []
     for k in range(30):
-        picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
-            (160, 120), Image.Resampling.BICUBIC
-        )
         for quality in (60, 90, 95):
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=quality)
-            files[f"{k}-{quality}.jpg"] = buffer.getvalue()
+            files[f"{k}-{quality}.jpg"] = photo(k, quality)
             rows.append([f"{k}-{quality}.jpg", f"picture {k}"])
     bring("s", files, rows)
     report = build_from("s")

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from pipeline import ingest, params
+from pipeline.data import pictures
+from pipeline.data.account import FILE_REASONS, ROW_REASONS
 from pipeline.data.records import PictureReader, read_ingested
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import DataError
@@ -50,7 +52,7 @@ def test_the_sample_is_accounted_for_to_the_last_fault(workspace: Path) -> None:
         "same_bytes": 1,
     }
     assert report["rows"]["set_aside"] == {"empty": 2, "malformed": 1, "picture_missing": 1, "picture_set_aside": 2}
-    assert report["files"]["in"] == 46
+    assert report["files"]["in"] == 47
     assert report["files"]["pictures_kept"] == 40
     assert report["rows"]["in"] == report["rows"]["captions_kept"] + 6
 
@@ -132,8 +134,10 @@ def test_the_strangest_names_are_only_names(workspace: Path, bring: Bring) -> No
     files = {name: jpeg("red", (20 + k, 20)) for k, name in enumerate(names)}
     bring("s", files, [[name, f"caption {k}"] for k, name in enumerate(names)])
     report = ingest_source("s")
-    assert report["files"]["pictures_kept"] == report["rows"]["captions_kept"] == 7
-    assert report["files"]["set_aside"] == {"not_a_picture_file": 1}  # ".jpg" is all suffix, no name
+    assert report["files"]["pictures_kept"] == report["rows"]["captions_kept"] == 4
+    # ".jpg" is all suffix, no name
+    assert report["files"]["set_aside"] == {"not_a_picture_file": 1, "unsafe_path": 3}
+    assert report["rows"]["set_aside"] == {"picture_missing": 1, "picture_set_aside": 3}
     assert not (workspace.parent / "climb.jpg").exists()
 
 
@@ -194,7 +198,7 @@ def test_an_ambiguous_name_is_set_aside(workspace: Path, bring: Bring) -> None:
     bring("s", {"a/x.jpg": jpeg("red"), "b/x.jpg": jpeg("blue")}, [["x.jpg", "which?"], ["a/x.jpg", "this"]])
     report = ingest_source("s")
     assert report["rows"]["set_aside"] == {"picture_ambiguous": 1}
-    assert ("file", "b/x.jpg", "no_caption") in aside("s")
+    assert ("file", "images.zip:b/x.jpg", "no_caption") in aside("s")
 
 
 def test_pictures_are_reduced_upright_rgb_and_without_metadata(workspace: Path, bring: Bring) -> None:
@@ -247,7 +251,7 @@ def test_captions_of_strange_people_come_through(workspace: Path, bring: Bring) 
 @pytest.mark.parametrize(
     ("files", "rows", "words"),
     [
-        ({"a.jpg": jpeg()}, None, ["images.zip", "no .csv"]),
+        ({"a.jpg": jpeg()}, None, ["1 .jpg (like images.zip:a.jpg)", "no captions", "captions_*.json"]),
         ({"a.jpg": jpeg()}, [["lost.jpg", "x"]], ["no picture with a caption", "1 picture_missing"]),
         ({}, [["a.jpg", "x"]], ["no picture with a caption"]),
     ],
@@ -270,7 +274,7 @@ def test_bad_input_is_one_line_with_65_and_leaves_the_last_good_run(workspace: P
         "captions.csv": [
             b"picture,words\na.jpg,x\n",
             b"",
-            b"image,caption\na.jpg,\xff\xfe\n",
+            b"image,caption\na.jpg,caf\xc3\xa9 n\xc3\xa9 \xff\n",
             b'image,caption\na,"b\n',
         ],
         "images.zip": [b"no zip at all", (folder / "images.zip").read_bytes()[:50]],
@@ -291,11 +295,42 @@ def test_bad_input_is_one_line_with_65_and_leaves_the_last_good_run(workspace: P
     assert "data/raw/nowhere: not found" in missing.stderr
 
 
-def test_files_that_fit_no_layout_are_listed(workspace: Path, bring: Bring) -> None:
+def test_files_that_fit_two_layouts_are_listed(workspace: Path, bring: Bring) -> None:
     folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
-    (folder / "more.csv").write_text("image,caption\n")
-    with pytest.raises(DataError, match=r"found captions\.csv, images\.zip, more\.csv; expected one \.zip"):
+    (folder / "metadata.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"several layouts: captions\.csv \(table\), metadata\.jsonl \(imagefolder\)"):
         ingest_source("s")
+
+
+def test_pictures_of_the_last_run_are_found_again_and_not_decoded(
+    workspace: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{k}.jpg": jpeg("red", (40 + k, 30)) for k in range(6)}
+    rows = [[name, f"caption of {name}"] for name in files]
+    bring("grown", files, rows)
+    ingest_source("grown")
+    anew = sha256_of(Path("data/ingest"), Path("reports"))
+    shutil.rmtree(workspace / "data")
+    bring("grown", dict(list(files.items())[:5]), rows[:5])
+    ingest_source("grown")
+    shutil.rmtree(workspace / "data/raw")
+    bring("grown", files, rows)
+    decoded = []
+    normalise = pictures.normalise
+    monkeypatch.setattr(pictures, "normalise", lambda *args: decoded.append(1) or normalise(*args))
+    ingest_source("grown")
+    assert len(decoded) == 1
+    assert sha256_of(Path("data/ingest"), Path("reports")) == anew
+    # Another size is another picture, and what is damaged is made anew.
+    set_params(workspace, {"ingest.image_size": 20})
+    ingest_source("grown")
+    assert len(decoded) == 7
+    for damaged in (b"", b"PK"):
+        Path("data/ingest/grown/pictures-0000.zip").write_bytes(damaged)
+        ingest_source("grown")
+    Path("data/ingest/grown/records.jsonl").write_text("{")
+    ingest_source("grown")
+    assert len(decoded) == 7 + 3 * 6
 
 
 def kaggle(folder: Path, wrapper: str = "") -> None:
@@ -338,9 +373,10 @@ def test_real_flickr8k_is_ingested_whole(workspace: Path) -> None:
     assert max(sizes) == 256
 
 
-def test_every_reason_has_its_words() -> None:
-    source = (ROOT / "pipeline/ingest.py").read_text() + (ROOT / "pipeline/data/pictures.py").read_text()
-    for reason in ingest.FILE_REASONS | ingest.ROW_REASONS:
+def test_every_reason_has_its_words_and_every_word_its_reason() -> None:
+    files = ["ingest.py", "build.py", "data/archive.py", "data/pictures.py"]
+    source = "".join((ROOT / "pipeline" / file).read_text() for file in files)
+    for reason in FILE_REASONS | ROW_REASONS:
         assert f'"{reason}"' in source
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -47,6 +47,10 @@ class Normalised:
     height: int
     phash: int
     thumbnail: bytes
+
+    def without_jpeg(self) -> Normalised:
+        """The same, but for the bytes: what is worth keeping in memory of many."""
+        return replace(self, jpeg=b"")
 
 
 def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:

@@ -45,10 +45,12 @@ class Ingested:
     Attributes:
         sha256: of the raw bytes as they came; the picture's identity.
         file_name: of the normalised picture within the shards.
-        origin: where it was found: the archive and the name within.
+        origin: where it was found in its source: the archive and the name within.
         width, height: pixels of the normalised picture.
         phash: 64-bit perceptual hash, 16 hexadecimal digits.
         thumbnail: 8 x 8 RGB, row by row, 384 hexadecimal digits.
+        split_by: the SHA-256 that its split follows: its own; of a post with several pictures that of the first
+            of them; several where it stands in several posts.
         captions: in the order in which they came.
     """
 
@@ -59,6 +61,7 @@ class Ingested:
     height: int
     phash: str
     thumbnail: str
+    split_by: list[str]
     captions: list[Row]
 
 
@@ -178,16 +181,18 @@ class PictureReader:
         """The bytes of a picture.
 
         Raises:
-            DataError: no shard of the folder has it.
+            DataError: no shard of the folder has it, or the shard is damaged.
         """
-        if self._shards is None:
-            opened = [zipfile.ZipFile(path) for path in sorted(self._folder.glob("pictures-*.zip"))]
-            self._shards = {name: shard for shard in opened for name in shard.namelist()}
-        if file_name not in self._shards:
+        try:
+            if self._shards is None:
+                opened = [zipfile.ZipFile(path) for path in sorted(self._folder.glob("pictures-*.zip"))]
+                self._shards = {name: shard for shard in opened for name in shard.namelist()}
+            return self._shards[file_name].read(file_name)
+        except (KeyError, zipfile.BadZipFile) as error:
+            what = "no picture" if isinstance(error, KeyError) else f"damaged ({error}): can't read"
             raise DataError(
-                f"{self._folder}: no picture {file_name} in pictures-*.zip; run `dvc repro` to make it anew"
-            )
-        return self._shards[file_name].read(file_name)
+                f"{self._folder}: {what} {file_name} in pictures-*.zip; run `dvc repro -f` to make it anew"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_shards": None}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +15,7 @@ _HASH_BITS = 64
 # (of 255) in every cell and channel; without it, a perceptual hash, which sees no colour, would take a red
 # and a blue star for the same picture.
 _THUMBNAIL_TOLERANCE = 20
+_PAIRS = 2**21  # compared at a time, so that memory stays small where many pictures share a band
 
 
 def split_of(sha256: str, validation: float, test: float) -> str:
@@ -29,48 +30,91 @@ def split_of(sha256: str, validation: float, test: float) -> str:
     return "validation" if place < test + validation else "train"
 
 
-def near_duplicates(
-    hashes: Sequence[int], thumbnails: np.ndarray, splits: Sequence[str], max_bits: int
-) -> Iterator[tuple[int, int]]:
-    """Pairs `(i, j)`, `i < j`, of pictures in different splits that are nearly the same.
+def furthest_from_training(splits: Iterable[str]) -> str:
+    """The one split of a picture that stands in posts of several: test before validation before train.
 
-    Near means: the 64-bit perceptual hashes differ in at most `max_bits` bits, and no cell of the
+    So that a picture that more data shows again may leave the training, but never comes into it from the test.
+    """
+    return max(splits, key=SPLITS.index)
+
+
+@dataclass(frozen=True)
+class Prints:
+    """What tells near-duplicates: of each picture its perceptual hash and its thumbnail.
+
+    Attributes:
+        hashes: `(pictures,)`, uint64.
+        thumbnails: `(pictures, values)`, uint8.
+    """
+
+    hashes: np.ndarray
+    thumbnails: np.ndarray
+
+    def __getitem__(self, which: Sequence[int] | np.ndarray) -> Prints:
+        chosen = np.asarray(which, dtype=np.int64)
+        return Prints(self.hashes[chosen], self.thumbnails[chosen])
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def look_alikes(pictures: Prints, others: Prints, max_bits: int) -> dict[int, int]:
+    """The pictures that are nearly the same as one of the others: index -> the first of the others (its index).
+
+    Near means: the 64-bit perceptual hashes differ in at most `max_bits` bits, and no value of the
     thumbnails by more than 20 of 255.
-
-    Args:
-        hashes: a perceptual hash a picture.
-        thumbnails: `(pictures, ...)`, uint8.
-        splits: a split a picture.
-        max_bits: of the 64.
 
     Two hashes that differ in at most b bits agree on at least one of b + 1 bands of bits, so only pictures
     that share a band are compared (Manku, Jain and Das Sarma, "Detecting near-duplicates for web
-    crawling", WWW 2007).
+    crawling", WWW 2007). Exact look-alikes are compared once, and only hashes whose pictures are about as light.
     """
-    codes = np.array(hashes, dtype=np.uint64)
-    side = np.array([SPLITS.index(split) for split in splits])
-    flat = thumbnails.reshape(len(codes), -1).astype(np.int16)
+    pictures_of, others_of = _distinct(pictures), _distinct(others)
+    mine, theirs = pictures[list(pictures_of)], others[list(others_of)]
+    my_light, their_light = (prints.thumbnails.mean(axis=1) for prints in (mine, theirs))
+    found: dict[int, int] = {}
     edges = np.linspace(0, _HASH_BITS, max_bits + 2).astype(int)
-    seen: set[tuple[int, int]] = set()
     for low, high in pairwise(edges):
-        buckets = defaultdict(list)
-        mask = (1 << int(high - low)) - 1
-        for index, code in enumerate(hashes):
-            buckets[(code >> int(low)) & mask].append(index)
-        for bucket in buckets.values():
-            members = np.array(bucket)
-            for k, first in enumerate(bucket[:-1]):
-                others = members[k + 1 :]
-                others = others[side[others] != side[first]]
-                others = others[np.bitwise_count(codes[others] ^ codes[first]) <= max_bits]
-                near = np.abs(flat[others] - flat[first]).max(axis=1, initial=0) <= _THUMBNAIL_TOLERANCE
-                for other in others[near]:
-                    if (pair := (first, int(other))) not in seen:
-                        seen.add(pair)
-                        yield pair
+        mask = np.uint64((1 << int(high - low)) - 1)
+        my_buckets, their_buckets = (_buckets((p.hashes >> np.uint64(low)) & mask) for p in (mine, theirs))
+        for band in my_buckets.keys() & their_buckets.keys():
+            right = their_buckets[band]
+            step = max(1, _PAIRS // len(right))
+            for start in range(0, len(my_buckets[band]), step):
+                left = my_buckets[band][start : start + step]
+                bits = np.bitwise_count(mine.hashes[left][:, None] ^ theirs.hashes[right][None])
+                light = np.abs(my_light[left][:, None] - their_light[right][None])
+                rows, columns = np.nonzero((bits <= max_bits) & (light <= _THUMBNAIL_TOLERANCE))
+                for some in range(0, len(rows), _PAIRS // 16):
+                    i, j = left[rows[some : some + _PAIRS // 16]], right[columns[some : some + _PAIRS // 16]]
+                    a, b = mine.thumbnails[i], theirs.thumbnails[j]
+                    near = (np.maximum(a, b) - np.minimum(a, b)).max(axis=1) <= _THUMBNAIL_TOLERANCE
+                    for one, other in zip(i[near].tolist(), j[near].tolist(), strict=True):
+                        found[one] = min(other, found.get(one, other))
+    firsts = list(others_of)
+    return {
+        index: firsts[found[place]]
+        for place, indices in enumerate(pictures_of.values())
+        if place in found
+        for index in indices
+    }
 
 
-def kept_apart(splits: Sequence[str], pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+def _distinct(prints: Prints) -> dict[int, list[int]]:
+    """The pictures that no earlier one is exactly alike: index -> all that are alike it, itself included."""
+    seen: dict[tuple[int, bytes], list[int]] = {}
+    for index, (code, thumbnail) in enumerate(zip(prints.hashes.tolist(), prints.thumbnails, strict=True)):
+        seen.setdefault((code, thumbnail.tobytes()), []).append(index)
+    return {indices[0]: indices for indices in seen.values()}
+
+
+def _buckets(bands: np.ndarray) -> dict[int, np.ndarray]:
+    """Which indices have each value."""
+    order = np.argsort(bands, kind="stable")
+    values, starts = np.unique(bands[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True)) if len(values) else {}
+
+
+def kept_apart(prints: Prints, splits: Sequence[str], max_bits: int) -> dict[int, int]:
     """Which pictures to set aside so that no near pair stands in two splits: index -> the one it is near to.
 
     Of a pair across splits the one on the training side goes (train before validation before test), so
@@ -78,8 +122,7 @@ def kept_apart(splits: Sequence[str], pairs: Sequence[tuple[int, int]]) -> dict[
     """
     aside: dict[int, int] = {}
     for low, high in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        for first, second in pairs:
-            for mine, other in ((first, second), (second, first)):
-                if (splits[mine], splits[other]) == (low, high) and mine not in aside and other not in aside:
-                    aside[mine] = other
+        mine, theirs = ([i for i, s in enumerate(splits) if s == side and i not in aside] for side in (low, high))
+        for one, other in look_alikes(prints[mine], prints[theirs], max_bits).items():
+            aside[mine[one]] = theirs[other]
     return aside
