@@ -37,7 +37,8 @@ def ours(folder: Path) -> Path:
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "models" / "git-demo", folder / "models" / "git-demo")
+    for path in ("models/git-demo", "data/excluded"):
+        shutil.copytree(ROOT / path, folder / path)
     write_sample(folder / "data" / "raw" / "small", pictures=60)
     params = (folder / "params.yaml").read_text()
     for shipped, small in (("sources: [sample]", "sources: [small]"), ("epochs: 12", "epochs: 1")):

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from pipeline import paths, stage
+from pipeline.data import page
 from pipeline.data.account import Account, read_set_aside, write_set_aside
 from pipeline.data.captions import clean, cleaner, words_of
 from pipeline.data.exclusion import Exclusion
-from pipeline.data.pictures import THUMBNAIL
 from pipeline.data.records import Example, Ingested, PictureReader, Row, read_ingested, write_split
 from pipeline.data.split import SPLITS, Prints, furthest_from_training, kept_apart, split_of
 from pipeline.errors import DataError
@@ -88,25 +87,38 @@ def run(params: Params, args: argparse.Namespace) -> str:
         "excluded": exclusion.matches,
     }
     readers = {name: PictureReader(paths.INGEST / name) for name in params.ingest.sources}
-    targets = (paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE)
-    with swapped_in(*targets) as (folder, new_report, new_aside):
+
+    def reader(example: Example) -> PictureReader:
+        return readers[example.sources[0]]
+
+    def picture(example: Example) -> bytes:
+        return reader(example).read(example.file_name)
+
+    targets = (paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE, paths.DATA_PAGE)
+    with swapped_in(*targets) as (folder, new_report, new_aside, new_page):
         for split in SPLITS:
             bar = tqdm(kept[split], desc=f"build {split}", unit=" pictures", disable=None)
-            write_split(folder / split, bar, lambda e: readers[e.sources[0]].read(e.file_name))
+            write_split(folder / split, bar, reader, last=paths.DATASET / split)
         write_json(new_report, report)
         write_set_aside(new_aside, account.aside)
+        pairs = [(pictures[i].example(), pictures[j].example()) for i, j in near.items()]
+        new_page.write_text(page.render(report, kept, account.aside, pairs, picture), encoding="utf-8")
     _warn(unknown, exclusion, params)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
         f"{account.pictures:,} pictures with {account.captions:,} captions in {paths.DATASET} ({counts}); set aside"
-        f" {len(near):,} near-duplicates across splits (reasons: {paths.BUILD_REPORT}; each one: {paths.SET_ASIDE})"
+        f" {len(near):,} near-duplicates across splits (reasons: {paths.BUILD_REPORT}; each one: {paths.SET_ASIDE});"
+        f" look at {paths.DATA_PAGE}"
     )
 
 
 def _merge(sources: Sequence[str], account: Account) -> list[_Picture]:
-    """One entry a picture, whichever sources it is in, in an order that follows from its content alone."""
+    """One entry a picture, whichever sources it is in, in the order of the sources' names and of their archives.
+
+    So what is new in an archive mostly stands at the end, and the shards before it stay what they are.
+    """
     merged: dict[str, _Picture] = {}
-    for source in sources:
+    for source in sorted(sources):
         report = paths.INGEST_REPORTS / f"{source}.json"
         if not report.is_file():
             raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
@@ -119,7 +131,7 @@ def _merge(sources: Sequence[str], account: Account) -> list[_Picture]:
             if record.sha256 in merged:
                 account.set_aside_file(source, record.origin, "in_several_sources")
             merged.setdefault(record.sha256, _Picture([])).found_in.append((source, record))
-    return [merged[sha256] for sha256 in sorted(merged)]
+    return list(merged.values())
 
 
 def _leave_out(pictures: list[_Picture], params: Params, account: Account) -> tuple[list[_Picture], Exclusion]:
@@ -176,11 +188,7 @@ def _split_keys(picture: _Picture) -> set[str]:
 
 
 def _prints(pictures: list[_Picture]) -> Prints:
-    thumbnails = b"".join(bytes.fromhex(picture.first.thumbnail) for picture in pictures)
-    return Prints(
-        np.array([int(picture.first.phash, 16) for picture in pictures], dtype=np.uint64),
-        np.frombuffer(thumbnails, dtype=np.uint8).reshape(len(pictures), THUMBNAIL**2 * 3),
-    )
+    return Prints.of([(int(p.first.phash, 16), bytes.fromhex(p.first.thumbnail)) for p in pictures])
 
 
 def _check_not_empty(kept: dict[str, list[Example]], params: Params) -> None:

@@ -7,7 +7,6 @@ decoded is not decoded again: it is found by the hash of its raw bytes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -84,22 +83,21 @@ class _LastRun:
 
     def __init__(self, folder: Path, settings: Ingest) -> None:
         self._records: dict[str, Ingested] = {}
-        self._reader = PictureReader(folder)
+        self.pictures = PictureReader(folder)
         if (folder / _MADE_BY).is_file() and read_json(folder / _MADE_BY) == _made_by(settings):
             with suppress(DataError, ValueError):  # what is damaged is made anew
-                self._records = {record.sha256: record for record in read_ingested(folder)}
+                found = list(read_ingested(folder))
+                for record in found:
+                    self.pictures.entry(record.file_name)
+                self._records = {record.sha256: record for record in found}
 
     def find(self, sha256: str) -> Normalised | None:
-        """What was made of the picture with these raw bytes, if it was there."""
+        """What was made of the picture with these raw bytes, if it is there; `pictures` has its JPEG."""
         record = self._records.get(sha256)
-        try:
-            jpeg = self._reader.read(record.file_name) if record else None
-        except DataError:
-            return None
-        if record is None or jpeg is None:
+        if record is None:
             return None
         return Normalised(
-            jpeg=jpeg,
+            jpeg=b"",
             width=record.width,
             height=record.height,
             phash=int(record.phash, 16),
@@ -175,7 +173,7 @@ class _Source:
                 data = self.files.read(index, PICTURE_BYTES)
             except MemberError as error:
                 return None, error.reason
-            sha256 = hashlib.sha256(data).hexdigest()
+            sha256 = pictures.identity(data)
             if not self._captions[index]:
                 return sha256, None
             try:
@@ -186,7 +184,7 @@ class _Source:
         hashes: dict[int, str] = {}
         same: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         outcome: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> the first that has a caption, and what of it
-        with PictureWriter(folder) as writer:
+        with PictureWriter(folder, last.pictures) as writer:
             made = zip(self._captions, _map(normalise, self._captions), strict=True)
             for index, (sha256, result) in tqdm(
                 made, total=len(self._captions), desc=f"ingest {self.name}", unit=" pictures", disable=None
@@ -200,7 +198,7 @@ class _Source:
                 if result is None or sha256 in outcome:
                     continue
                 if isinstance(result, Normalised):
-                    writer.add(f"{sha256}.jpg", result.jpeg)
+                    writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
                     result = result.without_jpeg()
                 outcome[sha256] = index, result
 

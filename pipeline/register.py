@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipeline import tracking
 
 SERVED = Path(__file__).with_name("served.py")
-TRAINED_ON = "training_pictures.txt"
 CARD = "MODEL_CARD.md"
 _SCORE = "test_CIDEr-D"
 _REQUIREMENTS = (
@@ -145,15 +144,16 @@ def _register(
     from pipeline import tracking
 
     train = read_examples(paths.DATASET / "train")
+    pictures = folder / tracking.TRAINED_ON
     (folder / CARD).write_text(card, encoding="utf-8")
-    (folder / TRAINED_ON).write_text("".join(f"{e.sha256}\n" for e in train), encoding="utf-8")
+    pictures.write_text("".join(f"{e.sha256}\n" for e in train), encoding="utf-8")
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
     uri = tracking.log_model(
         run,
         code=SERVED.parent,
         served=SERVED,
-        artifacts={"checkpoint": paths.MODEL, "card": folder / CARD, "training_pictures": folder / TRAINED_ON},
+        artifacts={"checkpoint": paths.MODEL, "card": folder / CARD, "training_pictures": pictures},
         example=example,
         requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
     )
@@ -211,6 +211,8 @@ def _git_state() -> dict[str, str]:
 
 def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """The model card: what it is, from what, how good, what it is not for."""
+    from pipeline import tracking
+
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
     names = list(systems["model"])
     table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -235,7 +237,7 @@ Tokenizer of the scores: {evaluation["tokenizer"]}.
 
 {facts}
 
-The SHA-256 of every picture that it was trained on stands in `{TRAINED_ON}` beside this card.
+The SHA-256 of every picture that it was trained on stands in `{tracking.TRAINED_ON}` beside this card.
 
 ## Use
 

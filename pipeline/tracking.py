@@ -35,6 +35,7 @@ from pipeline.errors import ConfigError, TemporaryError
 
 TRAINING_KEY = "training_key"
 MODEL_SHA256 = "model_sha256"
+TRAINED_ON = "training_pictures.txt"  # stands with a version: the SHA-256 of each picture it was trained on, one a line
 RESTORED = "restored"  # the run was made from the files of a training that this server never saw
 
 _HEARTBEAT_SECONDS = 60
@@ -332,6 +333,27 @@ def find_version(store: mlflow.MlflowClient, model: str, model_sha256: str) -> V
     return max(ready, key=lambda version: version.number, default=None)
 
 
+def versions(store: mlflow.MlflowClient, model: str) -> list[int]:
+    """The numbers of all registered versions of the model, in order."""
+    found: list[int] = []
+    token = None
+    while True:
+        page = store.search_model_versions(f"name = '{model}'", max_results=1000, page_token=token)
+        found += [int(version.version) for version in page]
+        token = page.token
+        if not token:
+            return sorted(found)
+
+
+def training_pictures(model: str, version: int) -> set[str] | None:
+    """The SHA-256 of each picture that a version was trained on; None where the version does not tell."""
+    try:
+        file = mlflow.artifacts.download_artifacts(f"models:/{model}/{version}/artifacts/{TRAINED_ON}")
+    except _FAILURES:
+        return None
+    return set(Path(file).read_text(encoding="utf-8").split())
+
+
 def log_model(
     run: TrainingRun,
     *,
@@ -404,10 +426,10 @@ def checkpoint_of(model: str) -> Path:
     name = model.removeprefix("models:/")
     try:
         if "@" not in name and "/" not in name:
-            found = store.search_model_versions(f"name = '{name}'")
-            if not found:
+            numbers = versions(store, name)
+            if not numbers:
                 raise ConfigError(f"{model}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
-            model = f"models:/{name}/{max(int(version.version) for version in found)}"
+            model = f"models:/{name}/{numbers[-1]}"
         folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
     except MlflowException as error:
         raise ConfigError(

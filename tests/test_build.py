@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
@@ -197,6 +198,39 @@ def test_more_data_and_another_size_move_no_picture_to_another_split(workspace: 
     after = splits()
     assert len(after) > len(before)
     assert all(after.get(picture, split) == split for picture, split in before.items())
+
+
+def test_what_a_grown_archive_leaves_as_it_was_is_not_written_again(
+    workspace: Path, bring: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.records.SHARD_PICTURES", 10)
+    folders = [Path("data/ingest/s"), *(Path("data/dataset") / split for split in SPLITS)]
+
+    def build_first(count: int) -> dict[Path, int]:
+        shutil.rmtree(workspace / "data/raw", ignore_errors=True)
+        bring("s", {f"{k}.jpg": photo(k) for k in range(count)}, [[f"{k}.jpg", f"caption {k}"] for k in range(count)])
+        build_from("s")
+        return {shard: shard.stat().st_ino for folder in folders for shard in folder.glob("pictures-*.zip")}
+
+    before, after = build_first(60), build_first(64)
+    same = [shard for shard in before if before[shard] == after[shard]]
+    assert Path("data/ingest/s/pictures-0005.zip") in same
+    assert Path("data/ingest/s/pictures-0006.zip") in after
+    assert len(before) - len(same) <= 3  # the last of each split, where it was not full
+    incremental = sha256_of(Path("data/ingest"), Path("data/dataset"), Path("reports"))
+    for folder in ("data/ingest", "data/dataset", "reports"):
+        shutil.rmtree(workspace / folder)
+    build_first(64)
+    assert sha256_of(Path("data/ingest"), Path("data/dataset"), Path("reports")) == incremental
+    # Other captions are other lines in the shards.
+    table = workspace / "data/raw/s/captions.csv"
+    table.write_text(table.read_text().replace("caption ", "words "))
+    build_from("s")
+    for shard in Path("data/dataset/train").glob("pictures-*.zip"):
+        with zipfile.ZipFile(shard) as archive:
+            lines = archive.read("metadata.jsonl").decode()
+        assert "words " in lines
+        assert "caption " not in lines
 
 
 def test_a_picture_in_two_sources_is_one_with_the_captions_of_both(workspace: Path, bring: Callable[..., Path]) -> None:

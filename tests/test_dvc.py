@@ -25,6 +25,8 @@ def graph() -> dict[str, Any]:
 
 def code_of(stage: str) -> set[str]:
     files = {path.as_posix() for path in closure(f"pipeline.{stage}")}
+    if stage == "build":
+        files.add("pipeline/data/page.html.jinja")
     if stage == "evaluate":
         files.add("pipeline/score/gallery.html.jinja")
     if stage == "register":  # the registered model takes this along

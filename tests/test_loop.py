@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,11 +13,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.data.records import PictureReader, read_examples
@@ -146,6 +150,33 @@ def test_registering_again_makes_no_second_version(loop: Path) -> None:
     assert "was already in the registry" in done.stdout
     assert versions(loop) == before
     assert outputs(loop) == files
+
+
+def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop: Path, tmp_path: Path) -> None:
+    train, test = (read_examples(loop / "data/dataset" / split)[0] for split in ("train", "test"))
+    raw = {name: zipfile.ZipFile(loop / "data/raw/small/images.zip").read(name) for name in scenes(loop)}
+    (original,) = (data for data in raw.values() if hashlib.sha256(data).hexdigest() == train.sha256)
+    (tmp_path / "original.jpg").write_bytes(original)
+    with Image.open(io.BytesIO(original)) as image:
+        image.resize((100, 100)).save(tmp_path / "smaller.jpg")
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "never seen.jpg")
+    names = [f"{tmp_path}/original.jpg", f"{tmp_path}/smaller.jpg", f"{tmp_path}/never seen.jpg", test.sha256]
+    done = run(loop, sys.executable, "-m", "pipeline.trained_on", *names)
+    assert done.returncode == 0, done.stderr
+    exactly, nearly, never, tested, last = done.stdout.splitlines()
+    assert "trained on it: versions 1" in exactly
+    assert "trained on it: none; on one nearly the same: versions 1" in nearly
+    for line in (never, tested):
+        assert "trained on it: none; on one nearly the same: none" in line
+    assert "versions of image-captioning were looked through" in last
+    missing = run(loop, sys.executable, "-m", "pipeline.trained_on", "lost.jpg")
+    assert missing.returncode == 65
+    assert "lost.jpg: No such file" in missing.stderr
+
+
+def scenes(folder: Path) -> list[str]:
+    with zipfile.ZipFile(folder / "data/raw/small/images.zip") as archive:
+        return [name for name in archive.namelist() if name.startswith("scene-0") and "(" not in name]
 
 
 def test_an_old_version_keeps_where_it_came_from(loop: Path) -> None:

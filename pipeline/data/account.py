@@ -48,8 +48,9 @@ ROW_REASONS = {
     "same_caption": "its picture has the same caption, once cleaned, from another row",
 }
 
-# Of these nothing is lost: what systems leave in their zips, second copies, and what the user asked for.
-_NO_LOSS = {"not_a_picture_file", "same_bytes", "in_several_sources", "excluded", "video", "same_caption"}
+# Of second copies nothing is lost, nor of what systems leave in their zips or the user asked to leave out.
+_COPIES = {"same_bytes", "in_several_sources", "same_caption"}
+_NOT_MEANT = {"not_a_picture_file", "excluded", "video"}
 
 _HEAD = ["kind", "source", "file", "row", "reason", "in_words"]
 
@@ -99,12 +100,14 @@ class Account:
             DataError: more than that is set aside.
         """
         for kind, called, kept in (("row", "rows", self.captions), ("file", "pictures", self.pictures)):
-            reasons = Counter({reason: n for reason, n in self.reasons(kind).items() if reason not in _NO_LOSS})
-            lost = reasons.total()
-            if lost > most * (kept + lost):
+            every = self.reasons(kind)
+            reasons = Counter({reason: n for reason, n in every.items() if reason not in _COPIES | _NOT_MEANT})
+            lost, copies = reasons.total(), sum(every[reason] for reason in _COPIES)
+            came = kept + copies + lost
+            if lost > most * came:
                 seen = ", ".join(f"{many:,} {reason}" for reason, many in reasons.most_common())
                 raise DataError(
-                    f"{what}: {lost:,} of {kept + lost:,} {called} would be set aside ({seen}), more than"
+                    f"{what}: {lost:,} of {came:,} {called} would be set aside ({seen}), more than"
                     f" ingest.max_set_aside = {most:g} allows; mend the source, or raise it in params.yaml"
                 )
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from pipeline.data import pictures
 from pipeline.data.split import Prints, look_alikes
@@ -73,7 +70,7 @@ def _of_folder(folder: Path, image_size: int, max_pixels: int) -> tuple[set[str]
         if file.name.startswith(".") or not file.is_file():
             continue
         data = file.read_bytes()
-        hashes.add(hashlib.sha256(data).hexdigest())
+        hashes.add(pictures.identity(data))
         try:
             made.append(pictures.normalise(data, image_size, max_pixels))
         except pictures.PictureError as error:
@@ -81,8 +78,4 @@ def _of_folder(folder: Path, image_size: int, max_pixels: int) -> tuple[set[str]
                 f"{file}: {error}, so what is like it can't be left out (ingest.exclude); bring it as a whole picture,"
                 " or take it away"
             ) from None
-    thumbnails = np.frombuffer(b"".join(picture.thumbnail for picture in made), dtype=np.uint8)
-    return hashes, Prints(
-        np.array([picture.phash for picture in made], dtype=np.uint64),
-        thumbnails.reshape(len(made), pictures.THUMBNAIL**2 * 3),
-    )
+    return hashes, Prints.of([(picture.phash, picture.thumbnail) for picture in made])

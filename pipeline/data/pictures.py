@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import warnings
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 _MOST_STRETCHED = 50
 
 THUMBNAIL = 8  # cells a side
+_PRINT_SIDE = 64  # pixels
 _JPEG_QUALITY = 95
 
 
@@ -84,7 +86,8 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
         if at_least:
             image.draft("RGB", (at_least, at_least))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except MemoryError:
         raise
     except Exception:
@@ -102,6 +105,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def identity(data: bytes) -> str:
+    """What a picture is known by from its raw bytes on: their SHA-256 (hexadecimal)."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
     """Decode a picture, reduce its shorter side to `size` pixels (never enlarge), and encode it anew.
 
@@ -114,16 +122,19 @@ def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
     shorter = min(image.size)
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        # From a JPEG decoded at a reduced size this filter comes as near to a full decode with Pillow's usual one
+        # (45 dB; that and LANCZOS are 46 dB apart), in 0.4 of LANCZOS's time.
+        image = image.resize((width, height), Image.Resampling.HAMMING)
     image.info.clear()  # comments and colour profiles would be written again
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    small = image.reduce(max(1, min(image.size) // _PRINT_SIDE))  # all that hash and thumbnail need, in half the time
     return Normalised(
         jpeg=buffer.getvalue(),
         width=image.width,
         height=image.height,
-        phash=int(str(imagehash.phash(image)), 16),
-        thumbnail=image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
+        phash=int(str(imagehash.phash(small)), 16),
+        thumbnail=small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
     )
 
 

@@ -13,9 +13,14 @@ for them in the metadata's own folder.)
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +28,7 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import read_json_lines, write_json_lines
 
-SHARD_PICTURES = 10_000
+SHARD_PICTURES = 1_000  # few files for DVC, and little to write again where a data set grows
 _RECORDS = "records.jsonl"
 _EXAMPLES = "captions.jsonl"
 _METADATA = "metadata.jsonl"  # the name that imagefolder looks for
@@ -101,13 +106,23 @@ def read_ingested(folder: Path) -> Iterator[Ingested]:
         yield Ingested(**{**value, "captions": [Row(**row) for row in value["captions"]]})
 
 
-def write_split(folder: Path, examples: Iterable[Example], picture: Callable[[Example], bytes]) -> None:
-    """Write a split into `folder`: its examples, and the pictures that `picture` gives for them."""
+def write_split(
+    folder: Path, examples: Iterable[Example], picture: Callable[[Example], PictureReader], last: Path
+) -> None:
+    """Write a split into `folder`: its examples, and their pictures, in shards of their own for each source.
+
+    Args:
+        folder: is made.
+        examples: with those of one source together.
+        picture: gives the reader that has an example's picture.
+        last: where the split was written the last time; its shards are used again where they are the same.
+    """
     lines = []
-    with PictureWriter(folder) as writer:
-        for example in examples:
-            lines.append(asdict(example))
-            writer.add(example.file_name, picture(example), lines[-1])
+    for source, of_source in groupby(examples, key=lambda example: example.sources[0]):
+        with PictureWriter(folder, PictureReader(last), f"{source}-") as writer:
+            for example in of_source:
+                lines.append(asdict(example))
+                writer.add(example.file_name, picture(example), lines[-1])
     write_json_lines(folder / _EXAMPLES, lines)
 
 
@@ -123,43 +138,58 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 class PictureWriter:
-    """Writes pictures into the shards of a folder; equal pictures in equal order give equal bytes."""
+    """Writes pictures into the shards of a folder; equal pictures in equal order give equal bytes.
 
-    def __init__(self, folder: Path) -> None:
+    A shard that would be what it was the last time is linked (copied, where the file system has no links) and not
+    written again: so a data set that grows at its end costs what is new, and DVC need not hash the rest.
+    """
+
+    def __init__(self, folder: Path, last: PictureReader | None = None, prefix: str = "") -> None:
+        """Write to `folder`; `last` has the last time's shards, and `prefix` begins the names of the new ones."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._count = 0
-        self._zip: zipfile.ZipFile | None = None
+        self._last = last
+        self._prefix = prefix
+        self._shards = 0
+        self._pictures: list[tuple[str, bytes | PictureReader]] = []  # of the shard that is being filled
         self._metadata: list[dict[str, Any]] = []
 
-    def add(self, file_name: str, data: bytes, metadata: dict[str, Any] | None = None) -> None:
-        """Append a picture, stored as it is: a JPEG does not get smaller in a zip.
+    def add(self, file_name: str, picture: bytes | PictureReader, metadata: dict[str, Any] | None = None) -> None:
+        """Append a picture: its bytes, or the reader of a folder that has it under the same name.
 
-        Where `metadata` is given, it becomes a line of the shard's `metadata.jsonl`.
+        It is stored as it is: a JPEG does not get smaller in a zip. Where `metadata` is given, it becomes a line of
+        the shard's `metadata.jsonl`.
         """
-        if self._count % SHARD_PICTURES == 0:
-            self.close()
-            shard = self._folder / f"pictures-{self._count // SHARD_PICTURES:04d}.zip"
-            self._zip = zipfile.ZipFile(shard, "w", zipfile.ZIP_STORED)
-        self._store(file_name, data)
+        self._pictures.append((file_name, picture))
         if metadata:
             self._metadata.append(metadata)
-        self._count += 1
+        if len(self._pictures) == SHARD_PICTURES:
+            self._finish()
 
     def close(self) -> None:
         """Finish the last shard."""
-        if self._zip is None:
-            return
+        if self._pictures:
+            self._finish()
+
+    def _finish(self) -> None:
+        name = f"pictures-{self._prefix}{self._shards:04d}.zip"
+        members = self._pictures
         if self._metadata:
             lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in self._metadata)
-            self._store(_METADATA, lines.encode())
-            self._metadata = []
-        self._zip.close()
-        self._zip = None
-
-    def _store(self, name: str, data: bytes) -> None:
-        assert self._zip is not None
-        self._zip.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
+            members = [*members, (_METADATA, lines.encode())]
+        entries = [
+            Entry(file, zlib.crc32(picture), len(picture)) if isinstance(picture, bytes) else picture.entry(file)
+            for file, picture in members
+        ]
+        if self._last and self._last.entries(name) == entries:
+            self._last.link(name, self._folder / name)
+        else:
+            with zipfile.ZipFile(self._folder / name, "w", zipfile.ZIP_STORED) as shard:
+                for file, picture in members:
+                    data = picture if isinstance(picture, bytes) else picture.read(file)
+                    shard.writestr(zipfile.ZipInfo(file, date_time=(1980, 1, 1, 0, 0, 0)), data)
+        self._shards += 1
+        self._pictures, self._metadata = [], []
 
     def __enter__(self) -> PictureWriter:
         return self
@@ -167,7 +197,17 @@ class PictureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a shard's list of files says of one: its name, the CRC-32 of its bytes, and how many there are."""
+
+    name: str
+    crc: int
+    size: int
 
 
 class PictureReader:
@@ -175,7 +215,7 @@ class PictureReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shards: dict[str, zipfile.ZipFile] | None = None
+        self._opened: tuple[dict[str, zipfile.ZipFile], dict[str, zipfile.ZipFile]] | None = None
 
     def read(self, file_name: str) -> bytes:
         """The bytes of a picture.
@@ -183,16 +223,55 @@ class PictureReader:
         Raises:
             DataError: no shard of the folder has it, or the shard is damaged.
         """
+        with self._told(file_name):
+            return self._pictures[file_name].read(file_name)
+
+    def entry(self, file_name: str) -> Entry:
+        """What the list of its shard says of a picture.
+
+        Raises:
+            DataError: as `read`.
+        """
+        with self._told(file_name):
+            info = self._pictures[file_name].getinfo(file_name)
+            return Entry(info.filename, info.CRC, info.file_size)
+
+    def entries(self, shard: str) -> list[Entry]:
+        """What a shard (`pictures-0000.zip`) lists, in its order; nothing where it is not there or damaged."""
         try:
-            if self._shards is None:
-                opened = [zipfile.ZipFile(path) for path in sorted(self._folder.glob("pictures-*.zip"))]
-                self._shards = {name: shard for shard in opened for name in shard.namelist()}
-            return self._shards[file_name].read(file_name)
+            file = self._open()[0].get(shard)
+        except zipfile.BadZipFile:
+            return []
+        return [Entry(info.filename, info.CRC, info.file_size) for info in file.infolist()] if file else []
+
+    def link(self, shard: str, target: Path) -> None:
+        """Let `target` be the shard too, without writing its bytes again where the file system can do that."""
+        try:
+            os.link(self._folder / shard, target)
+        except OSError:
+            shutil.copy2(self._folder / shard, target)
+
+    @property
+    def _pictures(self) -> dict[str, zipfile.ZipFile]:
+        return self._open()[1]
+
+    def _open(self) -> tuple[dict[str, zipfile.ZipFile], dict[str, zipfile.ZipFile]]:
+        """The shards by their names, and by the names of the pictures in them."""
+        if self._opened is None:
+            shards = {path.name: zipfile.ZipFile(path) for path in sorted(self._folder.glob("pictures-*.zip"))}
+            self._opened = shards, {name: shard for shard in shards.values() for name in shard.namelist()}
+        return self._opened
+
+    @contextmanager
+    def _told(self, file_name: str) -> Iterator[None]:
+        try:
+            yield
         except (KeyError, zipfile.BadZipFile) as error:
             what = "no picture" if isinstance(error, KeyError) else f"damaged ({error}): can't read"
             raise DataError(
-                f"{self._folder}: {what} {file_name} in pictures-*.zip; run `dvc repro -f` to make it anew"
+                f"{self._folder}: {what} {file_name} in pictures-*.zip; remove the folder and run `dvc repro`, which"
+                " makes it anew"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_shards": None}
+        return {"_folder": self._folder, "_opened": None}

@@ -50,6 +50,14 @@ class Prints:
     hashes: np.ndarray
     thumbnails: np.ndarray
 
+    @classmethod
+    def of(cls, pictures: Sequence[tuple[int, bytes]]) -> Prints:
+        """The prints of pictures by their 64-bit perceptual hashes and the bytes of their thumbnails."""
+        flat = np.frombuffer(b"".join(thumbnail for _, thumbnail in pictures), dtype=np.uint8)
+        # An empty list still has thumbnails of some length.
+        width = len(flat) // len(pictures) if pictures else 1
+        return cls(np.array([code for code, _ in pictures], dtype=np.uint64), flat.reshape(len(pictures), width))
+
     def __getitem__(self, which: Sequence[int] | np.ndarray) -> Prints:
         chosen = np.asarray(which, dtype=np.int64)
         return Prints(self.hashes[chosen], self.thumbnails[chosen])

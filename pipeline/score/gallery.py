@@ -11,7 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-_TEMPLATE = "gallery.html.jinja"
+from pipeline import templates
+
+_TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
 _EMOJI = re.compile("[\u2600-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+ ?")
 _LINE = 19  # pixels from one line of a contact sheet to the next
 
@@ -36,23 +38,14 @@ class Shown:
 def render(shown: Sequence[Shown], metrics: Mapping[str, Mapping[str, float]], pictures: int, title: str) -> str:
     """The gallery as one self-contained HTML page, which loads nothing from anywhere.
 
-    Captions come from strangers, so all text is escaped.
-
     Args:
         shown: the pictures, in the order in which they stand on the page.
         metrics: each system's metrics over all scored pictures.
         pictures: how many were scored.
         title: of the page.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     names = list(next(iter(metrics.values())))
-    return environment.get_template(_TEMPLATE).render(
-        shown=shown, metrics=metrics, names=names, pictures=pictures, title=title
-    )
+    return templates.render(_TEMPLATE, shown=shown, metrics=metrics, names=names, pictures=pictures, title=title)
 
 
 def contact_sheet(items: Sequence[tuple[bytes, Mapping[str, str]]], columns: int = 4, side: int = 256) -> Image.Image:

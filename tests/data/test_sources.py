@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 
 from pipeline import ingest, params
-from pipeline.data.records import read_ingested
+from pipeline.data.records import read_examples, read_ingested
 from pipeline.errors import DataError
 from pipeline.files import read_json
-from tests.conftest import jpeg, set_params
+from tests.conftest import TINY, jpeg, run, set_params
 
 PICTURES = {"red.jpg": jpeg("red"), "blue.jpg": jpeg("blue"), "green.jpg": jpeg("green")}
 EXPECTED = {"red.jpg": ["a red page", "red all over"], "blue.jpg": ["a blue page, “café”"]}
@@ -143,6 +144,36 @@ def test_an_instagram_export_is_read_as_it_comes(workspace: Path) -> None:
     red, blue, green = read_ingested(Path("data/ingest/s"))
     assert red.split_by == [red.sha256]
     assert green.split_by == blue.split_by == [blue.sha256]
+
+
+@pytest.mark.slow
+def test_dvc_repro_takes_every_layout_side_by_side_and_their_pictures_are_one(clone: Callable[[], Path]) -> None:
+    """A source a layout, all of the same two pictures: DVC runs a stage for each, and build puts them together."""
+    folder = clone()
+    shutil.rmtree(folder / "data/raw")
+    sources = []
+    for k, (_, name, captions) in enumerate(LAYOUTS.values()):
+        put = (beside, within, unpacked)[k % 3]
+        put(folder / f"data/raw/s{k}", name, captions, {f"img/{file}": data for file, data in PICTURES.items()})
+        sources.append(f"s{k}")
+    export = posts(*({"media": [{"uri": f"img/{n}", "title": texts[0]}]} for n, texts in EXPECTED.items()))
+    within(folder / "data/raw/me", "content/posts_1.json", export, {f"img/{n}": d for n, d in PICTURES.items()})
+    sources.append("me")
+    set_params(folder, {**TINY, "ingest.sources": sources, "build.validation": 0, "build.test": 0})
+    added = run(folder, "dvc", "add", *(f"data/raw/{source}" for source in sources))
+    assert added.returncode == 0, added.stderr
+    done = run(folder, "dvc", "repro", "build")
+    assert done.returncode == 0, done.stdout + done.stderr
+    examples = read_examples(folder / "data/dataset/train")
+    straight = [[text.replace("“", '"').replace("”", '"') for text in texts] for texts in EXPECTED.values()]
+    assert sorted(example.captions for example in examples) == sorted(straight)
+    assert all(len(example.sources) == len(sources) for example in examples)
+    report = read_json(folder / "reports/build.json")
+    assert report["pictures"]["in"] == 3 * len(sources)
+    assert report["pictures"]["set_aside"] == {
+        "in_several_sources": 2 * (len(sources) - 1),
+        "no_caption": len(sources),
+    }
 
 
 @pytest.mark.parametrize(

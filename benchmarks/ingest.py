@@ -1,0 +1,212 @@
+"""Ingest and build, beside the notebook's way and beside themselves: of more pictures, and again a week later.
+
+The environment variable IMAGE_CAPTIONING_ARCHIVE may name a zip of 3,100 or more photos; without it, one is made of
+noise pictures of an Instagram photo's size. Where the zip has 30,000 or more, memory and cost at full size
+are measured too (a quarter of an hour on two cores).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import Figure, ratio, seconds
+from benchmarks.overhead import NEW, ROOT, command
+
+ARCHIVE = "IMAGE_CAPTIONING_ARCHIVE"
+FEW, SMALL, LARGE = 1_000, 3_000, 30_000
+WEEK = 100  # posts that are new
+RUNS = 3
+
+
+def figures() -> list[Figure]:
+    """The figures that the archive at hand is large enough for."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as temporary:
+        folder = Path(temporary)
+        archive = Path(os.environ[ARCHIVE]) if ARCHIVE in os.environ else _drawn(folder / "drawn.zip", SMALL + WEEK)
+        posts = _posts(archive)
+        found = [_beside_the_notebook(archive, posts[:FEW], folder), *_a_week_later(archive, posts, folder)]
+        if len(posts) >= LARGE:
+            found += _full_size(archive, posts, folder)
+        return found
+
+
+def _posts(archive: Path) -> list[str]:
+    with zipfile.ZipFile(archive) as file:
+        return [name for name in file.namelist() if name.endswith(".jpg")]
+
+
+def _part(archive: Path, posts: Sequence[str], out: Path) -> Path:
+    """An archive with some of the posts, each with a caption."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = io.StringIO(newline="")
+    csv.writer(rows).writerows([["image", "caption"], *([name, f"post {k}"] for k, name in enumerate(posts))])
+    with zipfile.ZipFile(archive) as file, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as part:
+        part.writestr("captions.csv", rows.getvalue())
+        for name in posts:
+            part.writestr(name, file.read(name))
+    return out
+
+
+def _drawn(out: Path, posts: int) -> Path:
+    """An archive of as many JPEGs of 1080 x 1350 pixels: coarse noise, of a photo's size in bytes."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as file:
+        for k in range(posts):
+            cells = rng.integers(0, 256, (135, 108, 3), dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(cells).resize((1080, 1350), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
+            file.writestr(f"img/insta{k}.jpg", buffer.getvalue())
+    return out
+
+
+def _workspace(folder: Path, sources: Sequence[str]) -> Path:
+    """A copy of the repository with these sources, none of which is there yet."""
+    folder.mkdir(parents=True)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for path in ("pipeline", "models/git-demo", "data/excluded"):
+        shutil.copytree(ROOT / path, folder / path, ignore=ignore)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    _use(folder, sources)
+    for words in NEW:
+        command(folder, *words)()
+    return folder
+
+
+def _use(folder: Path, sources: Sequence[str]) -> None:
+    params = folder / "params.yaml"
+    lines = params.read_text().split("\n")
+    place = next(k for k, line in enumerate(lines) if line.startswith("  sources: ["))
+    lines[place] = f"  sources: [{', '.join(sources)}]"
+    params.write_text("\n".join(lines))
+
+
+def _stages(folder: Path, *names: str) -> Callable[[], None]:
+    """Runs stages as DVC would, without DVC."""
+
+    def work() -> None:
+        for name in names:
+            command(folder, sys.executable, "-m", *name.split())()
+
+    return work
+
+
+def _beside_the_notebook(archive: Path, posts: Sequence[str], folder: Path) -> Figure:
+    """The same pictures, unpacked and reduced one at a time; ours also checks, hashes, and writes them."""
+    here = _workspace(folder / "few", ["a"])
+    part = _part(archive, posts, here / "data/raw/a/a.zip")
+
+    def notebook() -> None:
+        code = (
+            "import sys, zipfile, pathlib\nfrom PIL import Image\n"
+            "zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])\n"
+            "kept = []\n"
+            "for path in sorted(pathlib.Path(sys.argv[2]).rglob('*.jpg')):\n"
+            "    image = Image.open(path).convert('RGB')\n"
+            "    scale = 256 / min(image.size)\n"
+            "    kept.append(image.resize((round(image.width * scale), round(image.height * scale))))\n"
+        )
+        command(here, sys.executable, "-c", code, str(part), str(here / "unpacked"))()
+
+    def ours() -> None:
+        shutil.rmtree(here / "data" / "ingest", ignore_errors=True)
+        _stages(here, "pipeline.ingest a", "pipeline.build")()
+
+    return ratio(
+        f"ingest and build of {len(posts)} pictures of 1080 x 1350",
+        ("unpacked, opened and reduced one at a time", notebook),
+        ("ours", ours),
+        goal=4,
+        runs=RUNS,
+        better="higher",
+    )
+
+
+def _a_week_later(archive: Path, posts: Sequence[str], folder: Path) -> list[Figure]:
+    """`dvc repro build` the first time, beside that of the archive grown by 100 posts, and of 100 posts beside it."""
+    before, after = posts[:SMALL], posts[: SMALL + WEEK]
+    first, grown, beside = [], [], []
+    for run in range(RUNS):
+        here = _workspace(folder / f"week {run}", ["a"])
+        _part(archive, before, here / "data/raw/a/a.zip")
+        _add(here, "a")
+        first.append(seconds(command(here, "dvc", "repro", "build")))
+        _part(archive, after, here / "data/raw/a/a.zip")
+        _add(here, "a")
+        grown.append(seconds(command(here, "dvc", "repro", "build")))
+        _part(archive, posts[-WEEK:], here / "data/raw/b/b.zip")
+        _use(here, ["a", "b"])
+        _add(here, "b")
+        beside.append(seconds(command(here, "dvc", "repro", "build")))
+        shutil.rmtree(here)
+    return [
+        Figure(
+            figure=f"`dvc repro build` of {SMALL:,} posts, {what}",
+            value=round(statistics.median(first) / statistics.median(again), 3),
+            unit="x",
+            goal=10,
+            better="higher",
+            runs=RUNS,
+            a=f"the first time: {statistics.median(first):.2f} s",
+            b=f"a week later: {statistics.median(again):.2f} s",
+        )
+        for what, again in (
+            (f"grown by {WEEK}", grown),
+            (f"and a second source of {WEEK} beside them", beside),
+        )
+    ]
+
+
+def _add(folder: Path, source: str) -> None:
+    command(folder, "dvc", "add", "-q", f"data/raw/{source}")()
+
+
+def _full_size(archive: Path, posts: Sequence[str], folder: Path) -> list[Figure]:
+    """Memory of the largest process, and cost a picture beside that of 3,000; once, for it takes long."""
+    costs, memory = [], 0
+    for name, chosen in (("small", posts[:SMALL]), ("full", posts)):
+        here = _workspace(folder / f"size {name}", ["a"])
+        _part(archive, chosen, here / "data/raw/a/a.zip")
+        peak_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        took = 0.0
+        for words in ("pipeline.ingest a", "pipeline.build"):
+            took += seconds(_stages(here, words))
+        memory = max(peak_before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+        costs.append(took / len(chosen))
+        shutil.rmtree(here)
+    small, full = costs
+    return [
+        Figure(
+            figure=f"cost of a picture at {len(posts):,}, beside that at {SMALL:,}",
+            value=round(full / small, 3),
+            unit="x",
+            goal=1.15,
+            better="lower",
+            runs=1,
+            a=f"{len(posts):,}: {full * 1e3:.2f} ms",
+            b=f"{SMALL:,}: {small * 1e3:.2f} ms",
+        ),
+        Figure(
+            figure=f"memory of the largest process, ingest and build of {len(posts):,} pictures",
+            value=round(memory / 2**20, 3),
+            unit="GiB",
+            goal=1.5,
+            better="lower",
+            runs=1,
+            a="ours",
+            b="",
+        ),
+    ]
