@@ -43,6 +43,22 @@ def test_modes_become_rgb_as_a_person_sees_them() -> None:
     assert middle(encoded(sixteen, "PNG")) == (90, 90, 90)
 
 
+def test_of_several_frames_the_first_counts() -> None:
+    red, blue = (Image.new("RGB", (20, 20), colour) for colour in ((250, 10, 10), (10, 10, 250)))
+    for kind in ("GIF", "WEBP", "TIFF", "MPO"):  # MPO: a JPEG of several pictures, as phones write it
+        animated = encoded(red, kind, save_all=True, append_images=[blue])
+        assert np.allclose(middle(animated), (250, 10, 10), atol=8), kind
+
+
+def test_the_smallest_picture_and_a_transparent_palette_go_in() -> None:
+    made = normalise(encoded(Image.new("RGB", (1, 1), "red"), "PNG"), 64, LIMIT)
+    assert (made.width, made.height) == (1, 1)
+    assert len(made.thumbnail) == 192
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    assert middle(encoded(palette, "PNG", transparency=1)) == (255, 255, 255)
+
+
 def test_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
