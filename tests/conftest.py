@@ -94,6 +94,19 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new `mlflow.db`, to be copied: MLflow takes seconds to make the tables of one."""
+    from pipeline import tracking  # MLflow is slow to import, and many tests need none
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.client()
+    return folder / "mlflow.db"
+
+
 def jpeg(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
     """A small picture."""
     buffer = io.BytesIO()

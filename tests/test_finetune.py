@@ -21,8 +21,9 @@ OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports
 
 
 @pytest.fixture
-def built(workspace: Path) -> Path:
+def built(workspace: Path, mlflow_db: Path) -> Path:
     """A workspace with a small data set."""
+    shutil.copy(mlflow_db, workspace)
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     ingest.run(params.load(), Namespace(source="sample"))
     build.run(params.load(), Namespace())

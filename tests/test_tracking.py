@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ KEY = "a" * 64
 
 
 @pytest.fixture
-def store(workspace: Path) -> mlflow.MlflowClient:
+def store(workspace: Path, mlflow_db: Path) -> mlflow.MlflowClient:
+    shutil.copy(mlflow_db, workspace)
     return tracking.client()
 
 
