@@ -36,7 +36,8 @@ demo: setup ## the whole loop on the sample: pictures in, a registered model out
 	@$(BIN)/python -m pipeline.summary
 
 test: setup ## the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	@# Two processes of one thread each; `python -m pytest` alone runs all in one, which is easier to debug.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup ## style and types
 	$(BIN)/ruff check .
