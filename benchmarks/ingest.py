@@ -26,7 +26,7 @@ from benchmarks import Figure, ratio, seconds
 from benchmarks.overhead import NEW, ROOT, command
 
 ARCHIVE = "IMAGE_CAPTIONING_ARCHIVE"
-FEW, SMALL, LARGE = 1_000, 3_000, 30_000
+FEW, SMALL, LARGE = 2_000, 3_000, 30_000
 WEEK = 100  # posts that are new
 RUNS = 3
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline import paths, stage
 from pipeline.data import pictures, records
 from pipeline.data.account import Account, write_set_aside
-from pipeline.data.archive import Files, MemberError, open_files
+from pipeline.data.archive import Files, MemberError, open_files, suffix
 from pipeline.data.captions import clean
 from pipeline.data.pictures import Normalised
 from pipeline.data.records import Ingested, PictureReader, PictureWriter, Row, read_ingested, write_ingested
@@ -120,13 +120,12 @@ class _Source:
         layouts = caption_files(self.files)
         self.account.files, self.account.caption_files = len(self.files.members), len(layouts)
         for index, member in enumerate(self.files.members):
-            suffix = PurePosixPath(member.name).suffix.lower()
-            if is_resource_fork(member.name):
+            if is_resource_fork(member):
                 self._set_aside(index, "not_a_picture_file")
-            elif suffix in pictures.SUFFIXES:
+            elif member.suffix in pictures.SUFFIXES:
                 self._captions[index] = []
             elif index not in layouts:
-                kind = "unsupported_format" if suffix in _UNSUPPORTED else "not_a_picture_file"
+                kind = "unsupported_format" if member.suffix in _UNSUPPORTED else "not_a_picture_file"
                 self._set_aside(index, member.refused or kind)
         members = self.files.members
         # A row means the file that an unpacked archive would have under that name.
@@ -146,7 +145,7 @@ class _Source:
             elif not clean(row.caption.text):
                 reason = "empty"
             elif len(found) != 1:
-                video = PurePosixPath(row.picture).suffix.lower() in _VIDEOS
+                video = suffix(row.picture) in _VIDEOS
                 reason = "picture_ambiguous" if found else "video" if video else "picture_missing"
             if reason:
                 self.account.set_aside_row(self.name, row.caption.file, row.caption.row, reason)
@@ -238,11 +237,11 @@ class _Source:
 
 
 def _map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` on one thread a core (Pillow lets go of the interpreter while it decodes), results in order.
+    """`map` on a thread a core (Pillow lets go of the interpreter while it decodes), results in order.
 
     Unlike `Executor.map` it reads only a few items ahead, so that an archive of any size fits in memory.
     """
-    workers = os.cpu_count() or 1
+    workers = (os.cpu_count() or 1) + 1  # one more than cores, for the time in which one waits for the interpreter
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:

@@ -52,7 +52,8 @@ def cleaner(policy: Captions) -> Callable[[str], str]:
     """
 
     def apply(text: str) -> str:
-        if policy.repair:
+        # Of plain ASCII only entities and a terminal's colours could be broken, so most captions need no look.
+        if policy.repair and not (text.isascii() and "&" not in text and "\x1b" not in text):
             text = ftfy.fix_text(text)
         text = clean(text)
         text = _replaced(_WEB_ADDRESS, policy.web_addresses, _WEB_WORD, text)

@@ -122,9 +122,9 @@ def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
     shorter = min(image.size)
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in image.size)
-        # From a JPEG decoded at a reduced size this filter comes as near to a full decode with Pillow's usual one
-        # (45 dB; that and LANCZOS are 46 dB apart), in 0.4 of LANCZOS's time.
-        image = image.resize((width, height), Image.Resampling.HAMMING)
+        # Halved first where it is twice the size or more (`reducing_gap`): 0.4 of the time, and from a JPEG decoded
+        # at a reduced size 40 dB from a full decode, more than the 39 dB of storing it as a JPEG.
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=1.0)
     image.info.clear()  # comments and colour profiles would be written again
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

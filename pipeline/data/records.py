@@ -18,8 +18,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -91,7 +90,9 @@ class Example:
 
 def write_ingested(folder: Path, records: Iterable[Ingested]) -> None:
     """Write a source's records into `folder`."""
-    write_json_lines(folder / _RECORDS, (asdict(record) for record in records))
+    # `dataclasses.asdict` copies all that it finds, which takes seconds for many.
+    lines = (vars(record) | {"captions": [vars(row) for row in record.captions]} for record in records)
+    write_json_lines(folder / _RECORDS, lines)
 
 
 def read_ingested(folder: Path) -> Iterator[Ingested]:
@@ -121,7 +122,7 @@ def write_split(
     for source, of_source in groupby(examples, key=lambda example: example.sources[0]):
         with PictureWriter(folder, PictureReader(last), f"{source}-") as writer:
             for example in of_source:
-                lines.append(asdict(example))
+                lines.append(vars(example))
                 writer.add(example.file_name, picture(example), lines[-1])
     write_json_lines(folder / _EXAMPLES, lines)
 
@@ -223,8 +224,10 @@ class PictureReader:
         Raises:
             DataError: no shard of the folder has it, or the shard is damaged.
         """
-        with self._told(file_name):
+        try:
             return self._pictures[file_name].read(file_name)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise self._told(file_name, error) from None
 
     def entry(self, file_name: str) -> Entry:
         """What the list of its shard says of a picture.
@@ -232,9 +235,11 @@ class PictureReader:
         Raises:
             DataError: as `read`.
         """
-        with self._told(file_name):
+        try:
             info = self._pictures[file_name].getinfo(file_name)
-            return Entry(info.filename, info.CRC, info.file_size)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise self._told(file_name, error) from None
+        return Entry(info.filename, info.CRC, info.file_size)
 
     def entries(self, shard: str) -> list[Entry]:
         """What a shard (`pictures-0000.zip`) lists, in its order; nothing where it is not there or damaged."""
@@ -262,16 +267,12 @@ class PictureReader:
             self._opened = shards, {name: shard for shard in shards.values() for name in shard.namelist()}
         return self._opened
 
-    @contextmanager
-    def _told(self, file_name: str) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, zipfile.BadZipFile) as error:
-            what = "no picture" if isinstance(error, KeyError) else f"damaged ({error}): can't read"
-            raise DataError(
-                f"{self._folder}: {what} {file_name} in pictures-*.zip; remove the folder and run `dvc repro`, which"
-                " makes it anew"
-            ) from None
+    def _told(self, file_name: str, error: Exception) -> DataError:
+        what = "no picture" if isinstance(error, KeyError) else f"damaged ({error}): can't read"
+        return DataError(
+            f"{self._folder}: {what} {file_name} in pictures-*.zip; remove the folder and run `dvc repro`, which makes"
+            " it anew"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_opened": None}

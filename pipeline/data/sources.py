@@ -21,7 +21,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.data.archive import Files, Member, MemberError
@@ -84,10 +83,9 @@ class _Raw:
     folder: str
 
 
-def is_resource_fork(name: str) -> bool:
+def is_resource_fork(member: Member) -> bool:
     """Whether a file is what macOS leaves in zips beside the real one: it has its name, but not its content."""
-    path = PurePosixPath(name)
-    return "__MACOSX" in path.parts or path.name.startswith("._")
+    return member.base.startswith("._") or "__MACOSX/" in member.name
 
 
 def caption_files(files: Files) -> dict[int, str]:
@@ -98,8 +96,8 @@ def caption_files(files: Files) -> dict[int, str]:
     """
     found = {}
     for index, member in enumerate(files.members):
-        layout = _layout(member.name)
-        if layout and not is_resource_fork(member.name):
+        layout = _layout(member.base.lower())
+        if layout and not is_resource_fork(member):
             found[index] = layout
     if not found:
         raise DataError(f"{files.folder}: found {_seen(files.members)}, but no captions; expected {_EXPECTED}")
@@ -112,8 +110,9 @@ def caption_files(files: Files) -> dict[int, str]:
     return found
 
 
-def _layout(name: str) -> str | None:
-    base = PurePosixPath(name).name.lower()
+def _layout(base: str) -> str | None:
+    if not base.endswith((".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")):  # most are pictures
+        return None
     return next((layout for layout, pattern in _LAYOUTS.items() if pattern.fullmatch(base)), None)
 
 
@@ -122,7 +121,7 @@ def _seen(members: list[Member]) -> str:
         return "nothing"
     kinds: dict[str, list[str]] = {}
     for member in members:
-        kinds.setdefault(PurePosixPath(member.name).suffix.lower() or "no suffix", []).append(member.place)
+        kinds.setdefault(member.suffix or "no suffix", []).append(member.place)
     most = sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:6]
     return ", ".join(f"{len(places):,} {suffix} (like {places[0]})" for suffix, places in most)
 
@@ -140,8 +139,7 @@ def read_captions(files: Files, index: int, layout: str) -> CaptionFile:
         data = files.read(index, _CAPTIONS_BYTES)
     except MemberError as error:
         raise DataError(f"{place}: can't be read ({error.reason}); download or make the archive again") from None
-    folder = str(PurePosixPath(member.name).parent)
-    raw = _Raw(data, place, member.place, "" if folder == "." else folder)
+    raw = _Raw(data, place, member.place, member.name.rpartition("/")[0])
     if layout in ("table", "Flickr8k") or (layout == "imagefolder" and member.name.lower().endswith(".csv")):
         table = read_table(data, place)
         rows = (
