@@ -86,10 +86,8 @@ class _LastRun:
         self.pictures = PictureReader(folder)
         if (folder / _MADE_BY).is_file() and read_json(folder / _MADE_BY) == _made_by(settings):
             with suppress(DataError, ValueError):  # what is damaged is made anew
-                found = list(read_ingested(folder))
-                for record in found:
-                    self.pictures.entry(record.file_name)
-                self._records = {record.sha256: record for record in found}
+                there = self.pictures.names()
+                self._records = {r.sha256: r for r in read_ingested(folder) if r.file_name in there}
 
     def find(self, sha256: str) -> Normalised | None:
         """What was made of the picture with these raw bytes, if it is there; `pictures` has its JPEG."""
@@ -198,7 +196,7 @@ class _Source:
                     continue
                 if isinstance(result, Normalised):
                     writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
-                    result = result.without_jpeg()
+                    result = result.without_jpeg() if result.jpeg else result
                 outcome[sha256] = index, result
 
         ingested = []

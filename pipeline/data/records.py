@@ -229,6 +229,13 @@ class PictureReader:
         except (KeyError, zipfile.BadZipFile) as error:
             raise self._told(file_name, error) from None
 
+    def names(self) -> set[str]:
+        """The names of all pictures in the shards; none where a shard is damaged."""
+        try:
+            return set(self._pictures)
+        except zipfile.BadZipFile:
+            return set()
+
     def entry(self, file_name: str) -> Entry:
         """What the list of its shard says of a picture.
 

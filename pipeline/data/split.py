@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -15,7 +15,9 @@ _HASH_BITS = 64
 # (of 255) in every cell and channel; without it, a perceptual hash, which sees no colour, would take a red
 # and a blue star for the same picture.
 _THUMBNAIL_TOLERANCE = 20
-_PAIRS = 2**21  # compared at a time, so that memory stays small where many pictures share a band
+_STEP = _THUMBNAIL_TOLERANCE + 1
+_PAIRS = 2**20  # hashes compared at a time, so that memory stays small where many pictures share a band
+_THUMBNAILS = 2**17  # of these, thumbnails compared at a time
 
 
 def split_of(sha256: str, validation: float, test: float) -> str:
@@ -83,21 +85,22 @@ def look_alikes(pictures: Prints, others: Prints, max_bits: int) -> dict[int, in
     edges = np.linspace(0, _HASH_BITS, max_bits + 2).astype(int)
     for low, high in pairwise(edges):
         mask = np.uint64((1 << int(high - low)) - 1)
-        my_buckets, their_buckets = (_buckets((p.hashes >> np.uint64(low)) & mask) for p in (mine, theirs))
-        for band in my_buckets.keys() & their_buckets.keys():
-            right = their_buckets[band]
-            step = max(1, _PAIRS // len(right))
-            for start in range(0, len(my_buckets[band]), step):
-                left = my_buckets[band][start : start + step]
-                bits = np.bitwise_count(mine.hashes[left][:, None] ^ theirs.hashes[right][None])
-                light = np.abs(my_light[left][:, None] - their_light[right][None])
-                rows, columns = np.nonzero((bits <= max_bits) & (light <= _THUMBNAIL_TOLERANCE))
-                for some in range(0, len(rows), _PAIRS // 16):
-                    i, j = left[rows[some : some + _PAIRS // 16]], right[columns[some : some + _PAIRS // 16]]
-                    a, b = mine.thumbnails[i], theirs.thumbnails[j]
-                    near = (np.maximum(a, b) - np.minimum(a, b)).max(axis=1) <= _THUMBNAIL_TOLERANCE
-                    for one, other in zip(i[near].tolist(), j[near].tolist(), strict=True):
-                        found[one] = min(other, found.get(one, other))
+        # Pictures that are about as light stand on the same or on neighbouring steps of lightness. (Where a key
+        # overflows, more pictures share it; they are told apart below.)
+        my_key, their_key = (
+            ((prints.hashes >> np.uint64(low)) & mask) * np.uint64(16) + (light // _STEP).astype(np.uint64)
+            for prints, light in ((mine, my_light), (theirs, their_light))
+        )
+        for left, right in chain(*(_equal(my_key + np.uint64(1), their_key + np.uint64(d)) for d in range(3))):
+            bits = np.bitwise_count(mine.hashes[left] ^ theirs.hashes[right])
+            light = np.abs(my_light[left] - their_light[right])
+            close = np.flatnonzero((bits <= max_bits) & (light <= _THUMBNAIL_TOLERANCE))
+            for some in range(0, len(close), _THUMBNAILS):
+                i, j = (side[close[some : some + _THUMBNAILS]] for side in (left, right))
+                a, b = mine.thumbnails[i], theirs.thumbnails[j]
+                near = (np.maximum(a, b) - np.minimum(a, b)).max(axis=1, initial=0) <= _THUMBNAIL_TOLERANCE
+                for one, other in zip(i[near].tolist(), j[near].tolist(), strict=True):
+                    found[one] = min(other, found.get(one, other))
     firsts = list(others_of)
     return {
         index: firsts[found[place]]
@@ -115,11 +118,20 @@ def _distinct(prints: Prints) -> dict[int, list[int]]:
     return {indices[0]: indices for indices in seen.values()}
 
 
-def _buckets(bands: np.ndarray) -> dict[int, np.ndarray]:
-    """Which indices have each value."""
-    order = np.argsort(bands, kind="stable")
-    values, starts = np.unique(bands[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True)) if len(values) else {}
+def _equal(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pairs of equal values, as their indices in each array, about `_PAIRS` at a time."""
+    order = np.argsort(others, kind="stable")
+    first = np.searchsorted(others[order], some, "left")
+    counts = np.searchsorted(others[order], some, "right") - first
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(some):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, "right")))
+        many = counts[start:stop]
+        within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+        yield np.repeat(np.arange(start, stop), many), order[np.repeat(first[start:stop], many) + within]
+        start = stop
 
 
 def kept_apart(prints: Prints, splits: Sequence[str], max_bits: int) -> dict[int, int]:
