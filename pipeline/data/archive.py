@@ -29,6 +29,7 @@ _TOTAL_SWELLING = 100
 _TOTAL_BYTES = 2**30  # of one zip, beside `_TOTAL_SWELLING` times its size
 _CHUNK = 2**20
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 # What the readers of zip and its compressions were seen to raise on damaged bytes.
@@ -247,8 +248,8 @@ def suffix(name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that any file can hold: bytes of a path that are no UTF-8 become question marks."""
-    return name.encode("utf-8", "replace").decode("utf-8")
+    """A name that any table, page and terminal can show: no line ends or other controls, no halves of letters."""
+    return _CONTROLS.sub("\ufffd", name.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _is_of_the_disk(error: Exception) -> bool:

@@ -21,7 +21,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 _MOST_STRETCHED = 50
 
 THUMBNAIL = 8  # cells a side
-_PRINT_SIDE = 64  # pixels
 _JPEG_QUALITY = 95
 
 
@@ -128,13 +127,12 @@ def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
     image.info.clear()  # comments and colour profiles would be written again
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    small = image.reduce(max(1, min(image.size) // _PRINT_SIDE))  # all that hash and thumbnail need, in half the time
     return Normalised(
         jpeg=buffer.getvalue(),
         width=image.width,
         height=image.height,
-        phash=int(str(imagehash.phash(small)), 16),
-        thumbnail=small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
+        phash=int(str(imagehash.phash(image)), 16),
+        thumbnail=image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
     )
 
 

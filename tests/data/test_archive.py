@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zipfile
@@ -125,6 +126,14 @@ def test_a_file_over_the_limit_is_not_read_to_its_end(tmp_path: Path) -> None:
     folder = put(tmp_path / "s", {"big.jpg": bytes(5_000_000)}, method=zipfile.ZIP_STORED)
     (folder / "loose.jpg").write_bytes(bytes(2000))
     assert outcome(folder, limit=1000) == {"a.zip:big.jpg": "too_many_bytes", "loose.jpg": "too_many_bytes"}
+
+
+def test_names_hold_nothing_that_breaks_a_line_or_steers_a_terminal(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", {"a\rb\nc\x1b[31m.jpg": b"x", "né\u2028.jpg": b"y"})
+    (folder / "odd\n.txt").write_bytes(b"z")
+    (folder / os.fsdecode(b"no utf-8 \xff.txt")).write_bytes(b"z")
+    names = sorted(place.replace("\ufffd", "?") for place in outcome(folder))
+    assert names == ["a.zip:a?b?c?[31m.jpg", "a.zip:né?.jpg", "no utf-8 ?.txt", "odd?.txt"]
 
 
 def test_a_cut_off_zip_is_told_and_a_wrong_checksum_set_aside(tmp_path: Path) -> None:
