@@ -95,7 +95,8 @@ class Files:
 
     def _add_zip(self, path: Path, opened: _Zip) -> None:
         name = _printable(path.relative_to(self.folder).as_posix())
-        infos = [info for info in opened.file.infolist() if not info.is_dir()]
+        # (`ZipInfo.is_dir` fails on a name that is empty.)
+        infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
         last = {info.filename: place for place, info in enumerate(infos)}
         for place, info in enumerate(infos):
             # Of two files of one name the later is what a person sees who unpacks the archive.

@@ -136,6 +136,22 @@ def test_names_hold_nothing_that_breaks_a_line_or_steers_a_terminal(tmp_path: Pa
     assert names == ["a.zip:a?b?c?[31m.jpg", "a.zip:né?.jpg", "no utf-8 ?.txt", "odd?.txt"]
 
 
+def test_a_file_without_a_name_is_a_file(tmp_path: Path) -> None:
+    """Found by fuzzing: Python's `zipfile` itself stumbles over it."""
+    folder = put(tmp_path / "s", {"x": b"1", "a.jpg": b"2"}, method=zipfile.ZIP_STORED)
+    data = (folder / "a.zip").read_bytes()
+    at = data.index(b"PK\1\2")  # the list of files: that of "x" loses its name's length and the name
+    entry = bytearray(data[at : at + 47])
+    assert entry[46:] == b"x"
+    entry[28:30] = b"\0\0"
+    end = bytearray(data[data.rindex(b"PK\5\6") :])
+    size = int.from_bytes(end[12:16], "little") - 1
+    end[12:16] = size.to_bytes(4, "little")
+    rest = data[at + 47 : data.rindex(b"PK\5\6")]
+    (folder / "a.zip").write_bytes(data[:at] + bytes(entry[:46]) + rest + bytes(end))
+    assert outcome(folder) == {"a.zip:": "damaged", "a.zip:a.jpg": b"2"}
+
+
 def test_a_cut_off_zip_is_told_and_a_wrong_checksum_set_aside(tmp_path: Path) -> None:
     folder = put(tmp_path / "s", {"a.jpg": b"a" * 100, "b.jpg": b"b" * 100}, method=zipfile.ZIP_STORED)
     data = bytearray((folder / "a.zip").read_bytes())
