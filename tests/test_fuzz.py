@@ -181,7 +181,7 @@ def test_whatever_is_damaged_the_account_holds_or_one_line_tells_why(workspace: 
 @pytest.mark.timeout(3600)
 def test_twenty_thousand_damaged_sources(workspace: Path) -> None:
     went_in, refused = fuzz(workspace, range(1000, 21_000))
-    assert went_in > 10_000
+    assert went_in > 9_000
     assert refused > 2_000
     print(f"{went_in:,} went in, {refused:,} were refused")
 
