@@ -45,10 +45,12 @@ def run(params: Params, args: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
+    from pipeline.model.allocator import keep_freed_memory
     from pipeline.model.precision import chosen, in_words
     from pipeline.model.selfcheck import check_loss
     from pipeline.tracking import Live
 
+    keep_freed_memory()
     settings = params.finetune
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = chosen(settings.precision, device)

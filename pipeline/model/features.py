@@ -157,15 +157,17 @@ class Features(Dataset[torch.Tensor]):
     def _encode(self, indices: Sequence[int]) -> list[bytes]:
         """The rows of at most `_BATCH` pictures, as they are stored."""
         filled = [*indices, *[indices[-1]] * (_BATCH - len(indices))]
-        encoder = self._checkpoint.model.git.image_encoder
+        model = self._checkpoint.model
+        encoder = model.git.image_encoder
         inputs = pixel_values(
             self._checkpoint.image_processor,
             torch.stack([split[i] for split, i in (self._pictures[k] for k in filled)]),
         )
         device = next(encoder.parameters()).device
         training = encoder.training
+        encoder.eval()
         with computing(device, self._dtype):
-            found = encoder.eval()(inputs.to(device)).last_hidden_state.to(self._dtype).cpu()
+            found = model.encode(inputs.to(device)).to(self._dtype).cpu()
         encoder.train(training)
         return [row.contiguous().view(torch.uint8).numpy().tobytes() for row in found[: len(indices)]]
 

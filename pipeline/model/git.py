@@ -3,7 +3,8 @@
 GIT is a prefix language model: the tokens of the picture come first and never look at the text; each token of
 a caption looks at the picture and at the caption before it. So what the picture contributes, the keys and
 values of its tokens in every layer (its *prefix*), is the same for all its captions in training and for all
-beams and samples in generation. The library's `GitForCausalLM` computes it anew for each; the one here, once.
+beams and samples in generation. The library's `GitForCausalLM` computes it anew for each; the one here, once:
+in training a picture and all its captions are one row of tokens.
 
 Parameters, checkpoint format, losses and tokens are those of the library's class, and tests hold them to it.
 """
@@ -16,10 +17,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pipeline.model.layers import attend, cross_entropy_of, dropout, normed_feed_forward
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -46,30 +49,25 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
     It bears the library's name, because that is what `save_pretrained` writes into a checkpoint.
     """
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        # The image encoder asks this key which attention to use; GIT declares the plain one only.
-        self.git.image_encoder.config._attn_implementation = "sdpa"
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the image encoder makes of `(pictures, 3, height, width)`: `(pictures, image_tokens, width)`."""
+        tower = self.git.image_encoder.vision_model
+        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+        for layer in tower.encoder.layers:
+            hidden = self._run(_encoder_layer, layer, hidden)
+        encoded: torch.Tensor = tower.post_layernorm(hidden)
+        return encoded
 
-    def prefix(self, pixel_values: torch.Tensor | None, features: torch.Tensor | None = None) -> Prefix:
-        """The prefix of each picture.
-
-        Args:
-            pixel_values: `(pictures, 3, height, width)`.
-            features: what the image encoder makes of them, `(pictures, image_tokens, vision_hidden)`, where it
-                is known: then the encoder does not run.
-        """
-        if features is None:
-            features = self.git.image_encoder(pixel_values).last_hidden_state
-        hidden = self.git.visual_projection(features)
+    def prefix(self, pixel_values: torch.Tensor) -> Prefix:
+        """The prefix of each picture of `(pictures, 3, height, width)`."""
+        hidden = self.git.visual_projection(self.encode(pixel_values))
         layers: list[KeysValues] = []
-        for layer in self.git.encoder.layer:
-            if len(layers) + 1 < len(self.git.encoder.layer):
-                hidden, keys, values = self._run(_image_layer, layer, hidden)
-            else:  # of the last layer only keys and values are used
-                keys, values = _keys_values(layer.attention.self, hidden)
-            layers.append((keys, values))
-        return Prefix(layers)
+        for layer in self.git.encoder.layer[:-1]:
+            layers.append(_keys_values(layer.attention.self, hidden))
+            hidden = _layer(layer, hidden, hidden.shape[1], None)
+        layers.append(_keys_values(self.git.encoder.layer[-1].attention.self, hidden))
+        # Contiguous, because each step of generation multiplies with them.
+        return Prefix([(keys.contiguous(), values.contiguous()) for keys, values in layers])
 
     def _run(self, function: Callable[..., Any], layer: Any, *inputs: torch.Tensor) -> Any:
         """What a layer does; under gradient checkpointing it is computed again in the backward pass."""
@@ -97,15 +95,17 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
             input_ids: `(captions, length)`, from the beginning mark to the end mark, then padding.
             attention_mask: `(captions, length)`, 1 on tokens and 0 on padding.
             picture_of: `(captions,)`, the index of each caption's picture.
-            features: in place of `pixel_values`, what the image encoder made of these: see `prefix`.
+            features: in place of `pixel_values`, what the image encoder made of these: see `encode`.
             labels: `(captions, length)`, the tokens to predict, where these are others than those read.
             label_smoothing: the part of the target that is spread evenly over the vocabulary (Szegedy et al. 2016).
         """
         is_target = attention_mask[:, 1:].bool()
-        prefix = self.prefix(pixel_values, features)
-        logits = self._target_logits(prefix, input_ids, is_target, picture_of)
+        if features is None:
+            assert pixel_values is not None
+            features = self.encode(pixel_values)
+        hidden = self._target_hidden(features, input_ids, is_target, picture_of)
         targets = (input_ids if labels is None else labels)[:, 1:][is_target]
-        loss = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+        loss = cross_entropy_of(hidden, self.output, targets, label_smoothing)
         return loss, is_target.sum()
 
     @torch.inference_mode()
@@ -121,23 +121,24 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         The arguments are those of `caption_loss`.
         """
         is_target = attention_mask[:, 1:].bool()
-        logits = self._target_logits(self.prefix(pixel_values), input_ids, is_target, picture_of)
+        logits = self.output(self._target_hidden(self.encode(pixel_values), input_ids, is_target, picture_of))
         found = -cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="none")
         caption = is_target.nonzero()[:, 0]
         sums = torch.zeros(len(input_ids), device=found.device).index_add(0, caption, found)
         return sums / is_target.sum(dim=1)
 
-    def _target_logits(
-        self, prefix: Prefix, input_ids: torch.Tensor, is_target: torch.Tensor, picture_of: torch.Tensor
+    def _target_hidden(
+        self, features: torch.Tensor, input_ids: torch.Tensor, is_target: torch.Tensor, picture_of: torch.Tensor
     ) -> torch.Tensor:
-        """Logits `(tokens, vocabulary)` for every target, caption by caption."""
-        packed = _pack(is_target, picture_of, prefix.pictures)
-        tokens = packed.rows(input_ids[:, :-1])
-        hidden = self.git.embeddings(input_ids=tokens, position_ids=packed.positions)
-        mask = packed.mask(prefix.layers[0][0].shape[2], hidden.dtype)
-        for layer, (keys, values) in zip(self.git.encoder.layer, prefix.layers, strict=True):
-            hidden = self._run(_text_layer, layer, hidden, keys, values, mask)
-        return self.output(packed.captions(hidden))  # type: ignore[no-any-return]
+        """What the decoder makes of the token before every target, `(targets, hidden)`, caption by caption."""
+        packed = _pack(is_target, picture_of, len(features))
+        image = self.git.visual_projection(features)
+        text = self.git.embeddings(input_ids=packed.rows(input_ids[:, :-1]), position_ids=packed.positions)
+        hidden, image_tokens = torch.cat([image, text], dim=1), image.shape[1]
+        mask = packed.mask(image_tokens, text.dtype)
+        for layer in self.git.encoder.layer[:-1]:
+            hidden = self._run(_layer, layer, hidden, image_tokens, mask)
+        return packed.captions(self._run(_last_layer, self.git.encoder.layer[-1], hidden, image_tokens, mask))
 
     def forward(
         self,
@@ -181,7 +182,7 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         hidden = self.git.embeddings(input_ids=input_ids, position_ids=positions[None])
         for index, (layer, (keys, values)) in enumerate(zip(self.git.encoder.layer, prefix.layers, strict=True)):
             attention = layer.attention.self
-            queries = _heads(attention, attention.query(hidden))
+            queries = _heads(attention.query(hidden), attention.attention_head_size)
             text_keys, text_values = past_key_values.update(*_keys_values(attention, hidden), index)
             # One softmax over picture and text, but the picture's keys and values are never copied for its rows:
             # the rows of a picture are taken as so many queries of it.
@@ -190,7 +191,7 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
             scores = torch.cat([picture_scores, text_scores], dim=-1) * attention.attention_head_size**-0.5
             of_picture, of_text = scores.softmax(dim=-1).split([keys.shape[2], past + new], dim=-1)
             mixed = _unfold(_fold(of_picture, each) @ values, each) + of_text @ text_values
-            hidden = _rest_of_layer(layer, hidden, mixed.transpose(1, 2).flatten(2))
+            hidden = _rest_of_layer(layer, hidden, _together(mixed))
         logits = self.output(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
@@ -211,57 +212,70 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         return tokens
 
 
-def _image_layer(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What picture tokens become in a layer, and their keys and values there."""
+def _encoder_layer(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What a layer of the image encoder makes of `(pictures, tokens, hidden)`; its norms come before its steps."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(hidden)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    queries, keys, values = (_heads(project(normed), attention.head_dim) for project in projections)
+    mixed = attend(queries, keys, values, None, attention.dropout if attention.training else 0.0)
+    hidden = hidden + attention.out_proj(_together(mixed))
+    _, out = normed_feed_forward(hidden, layer.layer_norm2, layer.mlp.fc1, layer.mlp.activation_fn, layer.mlp.fc2)
+    return hidden + out
+
+
+def _layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """What a layer of the decoder makes of rows of picture tokens, and text tokens behind them where there is a mask.
+
+    Args:
+        layer: the library's.
+        hidden: `(pictures, image_tokens + width, hidden)`.
+        image_tokens: those of the picture look at each other only.
+        mask: for the text tokens, `(pictures, 1, width, image_tokens + width)`, see `_Packed.mask`.
+    """
     attention = layer.attention.self
+    queries = _heads(attention.query(hidden), attention.attention_head_size)
     keys, values = _keys_values(attention, hidden)
-    mixed = _attend(attention, _heads(attention, attention.query(hidden)), keys, values)
-    return _rest_of_layer(layer, hidden, mixed), keys, values
+    part = attention.dropout.p if attention.training else 0.0
+    of_image = slice(image_tokens)
+    mixed = attend(queries[:, :, of_image], keys[:, :, of_image], values[:, :, of_image], None, part)
+    if mask is not None:
+        mixed = torch.cat([mixed, attend(queries[:, :, image_tokens:], keys, values, mask, part)], dim=2)
+    return _rest_of_layer(layer, hidden, _together(mixed))
 
 
-def _text_layer(
-    layer: Any, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """What text tokens become in a layer, looking at their picture's keys and values and at each other's."""
+def _last_layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: torch.Tensor) -> torch.Tensor:
+    """As `_layer`, of the text tokens only: of the picture only keys and values are used in the last layer."""
     attention = layer.attention.self
-    queries = _heads(attention, attention.query(hidden))
-    text_keys, text_values = _keys_values(attention, hidden)
-    mixed = _attend(
-        attention,
-        queries,
-        torch.cat([keys, text_keys], dim=2),
-        torch.cat([values, text_values], dim=2),
-        mask,
-    )
-    return _rest_of_layer(layer, hidden, mixed)
+    text = hidden[:, image_tokens:]
+    queries = _heads(attention.query(text), attention.attention_head_size)
+    part = attention.dropout.p if attention.training else 0.0
+    mixed = attend(queries, *_keys_values(attention, hidden), mask, part)
+    return _rest_of_layer(layer, text, _together(mixed))
 
 
 def _keys_values(attention: Any, hidden: torch.Tensor) -> KeysValues:
-    return _heads(attention, attention.key(hidden)), _heads(attention, attention.value(hidden))
+    size = attention.attention_head_size
+    return _heads(attention.key(hidden), size), _heads(attention.value(hidden), size)
 
 
-def _heads(attention: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """`(rows, tokens, hidden)` -> `(rows, heads, tokens, head_size)`."""
-    heads, size = attention.num_attention_heads, attention.attention_head_size
-    return hidden.view(*hidden.shape[:2], heads, size).transpose(1, 2)
+def _heads(projected: torch.Tensor, size: int) -> torch.Tensor:
+    """`(rows, tokens, heads * size)` -> `(rows, heads, tokens, size)`."""
+    return projected.view(*projected.shape[:2], -1, size).transpose(1, 2)
 
 
-def _attend(
-    attention: Any,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention of one layer, `(rows, tokens, hidden)`."""
-    dropout = attention.dropout.p if attention.training else 0.0
-    mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+def _together(mixed: torch.Tensor) -> torch.Tensor:
+    """The way back from `_heads`."""
     return mixed.transpose(1, 2).flatten(2)
 
 
 def _rest_of_layer(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
     """What follows attention in a layer: projection, feed-forward, both with their residuals and norms."""
-    result: torch.Tensor = layer.feed_forward_chunk(layer.attention.output(mixed, hidden))
+    after, outer = layer.attention.output, layer.output
+    summed = dropout(after.dense(mixed), after.dropout.p if after.training else 0.0) + hidden
+    activation = layer.intermediate.intermediate_act_fn
+    normed, out = normed_feed_forward(summed, after.LayerNorm, layer.intermediate.dense, activation, outer.dense)
+    result: torch.Tensor = outer.LayerNorm(dropout(out, outer.dropout.p if outer.training else 0.0) + normed)
     return result
 
 

@@ -51,7 +51,7 @@ def train_step(
     """One step on the mean loss a token; gives the summed loss, detached, and the number of tokens."""
     loss, tokens = summed_loss(model, batch, dtype, label_smoothing)
     optimizer.zero_grad()
-    (loss / tokens).backward()  # type: ignore[no-untyped-call]
+    (loss / tokens).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
     optimizer.step()
     schedule.step()

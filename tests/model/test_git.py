@@ -229,8 +229,8 @@ def test_the_prefix_is_computed_once_a_picture_whatever_the_beams(
     ours: GitForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    encoder = ours.git.image_encoder
-    encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    first = ours.git.image_encoder.vision_model.embeddings
+    first.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
     ours.caption(batch()[0], max_length=8, num_beams=4)
     ours.caption(batch()[0], max_length=8, do_sample=True, num_return_sequences=5)
     ours.caption_loss(*batch())
@@ -246,6 +246,21 @@ def test_checkpoints_go_both_ways(stock: transformers.GitForCausalLM, ours: GitF
     assert type(back) is transformers.GitForCausalLM
     with torch.no_grad():
         assert torch.equal(stock_loss(back), stock_loss(stock))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_compiled_loss_is_the_same() -> None:
+    torch.manual_seed(0)
+    model = GitForCausalLM(config())
+    gradients = []
+    for loss_of in (model.caption_loss, torch.compile(model.caption_loss, backend="aot_eager")):
+        model.zero_grad()
+        loss, _ = loss_of(*batch())
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(gradients[0]) == len(gradients[1]) == 1 + len(list(model.parameters()))
+    for eager, compiled in zip(*gradients, strict=True):
+        assert torch.allclose(eager, compiled, atol=1e-5)
 
 
 def test_the_librarys_own_forward_is_still_there(stock: transformers.GitForCausalLM, ours: GitForCausalLM) -> None:
