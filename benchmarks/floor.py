@@ -15,8 +15,8 @@ from transformers import GitConfig
 
 from benchmarks import Figure, seconds
 from benchmarks.model import LENGTH, PICTURES, captions
-from pipeline.model.allocator import keep_freed_memory
 from pipeline.model.git import GitForCausalLM
+from pipeline.model.memory import keep_freed_memory
 from pipeline.model.precision import computing
 
 EACH = 5  # captions a picture

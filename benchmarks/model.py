@@ -12,8 +12,8 @@ import transformers
 from transformers import GitConfig
 
 from benchmarks import Figure, ratio
-from pipeline.model.allocator import keep_freed_memory
 from pipeline.model.git import GitForCausalLM
+from pipeline.model.memory import keep_freed_memory
 
 PICTURES, LENGTH, NOTEBOOK_LENGTH = 4, 20, 512
 RUNS = 3

@@ -29,3 +29,9 @@ class TemporaryError(PipelineError):
     """The same run may well succeed later (EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left; torch has exceptions of its own for that, known by their words only."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

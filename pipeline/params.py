@@ -108,8 +108,10 @@ class Finetune(Section):
     feature_cache_gb: Annotated[float, Field(ge=0, le=100_000)]
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
+    accumulation: Annotated[int, Field(ge=1, le=65_536)]
     captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["cosine", "linear", "constant_with_warmup"]
     warmup: Fraction
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -117,7 +119,25 @@ class Finetune(Section):
     precision: Literal["auto", "float32", "bfloat16"]
     gradient_checkpointing: bool
     max_tokens: Annotated[int, Field(ge=4, le=1024)]
+    best_by: Literal["auto", "cider", "loss"]
+    validation_captions: Annotated[int, Field(ge=0, le=1_000_000)]
+    patience: Annotated[int, Field(ge=0, le=10_000)]
+    state_minutes: Annotated[float, Field(ge=0)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    @model_validator(mode="after")
+    def _a_step_is_made_of_equal_parts(self) -> Finetune:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"`accumulation: {self.accumulation}` does not divide `batch_size` {self.batch_size}; make it a divisor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_judged_by_captions_has_some(self) -> Finetune:
+        if self.best_by == "cider" and not self.validation_captions:
+            raise ValueError("`best_by: cider` needs captions; set `validation_captions` above 0, or `best_by` to loss")
+        return self
 
     @model_validator(mode="after")
     def _what_is_frozen_has_learned_something(self) -> Finetune:

@@ -27,4 +27,5 @@ GALLERY = EVALUATE_FOLDER / "gallery.html"
 REGISTER_REPORT = REPORTS / "register.json"
 
 WORK = Path(".work")  # locks, and what can be made again at any time; no stage's output
+TRAININGS = WORK / "training"  # states of trainings that have not ended
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from pipeline import paths
-from pipeline.errors import PipelineError, TemporaryError
+from pipeline.errors import PipelineError, TemporaryError, is_out_of_memory
 from pipeline.params import Params, load
 
 OWNER = "IMAGE_CAPTIONING_OWNER"  # the process id of a flow: the stage ends when that process does
@@ -85,7 +85,7 @@ def _run(
         how = "interrupted" if isinstance(stop, KeyboardInterrupt) else "ended by SIGTERM or with its parent"
         return _say(name, f"{how}; the outputs of the last good run are in place; run it again", 75)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _say(name, "out of memory; lower the batch size in params.yaml or free some, then run it again", 75)
         if _is_disk_full(error):
             where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
@@ -94,12 +94,7 @@ def _run(
         raise
 
 
-# Torch and safetensors have exceptions of their own for these, which can be told by their words only.
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
-
-
+# Safetensors and others have exceptions of their own for it, which can be told by their words only.
 def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -128,6 +123,36 @@ def _locked(lock: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextmanager
+def ending_itself() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether the stage was asked to end, by SIGTERM or Ctrl-C, within the block.
+
+    The block then ends itself when it has put its work in order; after it the stage ends as it would have at once.
+    Asked a second time, it ends at once.
+    """
+    asked: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if asked:
+            _raise(signum)
+        asked.append(signum)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        _raise(asked[0])
+
+
+def _raise(signum: int) -> None:
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    _terminate(signum, None)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

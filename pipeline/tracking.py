@@ -213,6 +213,10 @@ class TrainingRun:
         if again or not self._has(path.name):
             self._store.log_artifact(self.id, str(path))
 
+    def page(self, name: str, html: str) -> None:
+        """Keep a page with the run, in place of the one of that name."""
+        self._store.log_text(self.id, html, name)
+
     def _has(self, name: str) -> bool:
         return any(found.path == name for found in self._store.list_artifacts(self.id))
 
@@ -298,6 +302,12 @@ class Live:
         with self._forgiven():
             if self._run:
                 self._run.metrics(values, step)
+
+    def page(self, name: str, html: str) -> None:
+        """Keep a page with the run, in place of the one of that name."""
+        with self._forgiven():
+            if self._run:
+                self._run.page(name, html)
 
     def __enter__(self) -> Live:
         return self

@@ -4,6 +4,7 @@ import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, sha256_of
 from pipeline.model import checkpoint, git
-from pipeline.model.curve import read_curve
+from pipeline.model.curve import Epoch, read_curve
+from pipeline.model.training import Training
 from pipeline.model.weights import weights_hash
 from tests.conftest import run, set_params
 
@@ -55,28 +57,22 @@ def test_it_learns_and_keeps_the_best_epoch_by_validation(built: Path) -> None:
     assert made["best_epoch"] == best.epoch == read_json(Path("reports/finetune.json"))["best_epoch"]
 
 
-def test_the_kept_weights_are_those_of_the_best_epoch(built: Path) -> None:
+def test_the_kept_weights_are_those_of_the_best_epoch(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate this high makes later epochs worse, so the last epoch is not the best."""
+    seen = []
+    validate = Training._validate
+
+    def note(self: Training, *args: Any) -> Epoch:
+        seen.append({name: value.clone() for name, value in self._model.state_dict().items()})
+        return validate(self, *args)
+
+    monkeypatch.setattr(Training, "_validate", note)
     made = train(epochs=4, learning_rate=0.9, warmup=0.7)
     assert made["best_epoch"] < 4
     kept = weights_hash(Path("models/finetune"))
     assert kept == read_json(Path("reports/finetune.json"))["model_sha256"]
-    settings = params.load().finetune
-    torch.manual_seed(settings.seed)
-    examples = finetune.read_examples(Path("data/dataset/train"))
-    start, _ = finetune._start(settings, examples)
-
-    class Silent:
-        def metrics(self, values: dict, step: int) -> None:
-            pass
-
-    held_out = finetune.read_examples(Path("data/dataset/validation"))
-    where = (torch.device("cpu"), torch.float32)
-    for epoch in finetune.fit(start, examples, held_out, settings, Silent(), *where):  # type: ignore[arg-type]
-        if epoch.epoch == made["best_epoch"]:
-            break
     loaded = checkpoint.load(Path("models/finetune")).model.state_dict()
-    assert all(torch.equal(value, loaded[name]) for name, value in start.model.state_dict().items())
+    assert all(torch.equal(value, loaded[name]) for name, value in seen[made["best_epoch"] - 1].items())
 
 
 def test_training_goes_on_from_a_checkpoints_folder(built: Path) -> None:
@@ -161,9 +157,17 @@ def test_a_training_that_diverges_is_told_and_the_last_model_stays(
 ) -> None:
     train()
     before = sha256_of(*OUTPUTS)
-    monkeypatch.setattr(finetune, "_mean_loss", lambda *_: float("nan"))
-    with pytest.raises(ConfigError, match=r"finetune\.learning_rate: with 0\.001 the training diverged in epoch 1"):
-        train()
+    step = Training._step
+
+    def poisoned(self: Training, *args: Any) -> Any:
+        if self.progress.step == 4:
+            self._model.output.bias.data[0] = float("inf")
+        return step(self, *args)
+
+    monkeypatch.setattr(Training, "_step", poisoned)
+    told = r"finetune\.learning_rate: with 0\.002 the training diverged in step 5, epoch 2 \(.*pictures .*\.jpg, "
+    with pytest.raises(ConfigError, match=told):
+        train(learning_rate=2e-3)
     assert sha256_of(*OUTPUTS) == before
 
 

@@ -138,7 +138,9 @@ def batches(
     def together(items: Sequence[tuple[torch.Tensor, Sequence[Tokens]]]) -> Batch:
         return collate(checkpoint, torch.stack([picture for picture, _ in items]), [of_it for _, of_it in items])
 
-    return DataLoader(CaptionedPictures(pictures, captioned), batch_size=batch_size, collate_fn=together)
+    # A loader draws a seed whenever it is begun; from torch's own generator that would change the dropout after it.
+    own = torch.Generator()
+    return DataLoader(CaptionedPictures(pictures, captioned), batch_size=batch_size, collate_fn=together, generator=own)
 
 
 def collate(checkpoint: Checkpoint, pictures: torch.Tensor, captions: Sequence[Sequence[Tokens]]) -> Batch:

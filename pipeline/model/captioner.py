@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.model.batches import collate, cropped, pixel_values
 from pipeline.model.checkpoint import Checkpoint, load
+from pipeline.model.precision import chosen, computing
 
 
 class Captioner:
@@ -19,6 +20,7 @@ class Captioner:
         self._checkpoint = checkpoint
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = checkpoint.model.to(self._device).eval()
+        self._dtype = chosen("auto", self._device)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Captioner:
@@ -61,7 +63,8 @@ class Captioner:
             self._checkpoint.tokenizer(of_it, truncation=True, max_length=longest)["input_ids"] for of_it in captions
         ]
         batch = collate(self._checkpoint, cropped(self._checkpoint.image_processor, pictures), tokens).to(self._device)
-        found = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
+        with computing(self._device, self._dtype):
+            found = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
         likelihoods = iter(found.tolist())
         ranked = [
             sorted(of_it, key={c: next(likelihoods) for c in of_it}.__getitem__, reverse=True) for of_it in captions
@@ -71,7 +74,8 @@ class Captioner:
     def _generate(self, pictures: Sequence[Image.Image], **how: object) -> list[list[str]]:
         processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
         inputs = pixel_values(processor, cropped(processor, pictures)).to(self._device)
-        tokens = self._model.caption(inputs, **how)
+        with computing(self._device, self._dtype):
+            tokens = self._model.caption(inputs, **how)
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // len(pictures)
         return [texts[i : i + each] for i in range(0, len(texts), each)]

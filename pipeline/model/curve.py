@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,20 +11,36 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to: mean losses in nats a token, and the learning rate at its end."""
+    """What an epoch came to.
+
+    Attributes:
+        epoch: its number, from 1.
+        train_loss: the mean over its steps, nats a token.
+        validation_loss: after it, nats a token.
+        learning_rate: at its end.
+        validation_cider: CIDEr-D of generated captions of validation pictures; NaN where none were generated.
+        distinct_captions: the part of these that differ from each other.
+    """
 
     epoch: int
     train_loss: float
     validation_loss: float
     learning_rate: float
+    validation_cider: float
+    distinct_captions: float
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that MLflow shows."""
-        return {
-            "epoch/train_loss": self.train_loss,
-            "epoch/validation_loss": self.validation_loss,
-            "epoch/learning_rate": self.learning_rate,
-        }
+        values = {f"epoch/{name}": value for name, value in vars(self).items() if name != "epoch"}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def in_words(self, epochs: int) -> str:
+        """A line for the log."""
+        line = f"finetune: epoch {self.epoch:3}/{epochs}  train loss {self.train_loss:.4f}"
+        line += f"  validation loss {self.validation_loss:.4f}"
+        if not math.isnan(self.validation_cider):
+            line += f"  CIDEr-D {self.validation_cider:.3f}  distinct captions {self.distinct_captions:.0%}"
+        return line
 
 
 _COLUMNS = [field.name for field in fields(Epoch)]

@@ -58,9 +58,9 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         encoded: torch.Tensor = tower.post_layernorm(hidden)
         return encoded
 
-    def prefix(self, pixel_values: torch.Tensor) -> Prefix:
-        """The prefix of each picture of `(pictures, 3, height, width)`."""
-        hidden = self.git.visual_projection(self.encode(pixel_values))
+    def prefix(self, features: torch.Tensor) -> Prefix:
+        """The prefix of each picture of which the image encoder made `(pictures, image_tokens, width)`."""
+        hidden = self.git.visual_projection(features)
         layers: list[KeysValues] = []
         for layer in self.git.encoder.layer[:-1]:
             layers.append(_keys_values(layer.attention.self, hidden))
@@ -196,19 +196,25 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     @torch.inference_mode()
-    def caption(self, pixel_values: torch.Tensor, **how: Any) -> torch.Tensor:
+    def caption(
+        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None = None, **how: Any
+    ) -> torch.Tensor:
         """Generate with transformers' own `generate` (beam search, sampling, ...), the prefix computed once a picture.
 
         Args:
             pixel_values: `(pictures, 3, height, width)`.
+            features: in place of `pixel_values`, what the image encoder made of these: see `encode`.
             how: what `generate` takes: `num_beams`, `do_sample`, `num_return_sequences`, `max_length`, ...
 
         Returns:
             Tokens, `(pictures * num_return_sequences, length)`, beginning mark included.
         """
-        begin = torch.full((pixel_values.shape[0], 1), self.generation_config.bos_token_id, device=pixel_values.device)
+        if features is None:
+            assert pixel_values is not None
+            features = self.encode(pixel_values)
+        begin = torch.full((len(features), 1), self.generation_config.bos_token_id, device=features.device)
         # `generate` repeats every tensor it is given for each beam; the prefix is no tensor, so it stays as it is.
-        tokens: torch.Tensor = self.generate(input_ids=begin, prefix=self.prefix(pixel_values), **how)
+        tokens: torch.Tensor = self.generate(input_ids=begin, prefix=self.prefix(features), **how)
         return tokens
 
 

@@ -176,7 +176,7 @@ def test_the_loss_is_torchs_cross_entropy(label_smoothing: float, chunk: int, mo
 
 FAULTS = """
 import resource, sys, torch
-from pipeline.model.allocator import keep_freed_memory
+from pipeline.model.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

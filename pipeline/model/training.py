@@ -1,0 +1,458 @@
+"""The training loop: set up, fit, validate; and the states from which it goes on as if nothing had happened.
+
+A state is the weights, the optimizer, the schedule, the place in the epoch, every random state and the best epoch so
+far. The order of pictures and the draw of captions follow from the seed and the epoch's number alone. So a training
+that was cut off and goes on from a state takes the same steps, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from pipeline.data.records import Example
+from pipeline.errors import ConfigError, is_out_of_memory
+from pipeline.files import PARTIAL, remove
+from pipeline.model.batches import Batch, Tokens, batches, epoch_captions, tokenize
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.curve import Epoch
+from pipeline.model.memory import peak_memory
+from pipeline.model.optimization import adamw, summed_loss
+from pipeline.model.precision import computing
+from pipeline.params import Finetune
+from pipeline.score.metrics import cider_d
+from pipeline.score.tokens import tokenize as words_of
+from pipeline.sealed import is_whole, sealing
+
+LOG_STEPS = 10  # the step curves have a point for each so many steps
+HELD_OUT_CAPTIONS = 8  # of each validation picture, the first; hundreds in one row would cost too much memory
+FEWEST_FOR_CIDER = 50  # validation pictures; of fewer CIDEr-D says too little to choose an epoch by
+SAMPLES = 8  # validation pictures whose captions are shown after each epoch
+_STATES = 2  # so many are kept: should the newest be damaged, there is one before it
+_COLLAPSED = 10  # with so many pictures or more, one caption for all of them is no accident
+
+
+Captioned = tuple[int, list[Tokens]]  # the index of a picture, and the tokens of captions of it
+
+
+class Watch(Protocol):
+    """Who is told how a training goes."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Figures of a step or an epoch."""
+
+    def samples(self, captions: Sequence[Sequence[str]]) -> None:
+        """What the model said of the first validation pictures after each epoch that has ended."""
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: steps of the optimizer that were taken.
+        epochs: what those that have ended came to.
+        loss_sum: of the epoch that goes on, in nats.
+        tokens: of the epoch that goes on.
+        samples: for each epoch that has ended the captions of the first validation pictures.
+    """
+
+    step: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
+    loss_sum: float = 0.0
+    tokens: int = 0
+    samples: list[list[str]] = field(default_factory=list)
+
+
+class StoppedError(Exception):
+    """It was asked to stop, and has written a state to go on from."""
+
+
+class Training:
+    """A fine-tuning of a checkpoint, in place.
+
+    Args:
+        checkpoint: what is trained.
+        pictures: of the training and the validation split, or the features of these.
+        train: the training examples.
+        validation: the validation examples.
+        settings: the params.
+        device: where it is computed.
+        dtype: that it is computed in.
+        states: the folder of this training's states; of no other training's.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        pictures: tuple[Dataset[torch.Tensor], Dataset[torch.Tensor]],
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        settings: Finetune,
+        device: torch.device,
+        dtype: torch.dtype,
+        states: Path,
+    ) -> None:
+        self._checkpoint, self._settings, self._states = checkpoint, settings, states
+        self._device, self._dtype = device, dtype
+        self._pictures, self._held_out = pictures
+        self._train, self._validation = train, validation
+        self._tokens = tokenize(checkpoint, train, settings.max_tokens)
+        held_out = tokenize(checkpoint, validation, settings.max_tokens)
+        self._held_out_tokens = [(i, of_it[:HELD_OUT_CAPTIONS]) for i, of_it in enumerate(held_out)]
+        self._model = checkpoint.model.to(device)
+        if settings.freeze == "image_encoder":
+            self._model.git.image_encoder.requires_grad_(False)
+        if settings.gradient_checkpointing:
+            self._model.gradient_checkpointing_enable()
+        self._optimizer = adamw(self._model, settings.learning_rate, settings.weight_decay)
+        self.steps_an_epoch = -(-len(train) // settings.batch_size)
+        self.steps = settings.epochs * self.steps_an_epoch
+        self._schedule = get_scheduler(
+            settings.schedule, self._optimizer, round(settings.warmup * self.steps), self.steps
+        )
+        self.progress = Progress()
+        self._written = time.monotonic()
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch so far."""
+        return self._states / "best"
+
+    # Fit ---------------------------------------------------------------------------------------------------------
+
+    def fit(self, watch: Watch, asked_to_stop: Callable[[], bool]) -> list[Epoch]:
+        """Train to the end, or from the newest state on; gives what each epoch came to.
+
+        Raises:
+            StoppedError: it was asked to; a state was written before.
+            ConfigError: a loss or gradient that is not finite; nothing was learned from it.
+        """
+        progress = self.progress
+        bar = tqdm(total=self.steps, initial=progress.step, desc="finetune", unit=" steps", disable=None)
+        while len(progress.epochs) < self._settings.epochs and not self._is_stale():
+            epoch = len(progress.epochs) + 1
+            self._train_epoch(epoch, watch, bar, asked_to_stop)
+            ended = self._validate(epoch, watch)
+            progress.epochs.append(ended)
+            progress.loss_sum, progress.tokens = 0.0, 0
+            if self.best_epoch == ended:
+                self._keep_best()
+            watch.metrics(ended.metrics(), epoch)
+            bar.write(ended.in_words(self._settings.epochs))
+            self._write_state_if_due()
+        bar.close()
+        return progress.epochs
+
+    @property
+    def best_epoch(self) -> Epoch:
+        """The best of those that have ended, by CIDEr-D or by loss; of equal ones the first."""
+        if self.by_cider:
+            return max(self.progress.epochs, key=lambda epoch: epoch.validation_cider)
+        return min(self.progress.epochs, key=lambda epoch: epoch.validation_loss)
+
+    @property
+    def by_cider(self) -> bool:
+        """Whether epochs are judged by CIDEr-D; else by loss."""
+        if self._settings.best_by == "auto":
+            return len(self._validation) >= FEWEST_FOR_CIDER
+        return self._settings.best_by == "cider"
+
+    def _is_stale(self) -> bool:
+        """Whether no epoch was better for as many as patience allows."""
+        epochs, patience = self.progress.epochs, self._settings.patience
+        return patience > 0 and bool(epochs) and len(epochs) - self.best_epoch.epoch >= patience
+
+    def _train_epoch(self, epoch: int, watch: Watch, bar: tqdm, asked_to_stop: Callable[[], bool]) -> None:
+        """What is left of an epoch."""
+        settings, progress = self._settings, self.progress
+        self._model.train()
+        if settings.freeze == "image_encoder":
+            self._model.git.image_encoder.eval()  # no dropout: what it says is the same each time
+        each = None if settings.captions_per_picture == "all" else settings.captions_per_picture
+        done = progress.step - (epoch - 1) * self.steps_an_epoch
+        captioned = epoch_captions(self._tokens, settings.seed, epoch, each)[done * settings.batch_size :]
+        since, pictures, captions = time.monotonic(), 0, 0
+        for some, batch in self._batches(captioned):
+            if asked_to_stop():
+                self.write_state()
+                raise StoppedError
+            loss, tokens = self._step(some, batch)
+            progress.loss_sum += loss
+            progress.tokens += tokens
+            progress.step += 1
+            pictures += len(some)
+            captions += sum(len(of_it) for _, of_it in some)
+            bar.update()
+            if progress.step % LOG_STEPS == 0:
+                seconds = time.monotonic() - since
+                watch.metrics(
+                    {
+                        "step/train_loss": loss / tokens,
+                        "step/learning_rate": self._schedule.get_last_lr()[0],
+                        "step/pictures_per_second": pictures / seconds,
+                        "step/captions_per_second": captions / seconds,
+                    },
+                    progress.step,
+                )
+                since, pictures, captions = time.monotonic(), 0, 0
+            self._write_state_if_due()
+
+    def _batches(self, captioned: Sequence[Captioned]) -> Iterator[tuple[Sequence[Captioned], list[Batch]]]:
+        """Each step's pictures with their captions, and its batches: one, or as many as are accumulated."""
+        size, parts = self._settings.batch_size, self._settings.accumulation
+        loader = iter(batches(self._checkpoint, self._pictures, captioned, size // parts))
+        for start in range(0, len(captioned), size):
+            yield captioned[start : start + size], list(itertools.islice(loader, parts))
+
+    def _step(self, some: Sequence[Captioned], parts: Sequence[Batch]) -> tuple[float, int]:
+        """One step on the mean loss a token of all parts; gives the summed loss and the number of tokens."""
+        settings = self._settings
+        tokens = sum(int(batch.attention_mask[:, 1:].sum()) for batch in parts)
+        self._optimizer.zero_grad()
+        loss_sum = 0.0
+        for batch in parts:
+            loss, _ = summed_loss(self._model, batch.to(self._device), self._dtype, settings.label_smoothing)
+            (loss / tokens).backward()
+            loss_sum += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.gradient_clip).item()
+        if not math.isfinite(loss_sum + norm):
+            names = ", ".join(self._train[i].file_name for i, _ in some[:3])
+            raise ConfigError(
+                f"params.yaml: finetune.learning_rate: with {settings.learning_rate:g} the training diverged in step"
+                f" {self.progress.step + 1}, epoch {len(self.progress.epochs) + 1} (loss {loss_sum / tokens:g}, length"
+                f" of the gradient {norm:g}, pictures {names}, ...); lower it. The last good model is in place"
+            )
+        self._optimizer.step()
+        self._schedule.step()
+        return loss_sum, tokens
+
+    # Validate ----------------------------------------------------------------------------------------------------
+
+    def _validate(self, epoch: int, watch: Watch) -> Epoch:
+        """What an epoch came to, on the validation split."""
+        captions = self.captions()
+        self.progress.samples.append(captions[:SAMPLES])
+        watch.samples(self.progress.samples)
+        if len(captions) >= _COLLAPSED and len(set(captions)) == 1:
+            tqdm.write(
+                f"finetune: epoch {epoch}: the model says {captions[0]!r} of each of {len(captions)} pictures;"
+                " where that goes on, lower finetune.learning_rate or train more epochs"
+            )
+        return Epoch(
+            epoch=epoch,
+            train_loss=self.progress.loss_sum / self.progress.tokens,
+            validation_loss=self.validation_loss(),
+            learning_rate=self._schedule.get_last_lr()[0],
+            validation_cider=self._cider(captions),
+            distinct_captions=len(set(captions)) / len(captions) if captions else math.nan,
+        )
+
+    @torch.inference_mode()
+    def validation_loss(self, most: int | None = None) -> float:
+        """The mean loss a token over the captions of the validation split, or of its first `most` batches."""
+        self._model.eval()
+        loss_sum, tokens_sum = 0.0, 0
+        held_out = batches(self._checkpoint, self._held_out, self._held_out_tokens, self._settings.batch_size)
+        for batch in itertools.islice(held_out, most):
+            loss, tokens = summed_loss(self._model, batch.to(self._device), self._dtype)
+            loss_sum += loss.item()
+            tokens_sum += int(tokens)
+        return loss_sum / tokens_sum
+
+    @torch.inference_mode()
+    def captions(self) -> list[str]:
+        """What the model says of the first validation pictures, the likeliest word each time."""
+        self._model.eval()
+        few = self._held_out_tokens[: self._settings.validation_captions]
+        found: list[str] = []
+        for batch in batches(self._checkpoint, self._held_out, few, self._settings.batch_size):
+            moved = batch.to(self._device)
+            with computing(self._device, self._dtype):
+                tokens = self._model.caption(moved.pixel_values, features=moved.features, do_sample=False)
+            found += self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [caption.strip() for caption in found]
+
+    def _cider(self, captions: Sequence[str]) -> float:
+        if not captions:
+            return math.nan
+        references = [[words_of(c) for c in example.captions] for example in self._validation[: len(captions)]]
+        scores = cider_d([words_of(caption) for caption in captions], references)
+        return math.fsum(scores) / len(scores)
+
+    # Before the first step -----------------------------------------------------------------------------------------
+
+    def check(self) -> str:
+        """Try two validation batches and the largest training batch; gives in words what training will take.
+
+        Neither weights nor random states are changed.
+
+        Raises:
+            ConfigError: the loss is not finite, or a batch does not fit into memory; names the largest that does.
+        """
+        loss = self.validation_loss(most=2)
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"params.yaml: finetune.checkpoint: {self._settings.checkpoint} has a loss of {loss} before any step;"
+                " its weights are damaged: bring it again"
+            )
+        settings = self._settings
+        each = None if settings.captions_per_picture == "all" else settings.captions_per_picture
+        captioned = epoch_captions(self._tokens, settings.seed, 1, each)
+        size = settings.batch_size // settings.accumulation
+        parts = [captioned[start : start + size] for start in range(0, len(captioned), size)]
+        largest = max(parts, key=lambda part: (len(part), sum(len(c) for _, of_it in part for c in of_it)))
+        if (needed := self._tried(largest)) is None:
+            self._tell_what_fits(largest)
+        start = time.monotonic()
+        self._tried(largest)
+        seconds = (time.monotonic() - start) * settings.accumulation * self.steps
+        long = f"{seconds / 60:.0f} min" if seconds > 90 else f"{max(1, seconds):.0f} s"
+        memory = "" if not needed else f", {needed / 1e9:.2g} GB of memory above the model's own"
+        return (
+            f"{self.steps:,} steps of {min(settings.batch_size, len(captioned))} pictures, {settings.epochs} epochs of"
+            f" {self.steps_an_epoch:,}; about {long}{memory}"
+        )
+
+    def _tried(self, some: Sequence[Captioned]) -> int | None:
+        """The bytes that a forward and a backward pass need (0: unknown); None where they are not there."""
+        device = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=device):
+            self._model.train()
+            try:
+                (batch,) = batches(self._checkpoint, self._pictures, some, len(some))
+                with peak_memory(self._device) as needed:
+                    loss, tokens = summed_loss(self._model, batch.to(self._device), self._dtype)
+                    (loss / tokens).backward()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return None
+            finally:
+                self._optimizer.zero_grad()
+        return needed()
+
+    def _tell_what_fits(self, some: Sequence[Captioned]) -> NoReturn:
+        settings = self._settings
+        size = len(some) // 2
+        while size and self._tried(some[:size]) is None:
+            size //= 2
+        if not size:
+            raise ConfigError(
+                "params.yaml: finetune.captions_per_picture: not even one picture's captions fit into memory; lower"
+                " it or finetune.max_tokens, or set finetune.gradient_checkpointing to true"
+            )
+        whole = settings.batch_size
+        parts = next(n for n in range(2, whole + 1) if whole % n == 0 and whole // n <= size)
+        raise ConfigError(
+            f"params.yaml: finetune.batch_size: {len(some)} pictures at a time do not fit into memory, {size} do; set"
+            f" finetune.accumulation to {parts}: a step then takes its {whole} pictures in {parts} parts, with the same"
+            " meaning"
+        )
+
+    # States ------------------------------------------------------------------------------------------------------
+
+    def resume(self) -> bool:
+        """Go on from the newest state that is whole; gives whether there is one."""
+        for folder in self._found():
+            if is_whole(folder):
+                self._read_state(folder)
+                return True
+            print(f"finetune: {folder}: is damaged, so it is not used; the state before it is, where there is one")
+        remove(self.best)
+        return False
+
+    def write_state(self) -> None:
+        """Write a state, and remove all but the newest."""
+        folder = self._states / f"step-{self.progress.step:09}"
+        if not folder.exists():
+            self._check_room()
+            with sealing(folder) as place:
+                save_model(self._model, str(place / "model.safetensors"))
+                save_file(self._optimizer_tensors(), place / "optimizer.safetensors")
+                save_file(_random_states(self._device), place / "random.safetensors")
+                state = {"progress": asdict(self.progress), "schedule": self._schedule.state_dict()}
+                (place / "state.json").write_text(json.dumps(state), encoding="utf-8")
+                if self.best.exists():
+                    # A copy and no link: what damages one file must not damage it in both states.
+                    shutil.copytree(self.best, place / "best")
+        for old in self._found()[_STATES:]:
+            remove(old)
+        self._written = time.monotonic()
+
+    def _write_state_if_due(self) -> None:
+        if time.monotonic() - self._written >= 60 * self._settings.state_minutes:
+            self.write_state()
+
+    def _found(self) -> list[Path]:
+        """The states, the newest first."""
+        return sorted(self._states.glob("step-*"), reverse=True)
+
+    def _check_room(self) -> None:
+        """Do not begin to write what can't be ended."""
+        weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        trained = sum(p.numel() * p.element_size() for p in self._model.parameters() if p.requires_grad)
+        needed = weights + 2 * trained + (weights if self.best.exists() else 0)
+        self._states.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._states).free
+        if free < 1.05 * needed:
+            words = f"No space left on device: a state needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} are free"
+            raise OSError(errno.ENOSPC, words, str(self._states))
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        states = self._optimizer.state_dict()["state"]
+        return {f"{i}.{key}": value.contiguous() for i, of_it in states.items() for key, value in of_it.items()}
+
+    def _read_state(self, folder: Path) -> None:
+        load_model(self._model, str(folder / "model.safetensors"), device=str(self._device))
+        tensors: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in load_file(folder / "optimizer.safetensors").items():
+            index, _, key = name.partition(".")
+            tensors.setdefault(int(index), {})[key] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": tensors, "param_groups": groups})
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self._schedule.load_state_dict(state["schedule"])
+        for group, rate in zip(self._optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        progress = state["progress"]
+        self.progress = Progress(**{**progress, "epochs": [Epoch(**epoch) for epoch in progress["epochs"]]})
+        remove(self.best)
+        if (folder / "best").exists():
+            shutil.copytree(folder / "best", self.best)
+        _set_random_states(load_file(folder / "random.safetensors"), self._device)
+
+    def _keep_best(self) -> None:
+        place = self._states / f".best{PARTIAL}"
+        remove(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self._checkpoint.save(place)
+        remove(self.best)
+        place.rename(self.best)
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
