@@ -23,6 +23,7 @@ from pipeline.data.records import Example, PictureReader, read_examples
 from pipeline.errors import ConfigError
 from pipeline.files import remove, sha256_of, swapped_in, write_json
 from pipeline.model.curve import write_curve
+from pipeline.model.processes import is_first, is_one_of_several
 from pipeline.model.weights import weights_hash
 from pipeline.params import Finetune, Params
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from pipeline.model.checkpoint import Checkpoint
-    from pipeline.model.training import Training
+    from pipeline.model.training import Training, Watch
     from pipeline.tracking import Live
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
@@ -43,7 +44,9 @@ def run(params: Params, args: argparse.Namespace) -> str:
     # For bit-for-bit repeatable matrix products on a GPU; cuBLAS reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
+    from accelerate import Accelerator
 
+    from pipeline.model import processes
     from pipeline.model.memory import keep_freed_memory
     from pipeline.model.precision import chosen, in_words
     from pipeline.model.selfcheck import check_loss
@@ -52,10 +55,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
     keep_freed_memory()
     settings = params.finetune
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.is_available()
+    if settings.processes > 1 and not processes.is_one_of_several():
+        raise SystemExit(processes.run_several("pipeline.finetune", settings.processes, gpu))
+    accelerator = Accelerator(cpu=not gpu)
+    device, first = accelerator.device, accelerator.is_main_process
     dtype = chosen(settings.precision, device)
-    computed_in = in_words(device, dtype)
-    print(f"finetune: computes in {computed_in}")
+    computed_in = in_words(device, dtype, accelerator.num_processes)
+    if first:
+        print(f"finetune: computes in {computed_in}")
     check_loss()
     train, validation = read_examples(paths.DATASET / "train"), read_examples(paths.DATASET / "validation")
     if not validation:
@@ -68,10 +76,16 @@ def run(params: Params, args: argparse.Namespace) -> str:
     start.model.generation_config.max_length = settings.max_tokens
     made_by = training_facts(params, start_hash, computed_in)
     states = paths.TRAININGS / made_by["training_key"][:32]
-    pictures = _pictures(start, train, validation, settings, dtype)
-    training = Training(start, pictures, train, validation, settings, device, dtype, states)
-    print(f"finetune: {training.check()}")
-    _go_on(training, states)
+    with accelerator.main_process_first():  # it fills the cache for all
+        pictures = _pictures(start, train, validation, settings, dtype)
+    training = Training(start, pictures, train, validation, settings, accelerator, dtype, states)
+    outlook = training.check()
+    if first:
+        print(f"finetune: {outlook}")
+    _go_on(training, states, first)
+    if not first:
+        _fit(training, _Nobody())
+        return "its share is done"
 
     with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, curve):
         with Live(
@@ -102,11 +116,14 @@ def run(params: Params, args: argparse.Namespace) -> str:
     )
 
 
-def _go_on(training: Training, states: Path) -> None:
+def _go_on(training: Training, states: Path, first: bool) -> None:
     """Go on from where this very training was cut off, or say why not; of other ones the newest is left alone."""
+    resumed = training.resume()
+    if not first:
+        return
     others = [path for path in paths.TRAININGS.glob("*") if path != states]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    if training.resume():
+    if resumed:
         print(f"finetune: goes on from step {training.progress.step:,} of {training.steps:,}, kept in {states}")
     elif others:
         print(f"finetune: starts anew, for {others[0]} was begun with other data, params, code or libraries")
@@ -114,7 +131,7 @@ def _go_on(training: Training, states: Path) -> None:
         remove(older)
 
 
-def _fit(training: Training, watch: _Watch) -> None:
+def _fit(training: Training, watch: Watch) -> None:
     from pipeline.model.training import StoppedError
 
     with stage.ending_itself() as asked:
@@ -123,6 +140,16 @@ def _fit(training: Training, watch: _Watch) -> None:
         except StoppedError:
             step = f"step {training.progress.step:,} of {training.steps:,}"
             print(f"finetune: {step} is kept; `dvc repro` goes on from there")
+
+
+class _Nobody:
+    """Shows nothing: one process does."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        pass
+
+    def samples(self, captions: Sequence[Sequence[str]]) -> None:
+        pass
 
 
 class _Watch:
@@ -212,4 +239,4 @@ def _pictures(
 
 
 if __name__ == "__main__":
-    stage.main("finetune", run, lock=lambda args: "finetune")
+    stage.main("finetune", run, lock=lambda args: None if is_one_of_several() else "finetune", tells=is_first())

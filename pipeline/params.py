@@ -123,6 +123,7 @@ class Finetune(Section):
     validation_captions: Annotated[int, Field(ge=0, le=1_000_000)]
     patience: Annotated[int, Field(ge=0, le=10_000)]
     state_minutes: Annotated[float, Field(ge=0)]
+    processes: Annotated[int, Field(ge=1, le=1024)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @model_validator(mode="after")

@@ -45,7 +45,8 @@ def main(
     name: str,
     work: Callable[[Params, argparse.Namespace], str],
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
-    lock: Callable[[argparse.Namespace], str] | None = None,
+    lock: Callable[[argparse.Namespace], str | None] | None = None,
+    tells: bool = True,
 ) -> None:
     """Run `work` as the command `python -m pipeline.NAME`, and exit.
 
@@ -54,6 +55,7 @@ def main(
         work: takes the params and the command line's arguments, and returns the last line to print.
         arguments: adds the command's own arguments to the parser.
         lock: gives the name of the lock that keeps a second run out; without it, any number may run.
+        tells: whether the last line is printed; of several processes of a stage one does.
     """
     module = sys.modules["__main__"]
     parser = argparse.ArgumentParser(
@@ -66,18 +68,24 @@ def main(
     args = parser.parse_args()
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    sys.exit(_run(name, work, args, lock(args) if lock else None))
+    sys.exit(_run(name, work, args, lock(args) if lock else None, tells))
 
 
 def _run(
-    name: str, work: Callable[[Params, argparse.Namespace], str], args: argparse.Namespace, lock: str | None
+    name: str,
+    work: Callable[[Params, argparse.Namespace], str],
+    args: argparse.Namespace,
+    lock: str | None,
+    tells: bool,
 ) -> int:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         _end_with_parent()
         params = load()
         with _locked(lock) if lock else nullcontext():
-            print(f"{name}: {work(params, args)}", flush=True)
+            line = work(params, args)
+        if tells:
+            print(f"{name}: {line}", flush=True)
         return 0
     except PipelineError as error:
         return _say(name, str(error), error.exit_code)

@@ -230,3 +230,48 @@ def test_precision_smoothing_captions_and_checkpointing_are_what_params_say(
     assert weights_hash(Path("models/finetune")) != weights
     train(label_smoothing=0.0)
     assert weights_hash(Path("models/finetune")) == weights
+
+
+def steps_of(folder: Path, **changes: object) -> tuple[list[tuple[int, float]], dict[str, torch.Tensor]]:
+    """The loss at every tenth step of a training by a process of its own, and the weights that it made."""
+    set_params(folder, {f"finetune.{key}": value for key, value in changes.items()})
+    done = run(folder, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("models/finetune holds") == 1  # one of them tells
+    store = tracking.client()
+    (made,) = store.search_runs(
+        [tracking.experiment(store, "image-captioning")],
+        f"tags.training_key = '{read_json(folder / 'models/finetune/training.json')['training_key']}'",
+    )
+    history = store.get_metric_history(made.info.run_id, "step/train_loss")
+    return [(m.step, m.value) for m in history], checkpoint.load(folder / "models/finetune").model.state_dict()
+
+
+def test_two_processes_are_one_with_the_same_batch(built: Path) -> None:
+    """The tolerance: 1e-4 of a loss in 20 steps, and 1e-4 of a weight (they are about 0.1)."""
+    same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
+    alone, weights = steps_of(built, **same)
+    together, shared = steps_of(built, **same, processes=2)
+    assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
+    assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
+    for name, value in weights.items():
+        assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
+    assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
+
+
+def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
+    set_params(built, {"finetune.processes": 2, "ingest.image_size": 24})
+    done = run(built, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
+    assert done.returncode == 78
+    assert "set it to 32 or more" in done.stderr
+
+
+GOLDEN = [5.4550, 5.4550, 5.4254, 5.3682, 5.3151, 5.2655, 5.2188, 5.1752, 5.1350, 5.0985,
+          5.0661, 5.0380, 5.0141, 4.9944, 4.9788, 4.9669, 4.9584, 4.9528, 4.9496, 4.9482]  # fmt: skip
+
+
+def test_twenty_steps_have_the_losses_that_they_always_had(built: Path) -> None:
+    """The golden curve: float32, one seed, to 1e-4. A change of it changes what everybody's training comes to."""
+    train(epochs=20, batch_size=48, warmup=0.1, learning_rate=1e-3, **{"scratch.dropout": 0.0})
+    losses = [epoch.train_loss for epoch in read_curve(Path("reports/finetune.csv"))]
+    assert losses == pytest.approx(GOLDEN, rel=1e-4)

@@ -189,14 +189,14 @@ def wait_for_state(folder: Path, step: int, process: subprocess.Popen[str]) -> N
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_midst_of_it_costs_nothing(built: Path, how: signal.Signals) -> None:
-    set_params(built, {"finetune.epochs": 40, "finetune.state_minutes": 0 if how == signal.SIGKILL else 60})
+    set_params(built, {"finetune.epochs": 20, "finetune.state_minutes": 0 if how == signal.SIGKILL else 60})
     command = (sys.executable, "-m", "pipeline.finetune")
     process = started(built, *command)
     if how == signal.SIGKILL:
         wait_for_state(built, 10, process)
     else:
         assert process.stdout
-        line = next(line for line in process.stdout if "epoch   3/40" in line)
+        line = next(line for line in process.stdout if "epoch   3/20" in line)
         assert line
     os.killpg(process.pid, how)
     said = process.communicate(timeout=60)[0]

@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Batch:
 
 
 Tokens = list[int]
+Captioned = tuple[int, Sequence[Tokens]]  # the index of a picture, and the tokens of captions of it
 
 
 class Pictures(Dataset[torch.Tensor]):
@@ -95,7 +97,7 @@ def pixel_values(processor: object, pictures: torch.Tensor) -> torch.Tensor:
 class CaptionedPictures(Dataset[tuple[torch.Tensor, Sequence[Tokens]]]):
     """Pictures, or their features, with the tokens of some of their captions."""
 
-    def __init__(self, pictures: Dataset[torch.Tensor], captioned: Sequence[tuple[int, Sequence[Tokens]]]) -> None:
+    def __init__(self, pictures: Dataset[torch.Tensor], captioned: Sequence[Captioned]) -> None:
         self._pictures = pictures
         self._captioned = captioned
 
@@ -128,19 +130,24 @@ def epoch_captions(
 
 
 def batches(
-    checkpoint: Checkpoint,
-    pictures: Dataset[torch.Tensor],
-    captioned: Sequence[tuple[int, Sequence[Tokens]]],
-    batch_size: int,
+    checkpoint: Checkpoint, pictures: Dataset[torch.Tensor], groups: Sequence[Sequence[Captioned]]
 ) -> DataLoader:
-    """A loader of `Pictures` or `Features` (by index) with captions, in the given order, so many pictures at a time."""
+    """A loader of `Pictures` or `Features` with captions: a batch a group, in the given order."""
 
     def together(items: Sequence[tuple[torch.Tensor, Sequence[Tokens]]]) -> Batch:
         return collate(checkpoint, torch.stack([picture for picture, _ in items]), [of_it for _, of_it in items])
 
     # A loader draws a seed whenever it is begun; from torch's own generator that would change the dropout after it.
     own = torch.Generator()
-    return DataLoader(CaptionedPictures(pictures, captioned), batch_size=batch_size, collate_fn=together, generator=own)
+    ends = list(accumulate(len(group) for group in groups))
+    places = [list(range(end - len(group), end)) for end, group in zip(ends, groups, strict=True)]
+    flat = CaptionedPictures(pictures, [item for group in groups for item in group])
+    return DataLoader(flat, batch_sampler=places, collate_fn=together, generator=own)
+
+
+def groups_of(items: Sequence[Captioned], size: int) -> list[Sequence[Captioned]]:
+    """So many at a time; the last may be fewer."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def collate(checkpoint: Checkpoint, pictures: torch.Tensor, captions: Sequence[Sequence[Tokens]]) -> Batch:

@@ -23,6 +23,7 @@ def computing(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def in_words(device: torch.device, dtype: torch.dtype) -> str:
-    """Such as "float32 on cpu"."""
-    return f"{str(dtype).removeprefix('torch.')} on {device.type}"
+def in_words(device: torch.device, dtype: torch.dtype, processes: int = 1) -> str:
+    """Such as "float32 on cpu", or "bfloat16 on cuda, by 2 processes"."""
+    several = f", by {processes} processes" if processes > 1 else ""
+    return f"{str(dtype).removeprefix('torch.')} on {device.type}{several}"

@@ -14,11 +14,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -27,9 +30,10 @@ from transformers import get_scheduler
 from pipeline.data.records import Example
 from pipeline.errors import ConfigError, is_out_of_memory
 from pipeline.files import PARTIAL, remove
-from pipeline.model.batches import Batch, Tokens, batches, epoch_captions, tokenize
+from pipeline.model.batches import Batch, Captioned, batches, epoch_captions, groups_of, tokenize
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.curve import Epoch
+from pipeline.model.git import GitForCausalLM
 from pipeline.model.memory import peak_memory
 from pipeline.model.optimization import adamw, summed_loss
 from pipeline.model.precision import computing
@@ -44,9 +48,6 @@ FEWEST_FOR_CIDER = 50  # validation pictures; of fewer CIDEr-D says too little t
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
 _STATES = 2  # so many are kept: should the newest be damaged, there is one before it
 _COLLAPSED = 10  # with so many pictures or more, one caption for all of them is no accident
-
-
-Captioned = tuple[int, list[Tokens]]  # the index of a picture, and the tokens of captions of it
 
 
 class Watch(Protocol):
@@ -91,7 +92,8 @@ class Training:
         train: the training examples.
         validation: the validation examples.
         settings: the params.
-        device: where it is computed.
+        accelerator: the processes that train together, and the device of this one. Each takes its share of a step's
+            pictures; the step is that of one process with all of them, but for the drawing of dropout.
         dtype: that it is computed in.
         states: the folder of this training's states; of no other training's.
     """
@@ -103,28 +105,32 @@ class Training:
         train: Sequence[Example],
         validation: Sequence[Example],
         settings: Finetune,
-        device: torch.device,
+        accelerator: Accelerator,
         dtype: torch.dtype,
         states: Path,
     ) -> None:
         self._checkpoint, self._settings, self._states = checkpoint, settings, states
-        self._device, self._dtype = device, dtype
+        self._accelerator, self._device, self._dtype = accelerator, accelerator.device, dtype
+        self._rank, self._world = accelerator.process_index, accelerator.num_processes
         self._pictures, self._held_out = pictures
         self._train, self._validation = train, validation
         self._tokens = tokenize(checkpoint, train, settings.max_tokens)
         held_out = tokenize(checkpoint, validation, settings.max_tokens)
         self._held_out_tokens = [(i, of_it[:HELD_OUT_CAPTIONS]) for i, of_it in enumerate(held_out)]
-        self._model = checkpoint.model.to(device)
+        self._model = checkpoint.model.to(self._device)
         if settings.freeze == "image_encoder":
             self._model.git.image_encoder.requires_grad_(False)
         if settings.gradient_checkpointing:
             self._model.gradient_checkpointing_enable()
+        self._loss = accelerator.prepare_model(_Loss(self._model, dtype, settings.label_smoothing))
         self._optimizer = adamw(self._model, settings.learning_rate, settings.weight_decay)
         self.steps_an_epoch = -(-len(train) // settings.batch_size)
         self.steps = settings.epochs * self.steps_an_epoch
         self._schedule = get_scheduler(
             settings.schedule, self._optimizer, round(settings.warmup * self.steps), self.steps
         )
+        if self._rank:  # dropout of their own
+            torch.manual_seed(settings.seed + self._rank)
         self.progress = Progress()
         self._written = time.monotonic()
 
@@ -143,7 +149,13 @@ class Training:
             ConfigError: a loss or gradient that is not finite; nothing was learned from it.
         """
         progress = self.progress
-        bar = tqdm(total=self.steps, initial=progress.step, desc="finetune", unit=" steps", disable=None)
+        bar = tqdm(
+            total=self.steps,
+            initial=progress.step,
+            desc="finetune",
+            unit=" steps",
+            disable=None if self._rank == 0 else True,
+        )
         while len(progress.epochs) < self._settings.epochs and not self._is_stale():
             epoch = len(progress.epochs) + 1
             self._train_epoch(epoch, watch, bar, asked_to_stop)
@@ -153,7 +165,8 @@ class Training:
             if self.best_epoch == ended:
                 self._keep_best()
             watch.metrics(ended.metrics(), epoch)
-            bar.write(ended.in_words(self._settings.epochs))
+            if self._rank == 0:
+                bar.write(ended.in_words(self._settings.epochs))
             self._write_state_if_due()
         bar.close()
         return progress.epochs
@@ -188,7 +201,7 @@ class Training:
         captioned = epoch_captions(self._tokens, settings.seed, epoch, each)[done * settings.batch_size :]
         since, pictures, captions = time.monotonic(), 0, 0
         for some, batch in self._batches(captioned):
-            if asked_to_stop():
+            if self._one_says(asked_to_stop()):
                 self.write_state()
                 raise StoppedError
             loss, tokens = self._step(some, batch)
@@ -213,22 +226,32 @@ class Training:
             self._write_state_if_due()
 
     def _batches(self, captioned: Sequence[Captioned]) -> Iterator[tuple[Sequence[Captioned], list[Batch]]]:
-        """Each step's pictures with their captions, and its batches: one, or as many as are accumulated."""
-        size, parts = self._settings.batch_size, self._settings.accumulation
-        loader = iter(batches(self._checkpoint, self._pictures, captioned, size // parts))
-        for start in range(0, len(captioned), size):
-            yield captioned[start : start + size], list(itertools.islice(loader, parts))
+        """Each step's pictures, and this process's batches of them: one, or as many as are accumulated.
+
+        Where a process gets none of the last pictures it gets one that does not count, to keep step with the others.
+        """
+        steps = groups_of(captioned, self._settings.batch_size)
+        size = -(-self._settings.batch_size // (self._settings.accumulation * self._world))
+        parts = [groups_of(some[self._rank :: self._world] or some[:1], size) for some in steps]
+        loader = iter(batches(self._checkpoint, self._pictures, [part for of_it in parts for part in of_it]))
+        for some, of_it in zip(steps, parts, strict=True):
+            yield some, list(itertools.islice(loader, len(of_it)))
 
     def _step(self, some: Sequence[Captioned], parts: Sequence[Batch]) -> tuple[float, int]:
-        """One step on the mean loss a token of all parts; gives the summed loss and the number of tokens."""
+        """One step on the mean loss a token of all pictures; gives the summed loss and the number of tokens."""
         settings = self._settings
-        tokens = sum(int(batch.attention_mask[:, 1:].sum()) for batch in parts)
+        counts = float(self._rank < len(some))
+        mine = counts * sum(int(batch.attention_mask[:, 1:].sum()) for batch in parts)
+        tokens = self._summed(mine)
         self._optimizer.zero_grad()
         loss_sum = 0.0
-        for batch in parts:
-            loss, _ = summed_loss(self._model, batch.to(self._device), self._dtype, settings.label_smoothing)
-            (loss / tokens).backward()
+        for last, batch in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
+            with nullcontext() if last else self._accelerator.no_sync(self._loss):
+                loss = counts * self._loss(batch.to(self._device))
+                # Gradients are averaged over processes, and are wanted summed.
+                (loss * (self._world / tokens)).backward()
             loss_sum += loss.item()
+        loss_sum = self._summed(loss_sum)
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.gradient_clip).item()
         if not math.isfinite(loss_sum + norm):
             names = ", ".join(self._train[i].file_name for i, _ in some[:3])
@@ -239,7 +262,18 @@ class Training:
             )
         self._optimizer.step()
         self._schedule.step()
-        return loss_sum, tokens
+        return loss_sum, int(tokens)
+
+    def _summed(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        if self._world == 1:
+            return value
+        total = self._accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self._device))
+        return float(total)
+
+    def _one_says(self, said: bool) -> bool:
+        """Whether a process says so: all of them do the same."""
+        return self._summed(float(said)) > 0
 
     # Validate ----------------------------------------------------------------------------------------------------
 
@@ -248,7 +282,7 @@ class Training:
         captions = self.captions()
         self.progress.samples.append(captions[:SAMPLES])
         watch.samples(self.progress.samples)
-        if len(captions) >= _COLLAPSED and len(set(captions)) == 1:
+        if self._rank == 0 and len(captions) >= _COLLAPSED and len(set(captions)) == 1:
             tqdm.write(
                 f"finetune: epoch {epoch}: the model says {captions[0]!r} of each of {len(captions)} pictures;"
                 " where that goes on, lower finetune.learning_rate or train more epochs"
@@ -267,25 +301,27 @@ class Training:
         """The mean loss a token over the captions of the validation split, or of its first `most` batches."""
         self._model.eval()
         loss_sum, tokens_sum = 0.0, 0
-        held_out = batches(self._checkpoint, self._held_out, self._held_out_tokens, self._settings.batch_size)
-        for batch in itertools.islice(held_out, most):
+        groups = groups_of(self._held_out_tokens, self._settings.batch_size)[:most]
+        for batch in batches(self._checkpoint, self._held_out, groups[self._rank :: self._world]):
             loss, tokens = summed_loss(self._model, batch.to(self._device), self._dtype)
             loss_sum += loss.item()
             tokens_sum += int(tokens)
-        return loss_sum / tokens_sum
+        return self._summed(loss_sum) / self._summed(tokens_sum)
 
     @torch.inference_mode()
     def captions(self) -> list[str]:
         """What the model says of the first validation pictures, the likeliest word each time."""
         self._model.eval()
         few = self._held_out_tokens[: self._settings.validation_captions]
-        found: list[str] = []
-        for batch in batches(self._checkpoint, self._held_out, few, self._settings.batch_size):
+        groups = list(enumerate(groups_of(few, self._settings.batch_size)))[self._rank :: self._world]
+        found: list[tuple[int, list[str]]] = []
+        loader = batches(self._checkpoint, self._held_out, [group for _, group in groups])
+        for (number, _), batch in zip(groups, loader, strict=True):
             moved = batch.to(self._device)
             with computing(self._device, self._dtype):
                 tokens = self._model.caption(moved.pixel_values, features=moved.features, do_sample=False)
-            found += self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [caption.strip() for caption in found]
+            found.append((number, self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)))
+        return [caption.strip() for _, of_it in sorted(gather_object(found)) for caption in of_it]
 
     def _cider(self, captions: Sequence[str]) -> float:
         if not captions:
@@ -313,8 +349,7 @@ class Training:
         settings = self._settings
         each = None if settings.captions_per_picture == "all" else settings.captions_per_picture
         captioned = epoch_captions(self._tokens, settings.seed, 1, each)
-        size = settings.batch_size // settings.accumulation
-        parts = [captioned[start : start + size] for start in range(0, len(captioned), size)]
+        parts = groups_of(captioned, -(-settings.batch_size // (settings.accumulation * self._world)))
         largest = max(parts, key=lambda part: (len(part), sum(len(c) for _, of_it in part for c in of_it)))
         if (needed := self._tried(largest)) is None:
             self._tell_what_fits(largest)
@@ -334,7 +369,7 @@ class Training:
         with torch.random.fork_rng(devices=device):
             self._model.train()
             try:
-                (batch,) = batches(self._checkpoint, self._pictures, some, len(some))
+                (batch,) = batches(self._checkpoint, self._pictures, [some])
                 with peak_memory(self._device) as needed:
                     loss, tokens = summed_loss(self._model, batch.to(self._device), self._dtype)
                     (loss / tokens).backward()
@@ -372,30 +407,33 @@ class Training:
             if is_whole(folder):
                 self._read_state(folder)
                 return True
-            print(f"finetune: {folder}: is damaged, so it is not used; the state before it is, where there is one")
-        remove(self.best)
+            if self._rank == 0:
+                print(f"finetune: {folder}: is damaged, so it is not used; the state before it is, where there is one")
         return False
 
     def write_state(self) -> None:
         """Write a state, and remove all but the newest."""
         folder = self._states / f"step-{self.progress.step:09}"
-        if not folder.exists():
+        random = gather_object([_random_states(self._device)])
+        if self._rank == 0 and not folder.exists():
             self._check_room()
             with sealing(folder) as place:
                 save_model(self._model, str(place / "model.safetensors"))
                 save_file(self._optimizer_tensors(), place / "optimizer.safetensors")
-                save_file(_random_states(self._device), place / "random.safetensors")
+                for rank, of_it in enumerate(random):
+                    save_file(of_it, place / f"random-{rank}.safetensors")
                 state = {"progress": asdict(self.progress), "schedule": self._schedule.state_dict()}
                 (place / "state.json").write_text(json.dumps(state), encoding="utf-8")
                 if self.best.exists():
                     # A copy and no link: what damages one file must not damage it in both states.
                     shutil.copytree(self.best, place / "best")
-        for old in self._found()[_STATES:]:
-            remove(old)
+            for old in self._found()[_STATES:]:
+                remove(old)
+        self._accelerator.wait_for_everyone()
         self._written = time.monotonic()
 
     def _write_state_if_due(self) -> None:
-        if time.monotonic() - self._written >= 60 * self._settings.state_minutes:
+        if self._one_says(time.monotonic() - self._written >= 60 * self._settings.state_minutes):
             self.write_state()
 
     def _found(self) -> list[Path]:
@@ -431,18 +469,33 @@ class Training:
             group["lr"] = rate
         progress = state["progress"]
         self.progress = Progress(**{**progress, "epochs": [Epoch(**epoch) for epoch in progress["epochs"]]})
-        remove(self.best)
-        if (folder / "best").exists():
-            shutil.copytree(folder / "best", self.best)
-        _set_random_states(load_file(folder / "random.safetensors"), self._device)
+        if self._rank == 0:
+            remove(self.best)
+            if (folder / "best").exists():
+                shutil.copytree(folder / "best", self.best)
+        _set_random_states(load_file(folder / f"random-{self._rank}.safetensors"), self._device)
 
     def _keep_best(self) -> None:
+        if self._rank:
+            return
         place = self._states / f".best{PARTIAL}"
         remove(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         self._checkpoint.save(place)
         remove(self.best)
         place.rename(self.best)
+
+
+class _Loss(torch.nn.Module):
+    """The summed loss of a batch as a module's forward pass, which is what processes that train together need."""
+
+    def __init__(self, model: GitForCausalLM, dtype: torch.dtype, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self._how = (dtype, label_smoothing)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return summed_loss(self.model, batch, *self._how)[0]
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -48,7 +48,8 @@ def test_pictures_become_what_the_checkpoints_own_processor_makes_of_them(tmp_pa
             writer.add(f"{k}.jpg", picture)
     examples = [Example(f"{k}.jpg", ["x"], "", [], []) for k in range(2)]
     pictures = batches.Pictures(examples, PictureReader(tmp_path), made, memory=memory)
-    loader = batches.batches(made, pictures, [(1, [[1, 5, 2], [1, 2]]), (0, [[1, 2]]), (1, [[1, 2]])], batch_size=2)
+    groups = batches.groups_of([(1, [[1, 5, 2], [1, 2]]), (0, [[1, 2]]), (1, [[1, 2]])], 2)
+    loader = batches.batches(made, pictures, groups)
     first, second = loader
     images = [Image.open(io.BytesIO(picture)) for picture in data]
     expected = GitProcessor(made.image_processor, made.tokenizer)(images=images, return_tensors="pt").pixel_values

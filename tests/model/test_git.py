@@ -266,3 +266,45 @@ def test_a_compiled_loss_is_the_same() -> None:
 def test_the_librarys_own_forward_is_still_there(stock: transformers.GitForCausalLM, ours: GitForCausalLM) -> None:
     with torch.no_grad():
         assert stock_loss(ours).item() == pytest.approx(stock_loss(stock).item(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def full_width() -> tuple[transformers.GitForCausalLM, GitForCausalLM]:
+    """GIT-base's widths, heads, vocabulary, activations and 224 pixels, in two layers a tower; random weights."""
+    torch.manual_seed(0)
+    whole = GitConfig(num_hidden_layers=2, vision_config={"num_hidden_layers": 2}, initializer_range=0.1)
+    stock = transformers.GitForCausalLM(whole).eval()
+    ours = GitForCausalLM(whole).eval()
+    ours.load_state_dict(stock.state_dict())
+    return stock, ours
+
+
+def test_at_full_width_loss_and_gradients_are_the_librarys(
+    full_width: tuple[transformers.GitForCausalLM, GitForCausalLM],
+) -> None:
+    stock, ours = full_width
+    torch.manual_seed(1)
+    ids, pixels, picture_of = torch.randint(1000, 30_000, (3, 9)), torch.randn(2, 3, 224, 224), torch.tensor([1, 0, 1])
+    mask = (torch.arange(9) < torch.tensor([[9], [5], [7]])).long()
+    loss, tokens = ours.caption_loss(pixels, ids, mask, picture_of)
+    labels = ids.masked_fill(mask == 0, -100)
+    theirs = stock(input_ids=ids, attention_mask=mask, pixel_values=pixels[picture_of], labels=labels).loss
+    assert (loss / tokens).item() == pytest.approx(theirs.item(), rel=1e-5)
+    (loss / tokens).backward()
+    theirs.backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), stock.named_parameters(), strict=True):
+        assert mine.grad is not None, name
+        assert other.grad is not None, name
+        assert torch.allclose(mine.grad, other.grad, atol=1e-4), name
+
+
+@pytest.mark.parametrize("how", WAYS[:3])
+def test_at_full_width_generation_gives_the_librarys_tokens(
+    full_width: tuple[transformers.GitForCausalLM, GitForCausalLM], how: dict[str, Any]
+) -> None:
+    torch.manual_seed(2)
+    pixels = torch.randn(2, 3, 224, 224)
+    stock, ours = full_width
+    assert torch.equal(
+        ours.caption(pixels, max_length=10, **how), stock.generate(pixel_values=pixels, max_length=10, **how)
+    )
