@@ -13,7 +13,6 @@ from transformers import GitConfig
 
 from benchmarks import Figure, ratio
 from pipeline.model.git import GitForCausalLM
-from pipeline.model.memory import keep_freed_memory
 
 PICTURES, LENGTH, NOTEBOOK_LENGTH = 4, 20, 512
 RUNS = 3
@@ -66,7 +65,6 @@ def stock(model: transformers.GitForCausalLM, batch: tuple[torch.Tensor, ...], l
 
 def figures() -> list[Figure]:
     """Training with one and five captions a picture, and captioning by beam search and by sampling, float32."""
-    keep_freed_memory()  # as `finetune` does; stock profits too, for it is the same process
     torch.manual_seed(0)
     mine, theirs = GitForCausalLM(GitConfig()), transformers.GitForCausalLM(GitConfig())
     theirs.load_state_dict(mine.state_dict())

@@ -17,7 +17,7 @@ _OWNER = "IMAGE_CAPTIONING_OWNER"  # `pipeline.stage` ends a stage when the proc
 # DVC itself exits with 255 whatever happened; the stage's own exit code stands in its last words.
 _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-_TERMINATE_SECONDS = 25
+_TERMINATE_SECONDS = 65  # a training writes a state first
 
 
 class StageError(Exception):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import paths, stage
 from pipeline.closure import closure
 from pipeline.data.records import Example, PictureReader, read_examples
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TemporaryError
 from pipeline.files import remove, sha256_of, swapped_in, write_json
 from pipeline.model.curve import write_curve
 from pipeline.model.processes import is_first, is_one_of_several
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.model.training import Training, Watch
     from pipeline.tracking import Live
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+_LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "pillow", "numpy")
 _NOT_DECIDING = {"feature_cache_gb", "state_minutes"}  # params that change how long it takes, not what comes out
 
 
@@ -140,6 +140,8 @@ def _fit(training: Training, watch: Watch) -> None:
         except StoppedError:
             step = f"step {training.progress.step:,} of {training.steps:,}"
             print(f"finetune: {step} is kept; `dvc repro` goes on from there")
+            if not asked():
+                raise TemporaryError("another process of this training was asked to end; run it again") from None
 
 
 class _Nobody:

@@ -23,7 +23,7 @@ from pipeline.params import Params, load
 
 OWNER = "IMAGE_CAPTIONING_OWNER"  # the process id of a flow: the stage ends when that process does
 _WATCH_SECONDS = 0.5
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 60.0  # to write the state of a training
 
 # A default run sends nothing to anybody.
 _QUIET = {

@@ -110,7 +110,17 @@ def test_the_keys_that_readme_names_are_params() -> None:
 
 
 def test_the_files_that_readme_names_are_there() -> None:
-    made = ("reports/", "data/ingest", "data/dataset", "models/", "mlflow.db", "mlartifacts/", ".venv", "data/raw/mine")
+    made = (
+        "reports/",
+        ".work/",
+        "data/ingest",
+        "data/dataset",
+        "models/",
+        "mlflow.db",
+        "mlartifacts/",
+        ".venv",
+        "data/raw/mine",
+    )
     for name in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:yaml|md))`", README):
         if not name.startswith(made) and "NAME" not in name and name not in ("microsoft/git-base", "data/raw"):
             assert (ROOT / name).exists() or (ROOT / "pipeline" / name).exists(), name

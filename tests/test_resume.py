@@ -19,7 +19,7 @@ from pipeline import build, finetune, ingest, params
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError
 from pipeline.files import sha256_of
-from pipeline.model.training import Training
+from pipeline.model.training import StoppedError, Training
 from pipeline.model.weights import weights_hash
 from pipeline.sealed import SEAL, is_whole, sealing
 from tests.conftest import run, set_params
@@ -185,6 +185,26 @@ def wait_for_state(folder: Path, step: int, process: subprocess.Popen[str]) -> N
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_asked_to_end_in_the_validation_it_goes_on_with_that(built: Path, uninterrupted: str, capsys: Any) -> None:
+    captions = Training.captions
+
+    def ask(self: Training) -> list[str]:
+        if self.progress.step == 6:
+            self._asked = lambda: True
+        return captions(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Training, "captions", ask)
+        patched.setattr(finetune, "_fit", lambda training, watch: training.fit(watch, lambda: False))
+        with pytest.raises(StoppedError):
+            train()
+    assert [path.name for path in states(built)] == ["step-000000005", "step-000000006"]
+    capsys.readouterr()
+    train()
+    assert "goes on from step 6 of" in capsys.readouterr().out
+    assert sha256_of(*OUTPUTS) == uninterrupted
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

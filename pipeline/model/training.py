@@ -132,6 +132,7 @@ class Training:
         if self._rank:  # dropout of their own
             torch.manual_seed(settings.seed + self._rank)
         self.progress = Progress()
+        self._asked: Callable[[], bool] = lambda: False
         self._written = time.monotonic()
 
     @property
@@ -148,7 +149,7 @@ class Training:
             StoppedError: it was asked to; a state was written before.
             ConfigError: a loss or gradient that is not finite; nothing was learned from it.
         """
-        progress = self.progress
+        self._asked, progress = asked_to_stop, self.progress
         bar = tqdm(
             total=self.steps,
             initial=progress.step,
@@ -158,7 +159,7 @@ class Training:
         )
         while len(progress.epochs) < self._settings.epochs and not self._is_stale():
             epoch = len(progress.epochs) + 1
-            self._train_epoch(epoch, watch, bar, asked_to_stop)
+            self._train_epoch(epoch, watch, bar)
             ended = self._validate(epoch, watch)
             progress.epochs.append(ended)
             progress.loss_sum, progress.tokens = 0.0, 0
@@ -173,9 +174,9 @@ class Training:
 
     @property
     def best_epoch(self) -> Epoch:
-        """The best of those that have ended, by CIDEr-D or by loss; of equal ones the first."""
+        """The best of those that have ended, by CIDEr-D, then by loss; or by loss alone. Of equal ones the first."""
         if self.by_cider:
-            return max(self.progress.epochs, key=lambda epoch: epoch.validation_cider)
+            return max(self.progress.epochs, key=lambda epoch: (epoch.validation_cider, -epoch.validation_loss))
         return min(self.progress.epochs, key=lambda epoch: epoch.validation_loss)
 
     @property
@@ -190,7 +191,7 @@ class Training:
         epochs, patience = self.progress.epochs, self._settings.patience
         return patience > 0 and bool(epochs) and len(epochs) - self.best_epoch.epoch >= patience
 
-    def _train_epoch(self, epoch: int, watch: Watch, bar: tqdm, asked_to_stop: Callable[[], bool]) -> None:
+    def _train_epoch(self, epoch: int, watch: Watch, bar: tqdm) -> None:
         """What is left of an epoch."""
         settings, progress = self._settings, self.progress
         self._model.train()
@@ -201,9 +202,7 @@ class Training:
         captioned = epoch_captions(self._tokens, settings.seed, epoch, each)[done * settings.batch_size :]
         since, pictures, captions = time.monotonic(), 0, 0
         for some, batch in self._batches(captioned):
-            if self._one_says(asked_to_stop()):
-                self.write_state()
-                raise StoppedError
+            self._end_if_asked()
             loss, tokens = self._step(some, batch)
             progress.loss_sum += loss
             progress.tokens += tokens
@@ -271,6 +270,12 @@ class Training:
         total = self._accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self._device))
         return float(total)
 
+    def _end_if_asked(self) -> None:
+        """Write a state and end, where a process was asked to."""
+        if self._one_says(self._asked()):
+            self.write_state()
+            raise StoppedError
+
     def _one_says(self, said: bool) -> bool:
         """Whether a process says so: all of them do the same."""
         return self._summed(float(said)) > 0
@@ -301,9 +306,8 @@ class Training:
         """The mean loss a token over the captions of the validation split, or of its first `most` batches."""
         self._model.eval()
         loss_sum, tokens_sum = 0.0, 0
-        groups = groups_of(self._held_out_tokens, self._settings.batch_size)[:most]
-        for batch in batches(self._checkpoint, self._held_out, groups[self._rank :: self._world]):
-            loss, tokens = summed_loss(self._model, batch.to(self._device), self._dtype)
+        for _, batch in self._shared(groups_of(self._held_out_tokens, self._settings.batch_size)[:most]):
+            loss, tokens = summed_loss(self._model, batch, self._dtype)
             loss_sum += loss.item()
             tokens_sum += int(tokens)
         return self._summed(loss_sum) / self._summed(tokens_sum)
@@ -313,15 +317,21 @@ class Training:
         """What the model says of the first validation pictures, the likeliest word each time."""
         self._model.eval()
         few = self._held_out_tokens[: self._settings.validation_captions]
-        groups = list(enumerate(groups_of(few, self._settings.batch_size)))[self._rank :: self._world]
         found: list[tuple[int, list[str]]] = []
-        loader = batches(self._checkpoint, self._held_out, [group for _, group in groups])
-        for (number, _), batch in zip(groups, loader, strict=True):
-            moved = batch.to(self._device)
+        for number, batch in self._shared(groups_of(few, self._settings.batch_size)):
             with computing(self._device, self._dtype):
-                tokens = self._model.caption(moved.pixel_values, features=moved.features, do_sample=False)
+                tokens = self._model.caption(batch.pixel_values, features=batch.features, do_sample=False)
             found.append((number, self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)))
         return [caption.strip() for _, of_it in sorted(gather_object(found)) for caption in of_it]
+
+    def _shared(self, groups: Sequence[Sequence[Captioned]]) -> Iterator[tuple[int, Batch]]:
+        """The share of the validation batches that is this process's, with their numbers; it may end between them."""
+        mine = list(enumerate(groups))[self._rank :: self._world]
+        loader = iter(batches(self._checkpoint, self._held_out, [group for _, group in mine]))
+        for turn in range(-(-len(groups) // self._world)):
+            self._end_if_asked()  # all together, those too that have no batch this turn
+            if turn < len(mine):
+                yield mine[turn][0], next(loader).to(self._device)
 
     def _cider(self, captions: Sequence[str]) -> float:
         if not captions:
@@ -402,13 +412,14 @@ class Training:
     # States ------------------------------------------------------------------------------------------------------
 
     def resume(self) -> bool:
-        """Go on from the newest state that is whole; gives whether there is one."""
+        """Go on from the newest state that is whole, and remove those that are not; gives whether there is one."""
         for folder in self._found():
             if is_whole(folder):
                 self._read_state(folder)
                 return True
             if self._rank == 0:
-                print(f"finetune: {folder}: is damaged, so it is not used; the state before it is, where there is one")
+                print(f"finetune: {folder}: is damaged, so it is removed; the state before it is used, if there is one")
+                remove(folder)
         return False
 
     def write_state(self) -> None:
