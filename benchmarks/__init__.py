@@ -7,10 +7,13 @@ into README. Machines are noisy, so `a` and `b` alternate and only their ratio i
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,29 @@ def ratio(
         a=f"{a[0]}: {first:.2f} s",
         b=f"{b[0]}: {second:.2f} s",
     )
+
+
+@contextmanager
+def apart(make: Callable[..., Callable[[], object]], *arguments: object) -> Iterator[Callable[[], None]]:
+    """The work that `make(*arguments)` gives, done in a process of its own, so that ways do not share what they keep."""
+    start = multiprocessing.get_context("spawn")
+    here, there = start.Pipe()
+    process = start.Process(target=_serve, args=(there, make, arguments), daemon=True)
+    process.start()
+
+    def work() -> None:
+        here.send(True)
+        here.recv()
+
+    try:
+        yield work
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(connection: Connection, make: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> None:
+    work = make(*arguments)
+    while connection.recv():
+        work()
+        connection.send(True)
