@@ -77,7 +77,7 @@ def ratio(
 
 @contextmanager
 def apart(make: Callable[..., Callable[[], object]], *arguments: object) -> Iterator[Callable[[], None]]:
-    """The work that `make(*arguments)` gives, done in a process of its own, so that ways do not share what they keep."""
+    """The work that `make(*arguments)` gives, in a process of its own, so that ways do not share what they keep."""
     start = multiprocessing.get_context("spawn")
     here, there = start.Pipe()
     process = start.Process(target=_serve, args=(there, make, arguments), daemon=True)

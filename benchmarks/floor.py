@@ -14,14 +14,13 @@ from torch.profiler import profile
 from transformers import GitConfig
 
 from benchmarks import Figure, seconds
-from benchmarks.model import LENGTH, PICTURES, captions
+from benchmarks.model import LENGTH, PICTURES, best_rate, captions
 from pipeline.model.git import GitForCausalLM
 from pipeline.model.memory import keep_freed_memory
 from pipeline.model.precision import computing
 
 EACH = 5  # captions a picture
 RUNS = 5
-SIDE = 3072  # of the square matrices whose product is the yardstick
 GOALS = {torch.float32: 0.78, torch.bfloat16: 0.62}
 PROFILE = Path(__file__).parent / "results" / "profile.txt"
 
@@ -52,12 +51,6 @@ def needed(config: GitConfig, pictures: int, each: int, length: int) -> int:
     )
     forward = encoder + stem + projection + prefix + text
     return pictures * (3 * forward - stem)  # backward is twice forward, but nothing needs the gradient of pixels
-
-
-def best_rate(dtype: torch.dtype) -> float:
-    """Operations a second of the best of several matrix products."""
-    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
-    return 2 * SIDE**3 / min(seconds(lambda: a @ b) for _ in range(6))
 
 
 def figures() -> list[Figure]:
