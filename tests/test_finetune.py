@@ -266,6 +266,30 @@ def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
     assert "set it to 32 or more" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("captions", "best_by", "judged"),
+    [
+        (0, "auto", "loss"),
+        (5, "auto", "loss"),
+        (300, "auto", "CIDEr-D"),
+        (300, "loss", "loss"),
+        (5, "cider", "CIDEr-D"),
+    ],
+)
+def test_the_best_epoch_is_judged_by_cider_where_enough_pictures_are_captioned(
+    built: Path, captions: int, best_by: str, judged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.model.training.FEWEST_FOR_CIDER", 6)  # of 8 validation pictures
+    made = train(epochs=4, learning_rate=0.01, validation_captions=captions, best_by=best_by)
+    assert read_json(Path("reports/finetune.json"))["best_by"] == judged
+    curve = read_curve(Path("reports/finetune.csv"))
+    if judged == "loss":
+        best = min(curve, key=lambda epoch: epoch.validation_loss)
+    else:
+        best = max(curve, key=lambda epoch: (epoch.validation_cider, -epoch.validation_loss))
+    assert made["best_epoch"] == best.epoch
+
+
 GOLDEN = [5.4550, 5.4550, 5.4254, 5.3682, 5.3151, 5.2655, 5.2188, 5.1752, 5.1350, 5.0985,
           5.0661, 5.0380, 5.0141, 4.9944, 4.9788, 4.9669, 4.9584, 4.9528, 4.9496, 4.9482]  # fmt: skip
 

@@ -129,6 +129,7 @@ def test_a_damaged_state_is_not_used_and_the_one_before_it_is(
 
 def test_the_state_before_a_damaged_one_is_taken(built: Path, uninterrupted: str, capsys: Any) -> None:
     crash_in("_step", 5)
+    (states(built)[-1].parent / ".step-000000099.partial").mkdir()  # of a process that was killed while it wrote one
     newest = states(built)[-1]
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -187,24 +188,30 @@ def wait_for_state(folder: Path, step: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.005)
 
 
-def test_asked_to_end_in_the_validation_it_goes_on_with_that(built: Path, uninterrupted: str, capsys: Any) -> None:
-    captions = Training.captions
+@pytest.mark.parametrize("method", ["captions", "validation_loss"])
+def test_asked_to_end_in_the_validation_it_goes_on_with_that(
+    built: Path, uninterrupted: str, method: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(Training, method)
 
-    def ask(self: Training) -> list[str]:
+    def ask(self: Training, *args: Any, **others: Any) -> Any:
         if self.progress.step == 6:
             self._asked = lambda: True
-        return captions(self)
+        return original(self, *args, **others)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Training, "captions", ask)
+        patched.setattr(Training, method, ask)
         patched.setattr(finetune, "_fit", lambda training, watch: training.fit(watch, lambda: False))
         with pytest.raises(StoppedError):
             train()
     assert [path.name for path in states(built)] == ["step-000000005", "step-000000006"]
     capsys.readouterr()
+    shown = []
+    monkeypatch.setattr(finetune._Watch, "samples", lambda self, captions: shown.append(len(captions)))
     train()
     assert "goes on from step 6 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
+    assert shown == [2, 3]  # each epoch's captions once
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

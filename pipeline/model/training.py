@@ -44,7 +44,7 @@ from pipeline.sealed import is_whole, sealing
 
 LOG_STEPS = 10  # the step curves have a point for each so many steps
 HELD_OUT_CAPTIONS = 8  # of each validation picture, the first; hundreds in one row would cost too much memory
-FEWEST_FOR_CIDER = 50  # validation pictures; of fewer CIDEr-D says too little to choose an epoch by
+FEWEST_FOR_CIDER = 50  # validation pictures that are captioned; of fewer CIDEr-D says too little to choose an epoch by
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
 _STATES = 2  # so many are kept: should the newest be damaged, there is one before it
 _COLLAPSED = 10  # with so many pictures or more, one caption for all of them is no accident
@@ -160,12 +160,14 @@ class Training:
         while len(progress.epochs) < self._settings.epochs and not self._is_stale():
             epoch = len(progress.epochs) + 1
             self._train_epoch(epoch, watch, bar)
-            ended = self._validate(epoch, watch)
+            ended, captions = self._validate(epoch)
             progress.epochs.append(ended)
+            progress.samples.append(captions[:SAMPLES])
             progress.loss_sum, progress.tokens = 0.0, 0
-            if self.best_epoch == ended:
+            if self.best_epoch is ended:
                 self._keep_best()
             watch.metrics(ended.metrics(), epoch)
+            watch.samples(progress.samples)
             if self._rank == 0:
                 bar.write(ended.in_words(self._settings.epochs))
             self._write_state_if_due()
@@ -183,7 +185,7 @@ class Training:
     def by_cider(self) -> bool:
         """Whether epochs are judged by CIDEr-D; else by loss."""
         if self._settings.best_by == "auto":
-            return len(self._validation) >= FEWEST_FOR_CIDER
+            return min(len(self._validation), self._settings.validation_captions) >= FEWEST_FOR_CIDER
         return self._settings.best_by == "cider"
 
     def _is_stale(self) -> bool:
@@ -230,11 +232,15 @@ class Training:
         Where a process gets none of the last pictures it gets one that does not count, to keep step with the others.
         """
         steps = groups_of(captioned, self._settings.batch_size)
-        size = -(-self._settings.batch_size // (self._settings.accumulation * self._world))
+        size = self._part(self._settings.accumulation)
         parts = [groups_of(some[self._rank :: self._world] or some[:1], size) for some in steps]
         loader = iter(batches(self._checkpoint, self._pictures, [part for of_it in parts for part in of_it]))
         for some, of_it in zip(steps, parts, strict=True):
             yield some, list(itertools.islice(loader, len(of_it)))
+
+    def _part(self, parts: int) -> int:
+        """Pictures that are computed at a time, where a process computes its share of a step in so many parts."""
+        return math.ceil(self._settings.batch_size / (parts * self._world))
 
     def _step(self, some: Sequence[Captioned], parts: Sequence[Batch]) -> tuple[float, int]:
         """One step on the mean loss a token of all pictures; gives the summed loss and the number of tokens."""
@@ -282,17 +288,15 @@ class Training:
 
     # Validate ----------------------------------------------------------------------------------------------------
 
-    def _validate(self, epoch: int, watch: Watch) -> Epoch:
-        """What an epoch came to, on the validation split."""
+    def _validate(self, epoch: int) -> tuple[Epoch, list[str]]:
+        """What an epoch came to on the validation split, and what the model says of its pictures."""
         captions = self.captions()
-        self.progress.samples.append(captions[:SAMPLES])
-        watch.samples(self.progress.samples)
         if self._rank == 0 and len(captions) >= _COLLAPSED and len(set(captions)) == 1:
             tqdm.write(
                 f"finetune: epoch {epoch}: the model says {captions[0]!r} of each of {len(captions)} pictures;"
                 " where that goes on, lower finetune.learning_rate or train more epochs"
             )
-        return Epoch(
+        ended = Epoch(
             epoch=epoch,
             train_loss=self.progress.loss_sum / self.progress.tokens,
             validation_loss=self.validation_loss(),
@@ -300,6 +304,7 @@ class Training:
             validation_cider=self._cider(captions),
             distinct_captions=len(set(captions)) / len(captions) if captions else math.nan,
         )
+        return ended, captions
 
     @torch.inference_mode()
     def validation_loss(self, most: int | None = None) -> float:
@@ -359,7 +364,7 @@ class Training:
         settings = self._settings
         each = None if settings.captions_per_picture == "all" else settings.captions_per_picture
         captioned = epoch_captions(self._tokens, settings.seed, 1, each)
-        parts = groups_of(captioned, -(-settings.batch_size // (settings.accumulation * self._world)))
+        parts = groups_of(captioned, self._part(settings.accumulation))
         largest = max(parts, key=lambda part: (len(part), sum(len(c) for _, of_it in part for c in of_it)))
         if (needed := self._tried(largest)) is None:
             self._tell_what_fits(largest)
@@ -392,27 +397,27 @@ class Training:
         return needed()
 
     def _tell_what_fits(self, some: Sequence[Captioned]) -> NoReturn:
-        settings = self._settings
-        size = len(some) // 2
-        while size and self._tried(some[:size]) is None:
-            size //= 2
-        if not size:
-            raise ConfigError(
-                "params.yaml: finetune.captions_per_picture: not even one picture's captions fit into memory; lower"
-                " it or finetune.max_tokens, or set finetune.gradient_checkpointing to true"
-            )
-        whole = settings.batch_size
-        parts = next(n for n in range(2, whole + 1) if whole % n == 0 and whole // n <= size)
+        whole = self._settings.batch_size
+        for parts in range(self._settings.accumulation + 1, whole + 1):
+            size = self._part(parts)
+            if whole % parts == 0 and size < len(some) and self._tried(some[:size]) is not None:
+                raise ConfigError(
+                    f"params.yaml: finetune.batch_size: {len(some)} pictures at a time do not fit into memory, {size}"
+                    f" do; set finetune.accumulation to {parts}: a step then takes its {whole} pictures in {parts}"
+                    " parts, with the same meaning"
+                )
         raise ConfigError(
-            f"params.yaml: finetune.batch_size: {len(some)} pictures at a time do not fit into memory, {size} do; set"
-            f" finetune.accumulation to {parts}: a step then takes its {whole} pictures in {parts} parts, with the same"
-            " meaning"
+            "params.yaml: finetune.captions_per_picture: not even one picture's captions fit into memory; lower it or"
+            " finetune.max_tokens, or set finetune.gradient_checkpointing to true"
         )
 
     # States ------------------------------------------------------------------------------------------------------
 
     def resume(self) -> bool:
         """Go on from the newest state that is whole, and remove those that are not; gives whether there is one."""
+        if self._rank == 0:
+            for cut_off in self._states.glob(f".*{PARTIAL}"):
+                remove(cut_off)
         for folder in self._found():
             if is_whole(folder):
                 self._read_state(folder)
