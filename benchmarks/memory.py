@@ -5,12 +5,10 @@ Each way has a process of its own, which takes two steps and reads how far its m
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 import transformers
@@ -19,6 +17,7 @@ from transformers import GitConfig
 from benchmarks import Figure
 from benchmarks.model import LENGTH, captions, ours, stock
 from pipeline.model.git import GitForCausalLM
+from pipeline.model.memory import peak_memory
 
 PICTURES = 8
 RUNS = 3
@@ -34,17 +33,9 @@ def rise(way: str) -> float:
         step = stock(transformers.GitForCausalLM(GitConfig()), batch, LENGTH)
     step()  # gradients and the library's own buffers are there from now on
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _status("VmRSS")
-    step()
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(key: str) -> int:
-    """Kilobytes."""
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:")]
-    return int(line.split()[1])
+    with peak_memory(torch.device("cpu")) as rose:
+        step()
+    return rose() / 1e6
 
 
 def figures() -> list[Figure]:

@@ -50,6 +50,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     from pipeline.model.memory import keep_freed_memory
     from pipeline.model.precision import chosen, in_words
     from pipeline.model.selfcheck import check_loss
+    from pipeline.model.states import States
     from pipeline.model.training import Training
     from pipeline.tracking import Live
 
@@ -75,14 +76,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
     # Whoever loads the checkpoint then generates captions as long as those that it learned.
     start.model.generation_config.max_length = settings.max_tokens
     made_by = training_facts(params, start_hash, computed_in)
-    states = paths.TRAININGS / made_by["training_key"][:32]
+    kept = paths.TRAININGS / made_by["training_key"][:32]
+    states = States(kept)
     with accelerator.main_process_first():  # it fills the cache for all
         pictures = _pictures(start, train, validation, settings, dtype)
     training = Training(start, pictures, train, validation, settings, accelerator, dtype, states)
     outlook = training.check()
     if first:
         print(f"finetune: {outlook}")
-    _go_on(training, states, first)
+    _go_on(training, kept, first)
     if not first:
         _fit(training, _Nobody())
         return "its share is done"
@@ -92,7 +94,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
             params.register_.experiment, made_by["training_key"], params.flat("ingest", "build", "finetune")
         ) as live:
             _fit(training, _Watch(live, validation))
-        shutil.copytree(training.best, folder)
+        shutil.copytree(states.best, folder)
         best = training.best_epoch
         write_json(folder / paths.TRAINING.name, {**made_by, "best_epoch": best.epoch})
         write_curve(curve, training.progress.epochs)
@@ -108,7 +110,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
                 "model_sha256": weights_hash(folder),
             },
         )
-    remove(states)
+    remove(kept)
     judged = f"CIDEr-D {best.validation_cider:.3f}" if training.by_cider else f"loss {best.validation_loss:.3f}"
     return (
         f"{paths.MODEL} holds epoch {best.epoch} of {len(training.progress.epochs)}, the best on the"
@@ -116,15 +118,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
     )
 
 
-def _go_on(training: Training, states: Path, first: bool) -> None:
+def _go_on(training: Training, kept: Path, first: bool) -> None:
     """Go on from where this very training was cut off, or say why not; of other ones the newest is left alone."""
     resumed = training.resume()
     if not first:
         return
-    others = [path for path in paths.TRAININGS.glob("*") if path != states]
+    others = [path for path in paths.TRAININGS.glob("*") if path != kept]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     if resumed:
-        print(f"finetune: goes on from step {training.progress.step:,} of {training.steps:,}, kept in {states}")
+        print(f"finetune: goes on from step {training.progress.step:,} of {training.steps:,}, kept in {kept}")
     elif others:
         print(f"finetune: starts anew, for {others[0]} was begun with other data, params, code or libraries")
     for older in others[1:]:

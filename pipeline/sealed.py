@@ -1,19 +1,18 @@
 """Folders that are whole, and can be told from those that are not.
 
-A folder is written beside its place, flushed to the disk, sealed by a list of its files with their sizes and hashes,
-and only then renamed into place. Whatever is cut off, lost or changed later, the seal tells.
+A folder is written beside its place, flushed to the disk, sealed by a list of its files with their hashes, and
+only then renamed into place. Whatever is cut off, lost or changed later, the seal tells.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.files import PARTIAL, remove
+from pipeline.files import PARTIAL, remove, sha256_of
 
 SEAL = "seal.json"
 
@@ -55,14 +54,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
 
 
-def _contents(folder: Path) -> dict[str, list[object]]:
-    """Of every file its size in bytes and its SHA-256."""
-    contents = {}
-    for file in _files(folder):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        contents[file.relative_to(folder).as_posix()] = [file.stat().st_size, digest]
-    return contents
+def _contents(folder: Path) -> dict[str, str]:
+    """The hash of every file."""
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
 
 
 def _flush(path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline import build, finetune, ingest, params
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError
 from pipeline.files import sha256_of
+from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.training import StoppedError, Training
 from pipeline.model.weights import weights_hash
 from pipeline.sealed import SEAL, is_whole, sealing
@@ -73,7 +74,7 @@ def states(workspace: Path) -> list[Path]:
     return sorted(workspace.glob(".work/training/*/step-*"))
 
 
-@pytest.mark.parametrize(("method", "step"), [("_step", 1), ("_step", 4), ("_validate", 3), ("_keep_best", 6)])
+@pytest.mark.parametrize(("method", "step"), [("_step", 1), ("_step", 4), ("_validate", 3)])
 def test_it_goes_on_from_a_crash_bit_for_bit(
     built: Path, uninterrupted: str, method: str, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +85,26 @@ def test_it_goes_on_from_a_crash_bit_for_bit(
     assert f"goes on from step {step} of {STEPS}" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
     assert not list(built.glob(".work/training/*"))  # nothing is left of what has ended well
+
+
+def test_a_crash_while_the_best_epoch_is_kept_leaves_the_best_before_it(
+    built: Path, uninterrupted: str, capsys: Any
+) -> None:
+    save = Checkpoint.save
+
+    def crash(self: Checkpoint, folder: Path) -> None:
+        save(self, folder)
+        if states(built)[-1].name == "step-000000006":
+            raise CrashError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Checkpoint, "save", crash)
+        with pytest.raises(CrashError):
+            train()
+    capsys.readouterr()
+    train()
+    assert "goes on from step 6 of" in capsys.readouterr().out
+    assert sha256_of(*OUTPUTS) == uninterrupted
 
 
 def test_a_crash_while_a_state_is_written_costs_one_step(built: Path, uninterrupted: str, capsys: Any) -> None:

@@ -31,7 +31,7 @@ from pipeline.files import read_json, swapped_in, write_json
 from pipeline.model.batches import Batch, collate, cropped, misread
 from pipeline.model.captioner import Captioner
 from pipeline.model.checkpoint import Checkpoint, scratch
-from pipeline.model.optimization import adamw, train_step
+from pipeline.model.optimization import adamw, summed_loss
 from pipeline.params import Scratch
 
 SEED = 1
@@ -128,7 +128,12 @@ def pretrain(seed: int = SEED, steps: int = STEPS) -> Checkpoint:
     bar = tqdm(loader, desc="pretrain", unit=" steps", disable=None)
     mean = 0.0
     for step, batch in enumerate(bar):
-        loss, tokens = train_step(model, batch.to(device), optimizer, schedule, GRADIENT_CLIP)
+        loss, tokens = summed_loss(model, batch.to(device))
+        optimizer.zero_grad()
+        (loss / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+        schedule.step()
         mean += ((loss / tokens).item() - mean) / min(step + 1, 200)
         if step % 100 == 99:
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)

@@ -242,7 +242,7 @@ def _layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: torch.Tens
     attention = layer.attention.self
     queries = _heads(attention.query(hidden), attention.attention_head_size)
     keys, values = _keys_values(attention, hidden)
-    part = attention.dropout.p if attention.training else 0.0
+    part = _part(attention.dropout)
     of_image = slice(image_tokens)
     mixed = attend(queries[:, :, of_image], keys[:, :, of_image], values[:, :, of_image], None, part)
     if mask is not None:
@@ -255,9 +255,14 @@ def _last_layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: torch
     attention = layer.attention.self
     text = hidden[:, image_tokens:]
     queries = _heads(attention.query(text), attention.attention_head_size)
-    part = attention.dropout.p if attention.training else 0.0
+    part = _part(attention.dropout)
     mixed = attend(queries, *_keys_values(attention, hidden), mask, part)
     return _rest_of_layer(layer, text, _together(mixed))
+
+
+def _part(module: torch.nn.Dropout) -> float:
+    """The part that a dropout zeroes now."""
+    return module.p if module.training else 0.0
 
 
 def _keys_values(attention: Any, hidden: torch.Tensor) -> KeysValues:
@@ -278,10 +283,10 @@ def _together(mixed: torch.Tensor) -> torch.Tensor:
 def _rest_of_layer(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
     """What follows attention in a layer: projection, feed-forward, both with their residuals and norms."""
     after, outer = layer.attention.output, layer.output
-    summed = dropout(after.dense(mixed), after.dropout.p if after.training else 0.0) + hidden
+    summed = dropout(after.dense(mixed), _part(after.dropout)) + hidden
     activation = layer.intermediate.intermediate_act_fn
     normed, out = normed_feed_forward(summed, after.LayerNorm, layer.intermediate.dense, activation, outer.dense)
-    result: torch.Tensor = outer.LayerNorm(dropout(out, outer.dropout.p if outer.training else 0.0) + normed)
+    result: torch.Tensor = outer.LayerNorm(dropout(out, _part(outer.dropout)) + normed)
     return result
 
 

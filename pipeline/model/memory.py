@@ -1,4 +1,4 @@
-"""Memory of this process: what is freed is kept, what a piece of work needs, and how it shows that there is none."""
+"""Memory of this process: keeping what is freed, and measuring what a piece of work needs."""
 
 from __future__ import annotations
 

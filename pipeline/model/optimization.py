@@ -1,4 +1,4 @@
-"""The optimizer, and one step of it."""
+"""The optimizer, and the loss that it lowers."""
 
 from __future__ import annotations
 
@@ -37,22 +37,3 @@ def summed_loss(
             labels=batch.labels,
             label_smoothing=label_smoothing,
         )
-
-
-def train_step(
-    model: GitForCausalLM,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    gradient_clip: float,
-    dtype: torch.dtype = torch.float32,
-    label_smoothing: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step on the mean loss a token; gives the summed loss, detached, and the number of tokens."""
-    loss, tokens = summed_loss(model, batch, dtype, label_smoothing)
-    optimizer.zero_grad()
-    (loss / tokens).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
-    optimizer.step()
-    schedule.step()
-    return loss.detach(), tokens

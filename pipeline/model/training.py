@@ -7,11 +7,9 @@ that was cut off and goes on from a state takes the same steps, bit for bit, as 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,7 +27,6 @@ from transformers import get_scheduler
 
 from pipeline.data.records import Example
 from pipeline.errors import ConfigError, is_out_of_memory
-from pipeline.files import PARTIAL, remove
 from pipeline.model.batches import Batch, Captioned, batches, epoch_captions, groups_of, tokenize
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.curve import Epoch
@@ -37,16 +34,15 @@ from pipeline.model.git import GitForCausalLM
 from pipeline.model.memory import peak_memory
 from pipeline.model.optimization import adamw, summed_loss
 from pipeline.model.precision import computing
+from pipeline.model.states import States
 from pipeline.params import Finetune
 from pipeline.score.metrics import cider_d
 from pipeline.score.tokens import tokenize as words_of
-from pipeline.sealed import is_whole, sealing
 
 LOG_STEPS = 10  # the step curves have a point for each so many steps
 HELD_OUT_CAPTIONS = 8  # of each validation picture, the first; hundreds in one row would cost too much memory
 FEWEST_FOR_CIDER = 50  # validation pictures that are captioned; of fewer CIDEr-D says too little to choose an epoch by
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
-_STATES = 2  # so many are kept: should the newest be damaged, there is one before it
 _COLLAPSED = 10  # with so many pictures or more, one caption for all of them is no accident
 
 
@@ -95,7 +91,7 @@ class Training:
         accelerator: the processes that train together, and the device of this one. Each takes its share of a step's
             pictures; the step is that of one process with all of them, but for the drawing of dropout.
         dtype: that it is computed in.
-        states: the folder of this training's states; of no other training's.
+        states: where its states are kept.
     """
 
     def __init__(
@@ -107,11 +103,12 @@ class Training:
         settings: Finetune,
         accelerator: Accelerator,
         dtype: torch.dtype,
-        states: Path,
+        states: States,
     ) -> None:
         self._checkpoint, self._settings, self._states = checkpoint, settings, states
         self._accelerator, self._device, self._dtype = accelerator, accelerator.device, dtype
-        self._rank, self._world = accelerator.process_index, accelerator.num_processes
+        self._rank: int = accelerator.process_index
+        self._world: int = accelerator.num_processes
         self._pictures, self._held_out = pictures
         self._train, self._validation = train, validation
         self._tokens = tokenize(checkpoint, train, settings.max_tokens)
@@ -134,11 +131,6 @@ class Training:
         self.progress = Progress()
         self._asked: Callable[[], bool] = lambda: False
         self._written = time.monotonic()
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the best epoch so far."""
-        return self._states / "best"
 
     # Fit ---------------------------------------------------------------------------------------------------------
 
@@ -164,8 +156,9 @@ class Training:
             progress.epochs.append(ended)
             progress.samples.append(captions[:SAMPLES])
             progress.loss_sum, progress.tokens = 0.0, 0
-            if self.best_epoch is ended:
-                self._keep_best()
+            if self._rank == 0 and self.best_epoch is ended:
+                with self._states.new_best() as folder:
+                    self._checkpoint.save(folder)
             watch.metrics(ended.metrics(), epoch)
             watch.samples(progress.samples)
             if self._rank == 0:
@@ -415,57 +408,39 @@ class Training:
 
     def resume(self) -> bool:
         """Go on from the newest state that is whole, and remove those that are not; gives whether there is one."""
+        state = self._states.newest()
+        self._accelerator.wait_for_everyone()  # before one of them removes anything
         if self._rank == 0:
-            for cut_off in self._states.glob(f".*{PARTIAL}"):
-                remove(cut_off)
-        for folder in self._found():
-            if is_whole(folder):
-                self._read_state(folder)
-                return True
-            if self._rank == 0:
-                print(f"finetune: {folder}: is damaged, so it is removed; the state before it is used, if there is one")
-                remove(folder)
-        return False
+            for damaged in self._states.go_back_to(state):
+                print(
+                    f"finetune: {damaged}: is damaged, so it is removed; the state before it is used, if there is one"
+                )
+        if state:
+            self._read_state(state)
+        return state is not None
 
     def write_state(self) -> None:
         """Write a state, and remove all but the newest."""
-        folder = self._states / f"step-{self.progress.step:09}"
         random = gather_object([_random_states(self._device)])
-        if self._rank == 0 and not folder.exists():
-            self._check_room()
-            with sealing(folder) as place:
-                save_model(self._model, str(place / "model.safetensors"))
-                save_file(self._optimizer_tensors(), place / "optimizer.safetensors")
-                for rank, of_it in enumerate(random):
-                    save_file(of_it, place / f"random-{rank}.safetensors")
-                state = {"progress": asdict(self.progress), "schedule": self._schedule.state_dict()}
-                (place / "state.json").write_text(json.dumps(state), encoding="utf-8")
-                if self.best.exists():
-                    # A copy and no link: what damages one file must not damage it in both states.
-                    shutil.copytree(self.best, place / "best")
-            for old in self._found()[_STATES:]:
-                remove(old)
+
+        def fill(place: Path) -> None:
+            save_model(self._model, str(place / "model.safetensors"))
+            save_file(self._optimizer_tensors(), place / "optimizer.safetensors")
+            for rank, of_it in enumerate(random):
+                save_file(of_it, place / f"random-{rank}.safetensors")
+            state = {"progress": asdict(self.progress), "schedule": self._schedule.state_dict()}
+            (place / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+        if self._rank == 0:
+            parameters = list(self._model.parameters())  # AdamW keeps two numbers for each that is trained
+            size = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
+            self._states.write(self.progress.step, fill, size)
         self._accelerator.wait_for_everyone()
         self._written = time.monotonic()
 
     def _write_state_if_due(self) -> None:
         if self._one_says(time.monotonic() - self._written >= 60 * self._settings.state_minutes):
             self.write_state()
-
-    def _found(self) -> list[Path]:
-        """The states, the newest first."""
-        return sorted(self._states.glob("step-*"), reverse=True)
-
-    def _check_room(self) -> None:
-        """Do not begin to write what can't be ended."""
-        weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
-        trained = sum(p.numel() * p.element_size() for p in self._model.parameters() if p.requires_grad)
-        needed = weights + 2 * trained + (weights if self.best.exists() else 0)
-        self._states.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._states).free
-        if free < 1.05 * needed:
-            words = f"No space left on device: a state needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} are free"
-            raise OSError(errno.ENOSPC, words, str(self._states))
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         states = self._optimizer.state_dict()["state"]
@@ -481,25 +456,11 @@ class Training:
         self._optimizer.load_state_dict({"state": tensors, "param_groups": groups})
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self._schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(self._optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         progress = state["progress"]
         self.progress = Progress(**{**progress, "epochs": [Epoch(**epoch) for epoch in progress["epochs"]]})
-        if self._rank == 0:
-            remove(self.best)
-            if (folder / "best").exists():
-                shutil.copytree(folder / "best", self.best)
         _set_random_states(load_file(folder / f"random-{self._rank}.safetensors"), self._device)
-
-    def _keep_best(self) -> None:
-        if self._rank:
-            return
-        place = self._states / f".best{PARTIAL}"
-        remove(place)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        self._checkpoint.save(place)
-        remove(self.best)
-        place.rename(self.best)
 
 
 class _Loss(torch.nn.Module):

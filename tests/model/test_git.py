@@ -72,6 +72,13 @@ def stock_loss(model: transformers.GitForCausalLM) -> torch.Tensor:
     return model(input_ids=ids, attention_mask=mask, pixel_values=pixels[picture_of], labels=labels).loss
 
 
+def assert_same_gradients(ours: GitForCausalLM, stock: transformers.GitForCausalLM) -> None:
+    for (name, mine), (_, other) in zip(ours.named_parameters(), stock.named_parameters(), strict=True):
+        assert mine.grad is not None, name
+        assert other.grad is not None, name
+        assert torch.allclose(mine.grad, other.grad, atol=1e-4), name
+
+
 def test_the_loss_is_cross_entropy_computed_a_token_at_a_time(
     stock: transformers.GitForCausalLM, ours: GitForCausalLM
 ) -> None:
@@ -95,10 +102,7 @@ def test_loss_and_gradients_are_the_librarys(stock: transformers.GitForCausalLM,
     assert (loss / tokens).item() == pytest.approx(theirs.item(), abs=1e-5)
     (loss / tokens).backward()
     theirs.backward()
-    for (name, mine), (_, other) in zip(ours.named_parameters(), stock.named_parameters(), strict=True):
-        assert mine.grad is not None, name
-        assert other.grad is not None, name
-        assert torch.allclose(mine.grad, other.grad, atol=1e-4), name
+    assert_same_gradients(ours, stock)
 
 
 def test_captions_of_a_picture_laid_together_equal_captions_alone(ours: GitForCausalLM) -> None:
@@ -292,10 +296,7 @@ def test_at_full_width_loss_and_gradients_are_the_librarys(
     assert (loss / tokens).item() == pytest.approx(theirs.item(), rel=1e-5)
     (loss / tokens).backward()
     theirs.backward()
-    for (name, mine), (_, other) in zip(ours.named_parameters(), stock.named_parameters(), strict=True):
-        assert mine.grad is not None, name
-        assert other.grad is not None, name
-        assert torch.allclose(mine.grad, other.grad, atol=1e-4), name
+    assert_same_gradients(ours, stock)
 
 
 @pytest.mark.parametrize("how", WAYS[:3])
