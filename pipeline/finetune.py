@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.model.training import Training, Watch
     from pipeline.tracking import Live
 
-_LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "pillow", "numpy")
+_LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
 _NOT_DECIDING = {"feature_cache_gb", "state_minutes"}  # params that change how long it takes, not what comes out
 
 
@@ -79,8 +79,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     kept = paths.TRAININGS / made_by["training_key"][:32]
     states = States(kept)
     with accelerator.main_process_first():  # it fills the cache for all
-        pictures = _pictures(start, train, validation, settings, dtype)
-    training = Training(start, pictures, train, validation, settings, accelerator, dtype, states)
+        pictures, held_out = _pictures(start, train, validation, settings, dtype)
+    training = Training(start, pictures, held_out, train, validation, settings, accelerator, dtype, states)
     outlook = training.check()
     if first:
         print(f"finetune: {outlook}")
@@ -106,7 +106,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
                 "train_loss": best.train_loss,
                 "validation_loss": best.validation_loss,
                 "validation_CIDEr-D": None if math.isnan(best.validation_cider) else best.validation_cider,
-                "parameters": start.model.num_parameters(),
+                "parameters": training.parameters,
+                "trained_parameters": training.trained_parameters,
                 "model_sha256": weights_hash(folder),
             },
         )
@@ -220,8 +221,12 @@ def _pictures(
     validation: Sequence[Example],
     settings: Finetune,
     dtype: torch.dtype,
-) -> tuple[Dataset[torch.Tensor], Dataset[torch.Tensor]]:
-    """The pictures of both splits; with a frozen image encoder what it makes of them, where that can be kept."""
+) -> tuple[Callable[[int], Dataset[torch.Tensor]], Dataset[torch.Tensor]]:
+    """The training pictures of each epoch, and the validation pictures.
+
+    With a frozen image encoder, what it makes of them, where they are the same in each epoch and that can be kept.
+    """
+    from pipeline.model.augmentation import Augmented
     from pipeline.model.batches import Pictures
     from pipeline.model.features import Features, NoRoomError
 
@@ -231,15 +236,18 @@ def _pictures(
             Pictures(validation, PictureReader(paths.DATASET / "validation"), checkpoint, **memory),
         )
 
+    of_train, of_validation = pictures()
+    if settings.augmentation.is_on:
+        return lambda epoch: Augmented(of_train, train, settings.augmentation, settings.seed, epoch), of_validation
     if settings.freeze == "none":
-        return pictures()
+        return lambda epoch: of_train, of_validation
     limit = int(settings.feature_cache_gb * 1e9)
     try:
-        of_train, of_validation = Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()
-        return of_train, of_validation
+        features, held_out = Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()
+        return lambda epoch: features, held_out
     except NoRoomError as error:
         print(f"finetune: finetune.feature_cache_gb: features take {error}; pictures are encoded each time")
-        return pictures()
+        return lambda epoch: of_train, of_validation
 
 
 if __name__ == "__main__":

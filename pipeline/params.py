@@ -98,6 +98,27 @@ class Scratch(Section):
         return self
 
 
+class Lora(Section):
+    """Low-rank changes in place of the weights."""
+
+    rank: Annotated[int, Field(ge=0, le=1024)]
+    alpha: Annotated[float, Field(gt=0, le=10_000)]
+    dropout: Fraction
+
+
+class Augmentation(Section):
+    """How training pictures are changed at random."""
+
+    crop: Annotated[float, Field(ge=0, le=0.9)]
+    colour: Fraction
+    mirror: bool
+
+    @property
+    def is_on(self) -> bool:
+        """Whether pictures are changed at all."""
+        return self.crop > 0 or self.colour > 0 or self.mirror
+
+
 class Finetune(Section):
     """What is trained, from where, and how long."""
 
@@ -105,11 +126,13 @@ class Finetune(Section):
     revision: str | None
     scratch: Scratch
     freeze: Literal["none", "image_encoder"]
+    lora: Lora
     feature_cache_gb: Annotated[float, Field(ge=0, le=100_000)]
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
     accumulation: Annotated[int, Field(ge=1, le=65_536)]
     captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
+    augmentation: Augmentation
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["cosine", "linear", "constant_with_warmup"]
     warmup: Fraction
@@ -146,6 +169,12 @@ class Finetune(Section):
             raise ValueError(
                 f"`freeze: {self.freeze}` would keep the random weights of `scratch`; set `freeze` to none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_lora_changes_has_learned_something(self) -> Finetune:
+        if self.checkpoint == "scratch" and self.lora.rank:
+            raise ValueError("`lora.rank` would keep the random weights of `scratch`; set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -204,6 +204,19 @@ class TrainingRun:
             context = [InputTag("mlflow.data.context", "training")]
             self._store.log_inputs(self.id, [DatasetInput(dataset, context)])
 
+    @contextlib.contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log this machine's CPU, memory, disk, network and GPUs every ten seconds until the block ends."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # its comings and goings are no news
+        monitor = SystemMetricsMonitor(self.id, resume_logging=True)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
     def describe(self, text: str) -> None:
         """Set the description (Markdown) that stands on the run's page."""
         self._store.set_tag(self.id, "mlflow.note.content", text)
@@ -296,6 +309,7 @@ class Live:
                 print(f"finetune: closed the MLflow run {name}, whose process had died", file=sys.stderr)
             self._run = self._stack.enter_context(training_run(store, experiment_id, training_key, {}))
             self._run.params(params)
+            self._stack.enter_context(self._run.system_metrics())
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics at a step."""

@@ -211,6 +211,32 @@ def test_kept_features_train_as_pictures_do(built: Path) -> None:
     assert len(list(Path(".work/features").glob("*.rows"))) == 1
 
 
+def test_lora_learns_a_plain_checkpoint_that_stock_loads(built: Path) -> None:
+    train(epochs=3, learning_rate=0.01)
+    shutil.copytree("models/finetune", "base")
+    plain = read_curve(Path("reports/finetune.csv"))[-1].validation_loss
+    train(checkpoint="base", epochs=3, lora={"rank": 4, "alpha": 16.0, "dropout": 0.0})
+    report = read_json(Path("reports/finetune.json"))
+    assert report["trained_parameters"] < 0.2 * report["parameters"]
+    assert report["validation_loss"] < plain
+    before, after = (checkpoint.load(Path(name)).model.state_dict() for name in ("base", "models/finetune"))
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("attn" in name or "attention" in name for name in changed)
+
+
+def test_augmented_pictures_train_the_encoder_or_a_frozen_one_without_its_cache(built: Path) -> None:
+    train()
+    weights = weights_hash(Path("models/finetune"))
+    shutil.copytree("models/finetune", "base")
+    ways = {"crop": 0.2, "colour": 0.2, "mirror": True}
+    train(augmentation=ways)
+    assert weights_hash(Path("models/finetune")) != weights
+    train(augmentation=ways, checkpoint="base", freeze="image_encoder")
+    assert not Path(".work/features").exists()
+
+
 def test_precision_smoothing_captions_and_checkpointing_are_what_params_say(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

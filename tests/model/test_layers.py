@@ -59,6 +59,19 @@ def test_a_feed_forward_whose_norm_is_not_used_has_its_gradients_too() -> None:
     assert torch.allclose(ours, theirs, atol=1e-10)
 
 
+@pytest.mark.parametrize("frozen", ["norm", "inner", "outer"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(frozen: str) -> None:
+    torch.manual_seed(0)
+    module = FeedForward("gelu").double()
+    x = torch.randn(ROWS, TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    getattr(module, frozen).requires_grad_(False)
+    wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
+    theirs = torch.autograd.grad(module.plain(x).sum(), wanted)
+    ours = torch.autograd.grad(module.lean(x).sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
 def test_in_bfloat16_it_is_about_the_same_and_gradients_are_in_float32() -> None:
     torch.manual_seed(0)
     module = FeedForward("quick_gelu")
@@ -170,6 +183,12 @@ def test_the_loss_is_torchs_cross_entropy(label_smoothing: float, chunk: int, mo
         assert torch.allclose(one, other, atol=1e-6)
     with pytest.raises(RuntimeError, match="once only"):
         ours.backward()
+    head.requires_grad_(False)
+    (alone,) = torch.autograd.grad(cross_entropy_of(hidden, head, targets, label_smoothing), hidden)
+    (expected,) = torch.autograd.grad(
+        cross_entropy(head(hidden), targets, reduction="sum", label_smoothing=label_smoothing), hidden
+    )
+    assert torch.allclose(alone, expected, atol=1e-6)
     with torch.inference_mode():
         assert cross_entropy_of(hidden, head, targets, label_smoothing).item() == ours.item()
 
