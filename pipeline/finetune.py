@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from pipeline.tracking import Live
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
-_NOT_DECIDING = {"feature_cache_gb", "state_minutes"}  # params that change how long it takes, not what comes out
+# Params that change how long it takes, not what comes out; how many processes there were stands in `computed_in`.
+_NOT_DECIDING = {"feature_cache_gb", "state_minutes", "launch"}
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -57,8 +58,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     keep_freed_memory()
     settings = params.finetune
     gpu = torch.cuda.is_available()
-    if settings.processes > 1 and not processes.is_one_of_several():
-        raise SystemExit(processes.run_several("pipeline.finetune", settings.processes, gpu))
+    if settings.launch.together > 1 and not processes.is_one_of_several():
+        raise SystemExit(processes.run_several("pipeline.finetune", settings.launch, args.machine, gpu))
     accelerator = Accelerator(cpu=not gpu)
     device, first = accelerator.device, accelerator.is_main_process
     dtype = chosen(settings.precision, device)
@@ -250,5 +251,20 @@ def _pictures(
         return lambda epoch: of_train, of_validation
 
 
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--machine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of finetune.launch.machines that train together this is number N, from 0 (default: %(default)s)",
+    )
+
+
+def _lock(args: argparse.Namespace) -> str | None:
+    """One training a workspace; but its own processes, and the other machines of it, come in."""
+    return None if is_one_of_several() or args.machine else "finetune"
+
+
 if __name__ == "__main__":
-    stage.main("finetune", run, lock=lambda args: None if is_one_of_several() else "finetune", tells=is_first())
+    stage.main("finetune", run, _arguments, _lock, tells=is_first())

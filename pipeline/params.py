@@ -119,6 +119,20 @@ class Augmentation(Section):
         return self.crop > 0 or self.colour > 0 or self.mirror
 
 
+class Launch(Section):
+    """The processes that train together."""
+
+    processes: Annotated[int, Field(ge=1, le=1024)]
+    machines: Annotated[int, Field(ge=1, le=1024)]
+    address: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")]
+    port: Annotated[int, Field(ge=1, le=65_535)]
+
+    @property
+    def together(self) -> int:
+        """How many there are on all machines."""
+        return self.processes * self.machines
+
+
 class Finetune(Section):
     """What is trained, from where, and how long."""
 
@@ -146,7 +160,7 @@ class Finetune(Section):
     validation_captions: Annotated[int, Field(ge=0, le=1_000_000)]
     patience: Annotated[int, Field(ge=0, le=10_000)]
     state_minutes: Annotated[float, Field(ge=0)]
-    processes: Annotated[int, Field(ge=1, le=1024)]
+    launch: Launch
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @model_validator(mode="after")

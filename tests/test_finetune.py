@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,7 +19,7 @@ from pipeline.model import checkpoint, git
 from pipeline.model.curve import Epoch, read_curve
 from pipeline.model.training import Training
 from pipeline.model.weights import weights_hash
-from tests.conftest import run, set_params
+from tests.conftest import environment, run, set_params
 
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
 
@@ -273,20 +275,39 @@ def steps_of(folder: Path, **changes: object) -> tuple[list[tuple[int, float]], 
     return [(m.step, m.value) for m in history], checkpoint.load(folder / "models/finetune").model.state_dict()
 
 
-def test_two_processes_are_one_with_the_same_batch(built: Path) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_processes_of_one_machine_or_two_are_one_with_the_same_batch(built: Path) -> None:
     """The tolerance: 1e-4 of a loss in 20 steps, and 1e-4 of a weight (they are about 0.1)."""
     same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
     alone, weights = steps_of(built, **same)
-    together, shared = steps_of(built, **same, processes=2)
-    assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
-    assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
-    for name, value in weights.items():
-        assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
-    assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
+    for launch in ({"processes": 2}, {"processes": 1, "machines": 2, "port": free_port()}):
+        changes = {f"launch.{key}": value for key, value in launch.items()}
+        set_params(built, {f"finetune.{key}": value for key, value in changes.items()})
+        other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
+        second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
+        together, shared = steps_of(built, **same, **changes)
+        assert second is None or second.wait(60) == 0
+        assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
+        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
+        for name, value in weights.items():
+            assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
+        assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
+
+
+def test_a_machine_that_params_do_not_know_is_told(built: Path) -> None:
+    set_params(built, {"finetune.launch.processes": 2})
+    done = run(built, sys.executable, "-m", "pipeline.finetune", "--machine", "1")
+    assert done.returncode == 78
+    assert "--machine 1: params.yaml has finetune.launch.machines: 1" in done.stderr
 
 
 def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
-    set_params(built, {"finetune.processes": 2, "ingest.image_size": 24})
+    set_params(built, {"finetune.launch.processes": 2, "ingest.image_size": 24})
     done = run(built, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
     assert done.returncode == 78
     assert "set it to 32 or more" in done.stderr
