@@ -43,6 +43,7 @@ from pipeline.score.tokens import tokenize as words_of
 LOG_STEPS = 10  # the step curves have a point for each so many steps
 HELD_OUT_CAPTIONS = 8  # of each validation picture, the first; hundreds in one row would cost too much memory
 FEWEST_FOR_CIDER = 50  # validation pictures that are captioned; of fewer CIDEr-D says too little to choose an epoch by
+CAPTIONED_AT_A_TIME = 4  # times the pictures of a step: without a backward pass there is room for them
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
 _COLLAPSED = 10  # with so many pictures or more, one caption for all of them is no accident
 
@@ -326,7 +327,7 @@ class Training:
         self._model.eval()
         few = self._held_out_tokens[: self._settings.validation_captions]
         found: list[tuple[int, list[str]]] = []
-        for number, batch in self._shared(groups_of(few, self._settings.batch_size)):
+        for number, batch in self._shared(groups_of(few, CAPTIONED_AT_A_TIME * self._settings.batch_size)):
             with computing(self._device, self._dtype):
                 tokens = self._model.caption(batch.pixel_values, features=batch.features, do_sample=False)
             found.append((number, self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)))
