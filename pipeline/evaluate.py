@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from PIL import Image
-from tqdm import tqdm
 
 from pipeline import paths, stage
 from pipeline.data.pictures import data_url
@@ -96,11 +92,7 @@ def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str
     from pipeline.model.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
-    size, found = params.evaluate.batch_size, []
-    for first in tqdm(range(0, len(pictures), size), desc=f"evaluate {name}", unit=" batches", disable=None):
-        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + size]]
-        found += captioner.caption(images, beams=params.evaluate.beams, max_tokens=params.finetune.max_tokens)
-    return found
+    return captioner.caption_all(pictures, params.evaluate, params.finetune.max_tokens, f"evaluate {name}")
 
 
 def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[dict[str, object]]:

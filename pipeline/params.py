@@ -229,6 +229,17 @@ class Register(Section):
     model: Name
 
 
+class Promote(Section):
+    """When a new version takes the place of the champion."""
+
+    metric: Literal["CIDEr-D", "ROUGE-L"]
+    least_gain: Annotated[float, Field(ge=-10, le=10)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]
+    least_distinct: Annotated[float, Field(ge=0, le=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class Params(Section):
     """All of `params.yaml`."""
 
@@ -237,6 +248,7 @@ class Params(Section):
     finetune: Finetune
     evaluate: Evaluate
     register_: Annotated[Register, Field(alias="register")]
+    promote: Promote
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections by their dotted keys, as MLflow shows them."""

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from pipeline import paths, stage
 from pipeline.closure import closure
 from pipeline.data.pictures import data_url
+from pipeline.data.printed import printed, write_printed
 from pipeline.data.records import PictureReader, read_examples
 from pipeline.errors import DataError
 from pipeline.files import read_json, read_json_lines, sha256_of, swapped_in, write_json
@@ -143,10 +144,9 @@ def _register(
 ) -> int:
     from pipeline import tracking
 
-    train = read_examples(paths.DATASET / "train")
     pictures = folder / tracking.TRAINED_ON
     (folder / CARD).write_text(card, encoding="utf-8")
-    pictures.write_text("".join(f"{e.sha256}\n" for e in train), encoding="utf-8")
+    write_printed(pictures, printed(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
     uri = tracking.log_model(
@@ -237,7 +237,7 @@ Tokenizer of the scores: {evaluation["tokenizer"]}.
 
 {facts}
 
-The SHA-256 of every picture that it was trained on stands in `{tracking.TRAINED_ON}` beside this card.
+The SHA-256 and the perceptual hash of every picture that it was trained on stand in `{tracking.TRAINED_ON}`.
 
 ## Use
 

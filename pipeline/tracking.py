@@ -35,7 +35,7 @@ from pipeline.errors import ConfigError, TemporaryError
 
 TRAINING_KEY = "training_key"
 MODEL_SHA256 = "model_sha256"
-TRAINED_ON = "training_pictures.txt"  # stands with a version: the SHA-256 of each picture it was trained on, one a line
+TRAINED_ON = "training_pictures.txt"  # stands with a version: the pictures that it was trained on, see data/printed.py
 RESTORED = "restored"  # the run was made from the files of a training that this server never saw
 
 _HEARTBEAT_SECONDS = 60
@@ -369,13 +369,12 @@ def versions(store: mlflow.MlflowClient, model: str) -> list[int]:
             return sorted(found)
 
 
-def training_pictures(model: str, version: int) -> set[str] | None:
-    """The SHA-256 of each picture that a version was trained on; None where the version does not tell."""
+def training_pictures(model: str, version: int) -> Path | None:
+    """The list of pictures that a version was trained on; None where the version does not tell."""
     try:
-        file = mlflow.artifacts.download_artifacts(f"models:/{model}/{version}/artifacts/{TRAINED_ON}")
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{model}/{version}/artifacts/{TRAINED_ON}"))
     except _FAILURES:
         return None
-    return set(Path(file).read_text(encoding="utf-8").split())
 
 
 def log_model(

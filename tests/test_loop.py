@@ -174,6 +174,22 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
     assert "lost.jpg: No such file" in missing.stderr
 
 
+def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says_it_once(loop: Path) -> None:
+    sha256 = read_json(loop / "reports/register.json")["model_sha256"]
+    (number,) = (v.version for v in registered(loop) if v.tags["model_sha256"] == sha256)
+    command = (sys.executable, "-m", "pipeline.promote", "--dry-run", "--challenger", f"{number}")
+    done = run(loop, *command)
+    assert done.returncode == 0, done.stderr
+    (kept,) = (loop / ".work/captions").glob("*.json")
+    evaluated = (loop / "reports/evaluate/captions.jsonl").read_text().splitlines()
+    assert read_json(kept) == [json.loads(line)["captions"]["model"] for line in evaluated]
+    kept.write_text(json.dumps([f"caption {k}" for k in range(len(evaluated))]))
+    again = run(loop, *command)
+    assert "distinct_captions 1.000" in again.stdout
+    assert f"version {number} would be the first champion" in again.stdout
+    kept.unlink()
+
+
 def scenes(folder: Path) -> list[str]:
     with zipfile.ZipFile(folder / "data/raw/small/images.zip") as archive:
         return [name for name in archive.namelist() if name.startswith("scene-0") and "(" not in name]
