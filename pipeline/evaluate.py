@@ -121,16 +121,19 @@ def _write_gallery(
     settings: Evaluate,
 ) -> None:
     reader = PictureReader(paths.DATASET / "test")
+    versus = _BEFORE if _BEFORE in each else None
+    gains = [score - each[versus][i] if versus else 0.0 for i, score in enumerate(each[_MODEL])]
     shown = [
         gallery.Shown(
-            picture=data_url(reader.read(line["file_name"]), 320),
-            references=line["references"],
-            captions=line["captions"],
+            name=lines[i]["file_name"],
+            picture=data_url(reader.read(lines[i]["file_name"]), 320),
+            references=lines[i]["references"],
+            captions=lines[i]["captions"],
             scores={system: scores[i] for system, scores in each.items()},
         )
-        for i, line in enumerate(lines[: settings.gallery_pictures])
+        for i in gallery.telling(each[_MODEL], gains, settings.gallery_pictures)
     ]
-    page = gallery.render(shown, metrics, len(lines), "Captions of the test split")
+    page = gallery.render(shown, metrics, len(lines), "Captions of the test split", _MODEL, versus)
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
     plotted = [(reader.read(line["file_name"]), _said(line)) for line in lines[:_PLOTTED]]
     gallery.contact_sheet(plotted).save(folder / _SHEET)

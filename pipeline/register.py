@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SERVED = Path(__file__).with_name("served.py")
 CARD = "MODEL_CARD.md"
 _SCORE = "test_CIDEr-D"
+_TABLE = 60  # pictures in MLflow's table
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
@@ -123,12 +124,12 @@ def _log(
     ):
         if file.is_file():
             run.file(file, again)
-    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table(params.evaluate.gallery_pictures))
+    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table())
 
 
-def _table(most: int) -> dict[str, list[Any]]:
+def _table() -> dict[str, list[Any]]:
     """The first test captions as columns, with their pictures (as JPEG bytes)."""
-    lines = list(read_json_lines(paths.CAPTIONS))[:most]
+    lines = list(read_json_lines(paths.CAPTIONS))[:_TABLE]
     reader = PictureReader(paths.DATASET / "test")
     said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
     return {

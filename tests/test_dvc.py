@@ -29,7 +29,7 @@ def code_of(stage: str) -> set[str]:
     if stage == "build":
         files.add("pipeline/data/page.html.jinja")
     if stage == "evaluate":
-        files.add("pipeline/score/gallery.html.jinja")
+        files |= {"pipeline/score/gallery.html.jinja", "pipeline/score/gallery.js"}
     if stage == "register":  # the registered model takes this along
         files |= {path.as_posix() for path in closure("pipeline.served")}
     return files
