@@ -91,6 +91,7 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
         *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
         "ROUGE-L",
         "CIDEr-D",
+        "CIDEr",
     }
     assert metrics["reports/ingest/small.json"]["data"]["files"]["pictures_kept"] > 80
     assert "finetune.epochs" in run(loop, "dvc", "params", "diff", "--all").stdout

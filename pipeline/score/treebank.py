@@ -1,9 +1,9 @@
 """A line of text -> Penn Treebank tokens, as the tokenizer of Stanford CoreNLP 3.4.1 gives them with `-lowerCase`.
 
 Written from the conventions of the Treebank and from what that tokenizer was seen to make of some twenty million
-lines; the tests hold the two side by side. Each rule below is tried at a place, the one that reads furthest makes the
-token, and of equals the first. A rule may look at what follows without taking it: then its group is the token, and the
-rest counts for how far it reads.
+made-up lines; the tests hold the two side by side. Each rule below is tried at a place, the one that reads furthest
+makes the token, and of equals the first. A rule may look at what follows without taking it: then its group is the
+token, and the rest counts for how far it reads.
 """
 
 from __future__ import annotations
