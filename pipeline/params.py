@@ -232,7 +232,7 @@ class Register(Section):
 class Promote(Section):
     """When a new version takes the place of the champion."""
 
-    metric: Literal["CIDEr-D", "ROUGE-L"]
+    metric: Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]
     least_gain: Annotated[float, Field(ge=-10, le=10)]
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]

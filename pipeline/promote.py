@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +21,9 @@ from pipeline.data.records import Example, PictureReader, read_examples
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.params import Params
+from pipeline.score.diversity import distinct_captions
 from pipeline.score.gate import Verdict, gain, verdict
-from pipeline.score.metrics import cider_d, rouge_l
+from pipeline.score.metrics import Statistics, statistics
 from pipeline.score.tokens import tokenize
 
 _KEPT = 16  # files of captions, the newest
@@ -31,21 +31,13 @@ _KEPT = 16  # files of captions, the newest
 
 @dataclass(frozen=True)
 class _Version:
-    """A version on the test pictures: what it says, and the score of each caption."""
+    """What a version says of the pictures that are compared, and how that is scored."""
 
-    number: int
-    captions: list[str]
-    scores: list[float]
+    words: list[list[str]]
+    counted: Statistics
 
-    def summary(self, metric: str, compared: Sequence[int]) -> dict[str, float]:
-        """Its figures on some of the pictures."""
-        return {
-            metric: math.fsum(self.scores[i] for i in compared) / max(1, len(compared)),
-            "distinct_captions": self._distinct(compared),
-        }
-
-    def _distinct(self, compared: Sequence[int]) -> float:
-        return len({self.captions[i] for i in compared}) / max(1, len(compared))
+    def figures(self) -> dict[str, float]:
+        return {**self.counted.scores(), "distinct_captions": distinct_captions(self.words)}
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -97,15 +89,10 @@ def _compare(
     compared = [i for i in range(len(test)) if i not in seen]
     if not compared:
         raise DataError(f"{paths.DATASET / 'test'}: every picture, or one nearly the same, was trained on; bring more")
-    versions = [_version(store, params, number, test) for number in numbers]
-    figures = {
-        role: version.summary(rule.metric, compared)
-        for role, version in zip(("challenger", "champion"), versions, strict=False)
-    }
-    found = None
-    if champion is not None:
-        scores = [[version.scores[i] for i in compared] for version in versions]
-        found = gain(scores[0], scores[1], rule.confidence, rule.seed)
+    versions = [_version(_captions(store, params, number, test), test, compared) for number in numbers]
+    roles = ("challenger", "champion")
+    figures = {role: version.figures() for role, version in zip(roles, versions, strict=False)}
+    found = None if champion is None else gain(versions[0].counted, versions[1].counted, rule)
     return verdict(rule, figures["challenger"]["distinct_captions"], len(compared), found), figures
 
 
@@ -123,16 +110,11 @@ def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example])
     return out
 
 
-def _version(store: Any, params: Params, number: int, test: Sequence[Example]) -> _Version:
-    """A version's captions of the test pictures, and their scores with the weights of words of the whole test file."""
-    captions = _captions(store, params, number, test)
-    words = [tokenize(caption) for caption in captions]
+def _version(captions: Sequence[str], test: Sequence[Example], compared: Sequence[int]) -> _Version:
+    """A version on the pictures that are compared; how rare a word is, is known from all test pictures."""
     references = [[tokenize(caption) for caption in example.captions] for example in test]
-    if params.promote.metric == "CIDEr-D":
-        scores = cider_d(words, references)
-    else:
-        scores = [rouge_l(*pair) for pair in zip(words, references, strict=True)]
-    return _Version(number, captions, scores)
+    words = [tokenize(captions[i]) for i in compared]
+    return _Version(words, statistics(words, [references[i] for i in compared], idf_from=references))
 
 
 def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) -> list[str]:

@@ -18,6 +18,7 @@ from pipeline.data.split import Prints
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json
+from pipeline.score.metrics import NAMES
 from tests.conftest import set_params
 
 MODEL = "image-captioning"
@@ -219,11 +220,11 @@ def test_what_is_not_there_is_told(store: Any, says: Any) -> None:
         run()
 
 
-@pytest.mark.parametrize("metric", ["CIDEr-D", "ROUGE-L"])
+@pytest.mark.parametrize("metric", ["CIDEr-D", "ROUGE-L", "BLEU-4"])
 def test_it_goes_by_the_metric_of_params(store: Any, says: Any, metric: str) -> None:
     set_params(Path.cwd(), {"promote.metric": metric})
     says(half)
     run()
     says(people)
     assert f" {metric}, 95% interval" in run()
-    assert set(report()["metrics"]["champion"]) == {metric, "distinct_captions"}
+    assert set(report()["metrics"]["champion"]) == {*NAMES, "distinct_captions"}

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.params import Promote
+from pipeline.score.intervals import differences
+from pipeline.score.metrics import Statistics
 
-_RESAMPLES = 10_000
-_CHUNK = 500  # resamples in memory at a time
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much one model's mean score exceeds another's on the same pictures.
+    """By how much one model's score exceeds another's on the same pictures.
 
     Attributes:
-        mean: of the differences.
-        low, high: between these the mean lies with the confidence that was asked for.
-        differing: pictures of which the two scores differ.
+        value: over all of them.
+        low, high: between these it lies, with the confidence of the rule.
+        differing: pictures whose scores differ.
     """
 
-    mean: float
+    value: float
     low: float
     high: float
     differing: int
 
 
-def gain(challenger: Sequence[float], champion: Sequence[float], confidence: float, seed: int) -> Gain:
-    """The paired bootstrap of the mean difference over pictures (Efron 1979; Koehn 2004 for translations).
-
-    Args:
-        challenger: a score of each picture.
-        champion: of the same pictures in the same order.
-        confidence: of the percentile interval, from 0 to 1, two-sided.
-        seed: of the resampling.
-    """
-    differences = np.asarray(challenger, dtype=float) - np.asarray(champion, dtype=float)
-    rng, count = np.random.default_rng(seed), len(differences)
-    means = [differences[rng.integers(0, count, (_CHUNK, count))].mean(axis=1) for _ in range(0, _RESAMPLES, _CHUNK)]
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Gain(float(differences.mean()), float(low), float(high), int(np.count_nonzero(differences)))
+def gain(challenger: Statistics, champion: Statistics, rule: Promote) -> Gain:
+    """The challenger's gain in the rule's metric, by a paired bootstrap over the pictures."""
+    found = differences(champion, challenger, rule.seed, RESAMPLES, rule.confidence)[rule.metric]
+    differ = challenger.each()[rule.metric] != champion.each()[rule.metric]
+    return Gain(found.value, found.low, found.high, int(np.count_nonzero(differ)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def verdict(rule: Promote, distinct: float, pictures: int, found: Gain | None) -
             f" fewer than promote.least_pictures ({rule.least_pictures})"
         )
     better = found.low > rule.least_gain
-    span = f"{found.mean:+.3f} {rule.metric}, {rule.confidence:.0%} interval {found.low:+.3f} to {found.high:+.3f}"
+    span = f"{found.value:+.3f} {rule.metric}, {rule.confidence:.0%} interval {found.low:+.3f} to {found.high:+.3f}"
     reasons.append(
         f"{span} on {pictures} test pictures that neither was trained on: {'' if better else 'not '}surely more than"
         f" promote.least_gain ({rule.least_gain:g})"

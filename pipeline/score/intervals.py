@@ -27,7 +27,7 @@ class Difference:
 
     Attributes:
         value: b's score less a's, over all pictures.
-        low, high: the interval in which it lies with 95 % confidence.
+        low, high: the interval in which it lies, with the confidence that was asked for.
         better: the fraction of resamples in which b scores higher than a; resamples of equal scores count half.
     """
 
@@ -44,13 +44,16 @@ def intervals(corpus: Statistics, seed: int = 0, resamples: int = RESAMPLES) -> 
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(NAMES)}
 
 
-def differences(a: Statistics, b: Statistics, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Difference]:
+def differences(
+    a: Statistics, b: Statistics, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> dict[str, Difference]:
     """How far b's scores are above a's, by their names in `NAMES`; each resample scores both on the same pictures.
 
     Args:
         a, b: of two systems on the same pictures in the same order, with the same references.
         seed: of the drawing; with the same one other systems are compared on the same resamples.
         resamples: how many.
+        level: the confidence of the intervals, two-sided, from 0 to 1.
 
     Raises:
         ValueError: the numbers of pictures differ.
@@ -60,7 +63,7 @@ def differences(a: Statistics, b: Statistics, seed: int = 0, resamples: int = RE
     drawn = np.concatenate(
         [resampled(b, times) - resampled(a, times) for times in _draws(len(a.lengths), seed, resamples)]
     )
-    low, high = _ends(drawn)
+    low, high = _ends(drawn, level)
     better = (drawn > 0).mean(axis=0) + (drawn == 0).mean(axis=0) / 2
     of_a, of_b = a.scores(), b.scores()
     return {
@@ -88,6 +91,6 @@ def _draws(pictures: int, seed: int, resamples: int) -> Iterator[Integers]:
         yield np.bincount(drawn.ravel(), minlength=count * pictures).reshape(count, pictures)
 
 
-def _ends(values: Floats) -> Floats:
-    ends: Floats = np.quantile(values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+def _ends(values: Floats, level: float = LEVEL) -> Floats:
+    ends: Floats = np.quantile(values, ((1 - level) / 2, (1 + level) / 2), axis=0)
     return ends
