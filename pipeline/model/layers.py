@@ -150,6 +150,30 @@ def attend(
     return mixed
 
 
+def attend_and_sum(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention, `(rows, heads, queries, size)`, and the logarithm of its softmax's denominators, `(..., queries, 1)`.
+
+    With these, attention over two sets of keys follows from that over each (Milakov and Gimelshein 2018). The arguments
+    are those of `attend`.
+    """
+    if queries.device.type == "cpu":
+        mixed, sums = _aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
+        return mixed, sums[..., None]
+    return attend_and_sum_plainly(queries, keys, values, mask)
+
+
+def attend_and_sum_plainly(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend_and_sum`, where torch has no one operation that gives both."""
+    scores = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(-1, -2)).float()
+    if mask is not None:
+        scores = scores + mask
+    return torch.matmul(scores.softmax(dim=-1).to(values.dtype), values), scores.logsumexp(dim=-1, keepdim=True)
+
+
 class _DroppedAttention(torch.autograd.Function):
     """Where torch's fused attention of a CPU has no dropout. Probabilities are computed again in the backward pass."""
 

@@ -12,7 +12,14 @@ import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
-from pipeline.model.layers import attend, cross_entropy_of, dropout, normed_feed_forward
+from pipeline.model.layers import (
+    attend,
+    attend_and_sum,
+    attend_and_sum_plainly,
+    cross_entropy_of,
+    dropout,
+    normed_feed_forward,
+)
 
 ROWS, TOKENS, HIDDEN, INNER = 2, 5, 8, 16
 
@@ -165,6 +172,24 @@ def test_attention_with_dropout_is_the_plain_one_on_what_was_kept(masked: bool) 
         assert torch.allclose(one, other, atol=1e-6)
     without = attend(queries, keys, values, added, 0.0)
     assert torch.allclose(without, scaled_dot_product_attention(queries, keys, values, added), atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [attend_and_sum, attend_and_sum_plainly])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_over_two_sets_of_keys_follows_from_that_over_each(
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]], masked: bool
+) -> None:
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(ROWS, 2, count, 4) for count in (3, 12, 12))
+    mask = torch.zeros(3, 12)
+    if masked:
+        mask[:, 7:] = torch.full((3, 5), float("-inf")).triu(1)
+    parts = [function(queries, keys[:, :, some], values[:, :, some], mask[:, some] if masked else None)
+             for some in (slice(7), slice(7, 12))]  # fmt: skip
+    (first, first_sums), (second, second_sums) = parts
+    assert torch.allclose(first_sums, (queries @ keys[:, :, :7].mT / 2).logsumexp(-1, keepdim=True), atol=1e-6)
+    made = torch.lerp(first, second, torch.sigmoid(second_sums - first_sums))
+    assert torch.allclose(made, scaled_dot_product_attention(queries, keys, values, mask), atol=1e-6)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
