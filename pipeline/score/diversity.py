@@ -12,7 +12,7 @@ from itertools import chain
 
 import numpy as np
 
-from pipeline.score.metrics import Words, cider, score, statistics
+from pipeline.score.metrics import Integers, Words, cider, score, statistics
 from pipeline.score.tokens import tokenize
 
 # A tag has a letter in it: "#1" is a rank.
@@ -122,8 +122,8 @@ def best_of(several: Sequence[Sequence[Words]], references: Sequence[Sequence[Wo
     said = list(chain.from_iterable(several))
     people = [of_it for captions, of_it in zip(several, references, strict=True) for _ in captions]
     each = statistics(said, people, idf_from=references).each()
-    lengths = [len(captions) for captions in several]
-    starts = np.cumsum(lengths) - lengths
+    lengths = np.array([len(captions) for captions in several], dtype=np.int64)
+    starts: Integers = np.cumsum(lengths) - lengths
     return {name: float(np.maximum.reduceat(each[name], starts).mean()) for name in ("ROUGE-L", "CIDEr-D", "CIDEr")}
 
 
