@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from pipeline import paths, stage
 from pipeline.data.pictures import data_url
@@ -21,6 +20,7 @@ from pipeline.data.records import Example, PictureReader, read_examples
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 from pipeline.params import Evaluate, Params
+from pipeline.progress import progress_bar
 from pipeline.score import gallery, naive
 from pipeline.score.metrics import cider_d, score
 from pipeline.score.tokens import TOKENIZER, tokenize
@@ -97,7 +97,7 @@ def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str
 
     captioner = Captioner.from_folder(folder)
     size, found = params.evaluate.batch_size, []
-    for first in tqdm(range(0, len(pictures), size), desc=f"evaluate {name}", unit=" batches", disable=None):
+    for first in progress_bar(range(0, len(pictures), size), desc=f"evaluate {name}", unit=" batches"):
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + size]]
         found += captioner.caption(images, beams=params.evaluate.beams, max_tokens=params.finetune.max_tokens)
     return found

@@ -25,7 +25,9 @@ EVALUATE_FOLDER = REPORTS / "evaluate"
 CAPTIONS = EVALUATE_FOLDER / "captions.jsonl"
 GALLERY = EVALUATE_FOLDER / "gallery.html"
 REGISTER_REPORT = REPORTS / "register.json"
+PROMOTE_REPORT = REPORTS / "promote.json"
 
 WORK = Path(".work")  # locks, and what can be made again at any time; no stage's output
 TRAININGS = WORK / "training"  # states of trainings that have not ended
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures
+STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion
