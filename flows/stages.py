@@ -1,23 +1,32 @@
-"""One stage through `dvc repro`: its output line by line, its exit code, and no process left behind."""
+"""One stage through `dvc repro`, or one command beside the stages: its output, and its failure in its own words."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from flows import bars, process
+from pipeline import alive
+from pipeline.claim import OWNER
+from pipeline.progress import READ_ALONG
 
 STAGES = ("ingest", "build", "finetune", "evaluate", "register")
 TEMPORARY = 75
-_OWNER = "IMAGE_CAPTIONING_OWNER"  # `pipeline.stage` ends a stage when the process of this id is gone
+DATA = 65
+_KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+_ROOT = Path(__file__).parent.parent
 # DVC itself exits with 255 whatever happened; the stage's own exit code stands in its last words.
 _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-_TERMINATE_SECONDS = 65  # a training writes a state first
+_STALE = re.compile(r"^Running stage '|is cached - skipping run, checking out outputs")
+_HINT = re.compile(r"^(To track the changes with git|\tgit add |To enable auto staging|\tdvc config |Use `dvc push`)")
+_PROGRESS_SECONDS = 2
+
+Tell = Callable[[str], None]
 
 
 class StageError(Exception):
@@ -35,64 +44,96 @@ class StageError(Exception):
     @property
     def worth_a_retry(self) -> bool:
         """Whether the same run may well succeed later: killed, out of memory, or temporary by its own word."""
-        return self.code == TEMPORARY or self.code < 0 or self.code in (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+        return self.code == TEMPORARY or self.code < 0 or self.code in _KILLED
 
 
-def run(stage: str, tell: Callable[[str], None]) -> None:
-    """Bring a stage, and whatever it needs, up to date in the current folder.
+class StageTimeoutError(StageError, TimeoutError):
+    """A stage took longer than it may. Not tried again: it had its time."""
+
+    @property
+    def worth_a_retry(self) -> bool:
+        """Never."""
+        return False
+
+
+def repro(stage: str, tell: Tell, minutes: float) -> bool:
+    """Bring one stage up to date in the current folder, as `dvc repro` does once those before it are.
+
+    Gives whether there was anything to do.
 
     Args:
         stage: its name in `dvc.yaml`.
         tell: is given each line of output as it comes.
+        minutes: that it may take.
 
     Raises:
         StageError: with the stage's exit code and own words.
     """
+    stale = False
+
+    def hear(line: str) -> None:
+        nonlocal stale
+        stale = stale or bool(_STALE.search(line))
+        tell(line)
+
+    # `--single-item`: what came into data/raw since the raw files were settled is the next run's.
     dvc = Path(sys.executable).with_name("dvc")
-    path = f"{dvc.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    quiet = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [str(dvc), "repro", stage],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, **quiet, "PATH": path, _OWNER: str(os.getpid())},
-        start_new_session=True,
-    )
-    own_words, code, said = "", None, ""
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if not (line := line.rstrip()):
-                continue
-            tell(line)
-            said = line
-            if line.startswith(f"{stage}: "):
-                own_words = line
-            if found := _EXITED.search(line):
-                code = int(found[1])
-            elif _BUSY.search(line):
-                code = TEMPORARY
-        process.wait()
-    except BaseException:  # cancelled or timed out as well: nothing may go on behind the flow's back
-        _end(process)
-        raise
-    if process.returncode:
-        raise StageError(code if code is not None else process.returncode, own_words or said or f"{stage}: failed")
+    _run(stage, [str(dvc), "repro", "--single-item", stage], hear, minutes, {})
+    return stale
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the whole process group: first politely, and the rest of it after a while."""
-    deadline = time.monotonic() + _TERMINATE_SECONDS
+def command(name: str, module: str, *arguments: str, tell: Tell, minutes: float, ours: bool = False) -> None:
+    """Run `python -m MODULE` in the current folder.
+
+    Args:
+        name: what its own words begin with.
+        module: with a `main` of `pipeline.stage`.
+        arguments: of its command line.
+        tell: is given each line of output as it comes.
+        minutes: that it may take.
+        ours: takes the module from where this flow's code is, not from the current folder.
+
+    Raises:
+        StageError: with its exit code and own words.
+    """
+    words = [sys.executable, *(["-P"] if ours else []), "-m", module, *arguments]
+    path = f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    _run(name, words, tell, minutes, {"PYTHONPATH": path} if ours else {})
+
+
+def _run(name: str, words: list[str], tell: Tell, minutes: float, environment: Mapping[str, str]) -> None:
+    own_words, said = "", ""
+    code: int | None = None
+
+    def hear(line: str) -> None:
+        nonlocal own_words, code, said
+        if _HINT.match(line):  # what DVC tells a person to do next
+            return
+        tell(line)
+        said = line
+        if line.startswith(f"{name}: ") and bars.percent(line) is None:
+            own_words = line
+        if found := _EXITED.search(line):
+            code = int(found[1])
+        elif _BUSY.search(line):
+            code = TEMPORARY
+
+    common = {
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        OWNER: alive.identity(),
+        READ_ALONG: str(_PROGRESS_SECONDS),
+    }
     try:
-        os.killpg(process.pid, signal.SIGTERM)
-        # DVC may be gone at once, while its stage still clears up; the group is there until its last member ends.
-        while time.monotonic() < deadline:
-            process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+        returned = process.run(words, hear, {**common, **environment}, 60 * minutes)
+    except process.TooLongError:
+        raise StageTimeoutError(
+            TEMPORARY, f"{name}: took longer than flow.timeout_minutes.{name} ({minutes:g}); raise it in params.yaml"
+        ) from None
+    if returned:
+        code = returned if code is None else code
+        what = own_words or said or f"{name}: failed"
+        if code < 0:  # then what it said last is not why
+            what = f"{name}: killed by {signal.Signals(-code).name}; what it said last: {said or 'nothing'}"
+        raise StageError(code, what)

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline import paths, stage
 from pipeline.data import page
 from pipeline.data.account import Account, read_set_aside, write_set_aside
@@ -26,6 +24,7 @@ from pipeline.errors import DataError
 from pipeline.files import read_json, swapped_in, write_json
 from pipeline.model.vocabulary import Unknown, unknown_tokens
 from pipeline.params import Captions, Params
+from pipeline.progress import progress_bar
 
 _MOST_UNKNOWN = 0.02  # of a caption's tokens; above it a model misses what people wrote
 _EXAMPLES = 20  # captions before and after, in the report
@@ -97,7 +96,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     targets = (paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE, paths.DATA_PAGE)
     with swapped_in(*targets) as (folder, new_report, new_aside, new_page):
         for split in SPLITS:
-            bar = tqdm(kept[split], desc=f"build {split}", unit=" pictures", disable=None)
+            bar = progress_bar(kept[split], desc=f"build {split}", unit=" pictures")
             write_split(folder / split, bar, reader, last=paths.DATASET / split)
         write_json(new_report, report)
         write_set_aside(new_aside, account.aside)

@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from pipeline import paths, stage
 from pipeline.data import pictures, records
 from pipeline.data.account import Account, write_set_aside
@@ -29,6 +27,7 @@ from pipeline.data.sources import CaptionFile, PictureIndex, caption_files, is_r
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json, sha256_of, swapped_in, write_json
 from pipeline.params import Ingest, Params
+from pipeline.progress import progress_bar
 
 PICTURE_BYTES = 256 * 2**20  # of one file; no photo comes near
 _MADE_BY = "made_by.json"  # what, beside the raw bytes, the pictures in the folder follow from
@@ -183,8 +182,8 @@ class _Source:
         outcome: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> the first that has a caption, and what of it
         with PictureWriter(folder, last.pictures) as writer:
             made = zip(self._captions, _map(normalise, self._captions), strict=True)
-            for index, (sha256, result) in tqdm(
-                made, total=len(self._captions), desc=f"ingest {self.name}", unit=" pictures", disable=None
+            for index, (sha256, result) in progress_bar(
+                made, total=len(self._captions), desc=f"ingest {self.name}", unit=" pictures"
             ):
                 if sha256 is None:
                     assert isinstance(result, str)

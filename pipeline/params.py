@@ -240,6 +240,45 @@ class Promote(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
 
+Minutes = Annotated[float, Field(gt=0, le=1_000_000)]
+
+
+class Timeouts(Section):
+    """After how many minutes each stage, and each step of the flows beside the stages, is ended."""
+
+    ingest: Minutes
+    build: Minutes
+    finetune: Minutes
+    evaluate: Minutes
+    register_: Annotated[Minutes, Field(alias="register")]
+    fetch: Minutes
+    promote: Minutes
+    publish: Minutes
+    other: Minutes
+
+    def of(self, name: str) -> float:
+        """The minutes of a stage or a step."""
+        return float(self.model_dump(by_alias=True).get(name, self.other))
+
+
+class Flow(Section):
+    """How the flows run the stages. No stage's result depends on it."""
+
+    retries: Annotated[int, Field(ge=0, le=20)]
+    retry_seconds: Annotated[float, Field(ge=0, le=86_400)]
+    timeout_minutes: Timeouts
+    wait_minutes: Annotated[float, Field(ge=0, le=1_000_000)]
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None
+
+
+class Retrain(Section):
+    """What the retraining flow starts from, publishes and keeps."""
+
+    start: Literal["base", "champion"]
+    publish: bool
+    keep: Annotated[int, Field(ge=1, le=100_000)]
+
+
 class Params(Section):
     """All of `params.yaml`."""
 
@@ -249,6 +288,8 @@ class Params(Section):
     evaluate: Evaluate
     register_: Annotated[Register, Field(alias="register")]
     promote: Promote
+    flow: Flow
+    retrain: Retrain
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections by their dotted keys, as MLflow shows them."""

@@ -31,3 +31,4 @@ WORK = Path(".work")  # locks, and what can be made again at any time; no stage'
 TRAININGS = WORK / "training"  # states of trainings that have not ended
 SAID = WORK / "captions"  # what registered versions say of test pictures
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures
+STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion

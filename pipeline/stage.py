@@ -1,7 +1,8 @@
 """The one entry of every stage and command: `main` reads the arguments and params, then runs the work.
 
-It takes the stage's lock, ends the stage when its parent dies, and turns exceptions into one line and an
-exit code. A stage returns its last line: what was made, where it is, what to do next.
+It takes the stage's lock, lets no stage in where another flow or `dvc repro` is at work, ends the stage when its
+parent dies, and turns exceptions into one line and an exit code. A stage returns its last line: what was made, where
+it is, what to do next.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ import errno
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
-from pipeline import paths
+from pipeline import alive, claim, paths
 from pipeline.errors import PipelineError, TemporaryError, is_out_of_memory
 from pipeline.params import load
 
-OWNER = "IMAGE_CAPTIONING_OWNER"  # the process id of a flow: the stage ends when that process does
-_WATCH_SECONDS = 0.5
 _GRACE_SECONDS = 60.0  # to write the state of a training
 
 # A default run sends nothing to anybody.
@@ -61,7 +58,7 @@ def main(
     """
     module = sys.modules["__main__"]
     parser = argparse.ArgumentParser(
-        prog=f"python -m pipeline.{name}",
+        prog=f"python -m {module.__spec__.name if module.__spec__ else f'pipeline.{name}'}",
         description=(module.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,7 +82,7 @@ def _run(
         signal.signal(signal.SIGTERM, _terminate)
         _end_with_parent()
         given = (load(), args) if workspace else (args,)
-        with _locked(lock) if lock else nullcontext():
+        with _locked(name, lock) if lock else nullcontext():
             line = work(*given)
         if tells:
             print(f"{name}: {line}", flush=True)
@@ -118,9 +115,10 @@ def _say(name: str, message: str, code: int) -> int:
 
 
 @contextmanager
-def _locked(lock: str) -> Iterator[None]:
+def _locked(name: str, lock: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
+    claim.enter(name)
     path = paths.WORK / "locks" / f"{lock}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path)
@@ -173,38 +171,15 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """Start a thread that ends this process once its parent, or the flow that owns it, is gone.
-
-    DVC starts a stage through a shell. Where that shell stays between the two (`sh -c`), it outlives a
-    killed DVC, so its own parent is watched as well.
-    """
+    """Have this process end once its parent, or the flow that owns it, is gone; at once where one is already."""
     import psutil
 
-    watched = []
     try:
-        parent = psutil.Process().parent()
-        while parent is not None:
-            watched.append(parent)
-            command = parent.cmdline()
-            parent = parent.parent() if len(command) > 2 and command[1] == "-c" else None
-        if os.environ.get(OWNER, "").isdigit():
-            watched.append(psutil.Process(int(os.environ[OWNER])))
+        watched = alive.starters()
     except psutil.NoSuchProcess:
+        watched = [""]
+    if owner := os.environ.get(claim.OWNER):
+        watched.append(owner)
+    if not all(map(alive.is_alive, watched)):
         os.kill(os.getpid(), signal.SIGTERM)
-    except psutil.AccessDenied:
-        pass  # another user's process: what could be read is watched
-
-    def watch() -> None:
-        while all(_alive(process) for process in watched):
-            time.sleep(_WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_SECONDS)
-        os._exit(75)
-
-    def _alive(process: psutil.Process) -> bool:
-        try:
-            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+    alive.end_with(watched, _GRACE_SECONDS)

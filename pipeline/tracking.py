@@ -24,14 +24,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it whe
 
 import mlflow
 import numpy as np
-import psutil
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipeline import paths
+from pipeline import alive, paths
 from pipeline.errors import ConfigError, TemporaryError
+from pipeline.files import read_json
 
 TRAINING_KEY = "training_key"
 MODEL_SHA256 = "model_sha256"
@@ -41,6 +41,8 @@ RESTORED = "restored"  # the run was made from the files of a training that this
 _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
 _LOCK_SECONDS = 120
+_SQLITE = "sqlite:///"
+_TEST = "test/"  # begins the names of test figures
 _FAILURES = (MlflowException, OSError)  # what an MLflow store that can't be reached raises
 
 
@@ -55,7 +57,7 @@ def client() -> mlflow.MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")
-    lock = paths.WORK / "locks" / "mlflow.lock"
+    lock = _home() / paths.WORK / "locks" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         # A new SQLite file that several processes open at once is corrupted, so one makes it.
@@ -67,13 +69,23 @@ def client() -> mlflow.MlflowClient:
         raise _unreachable(error) from None
 
 
+def uri() -> str:
+    """The address of the store in use."""
+    return str(mlflow.get_tracking_uri())
+
+
+def _home() -> Path:
+    """The folder of our own SQLite file, in which the artifacts lie too; else the current one."""
+    return Path(uri().removeprefix(_SQLITE)).parent if uri().startswith(_SQLITE) else Path()
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _unreachable(error: Exception) -> TemporaryError:
     return TemporaryError(
-        f"MLflow at {mlflow.get_tracking_uri()} can't be used ({_first_line(error)}); start that server or"
+        f"MLflow at {uri()} can't be used ({_first_line(error)}); start that server or"
         " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
     )
 
@@ -103,8 +115,8 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
     """
     found = store.get_experiment_by_name(name)
     if found is None:
-        own = mlflow.get_tracking_uri().startswith("sqlite:")
-        location = (Path("mlartifacts").absolute() / name).as_uri() if own else None
+        own = uri().startswith(_SQLITE)
+        location = ((_home() / "mlartifacts").absolute() / name).as_uri() if own else None
         return str(store.create_experiment(name, artifact_location=location))
     if found.lifecycle_stage != "active":
         raise ConfigError(
@@ -131,7 +143,7 @@ def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]
         if "process" not in tags:
             continue  # not one of ours
         if tags.get("host") == socket.gethostname():
-            dead = not _is_running(tags["process"])
+            dead = not alive.is_alive(tags["process"])
         else:
             dead = time.time() - float(tags.get("heartbeat", 0)) > _DEAD_AFTER_SECONDS
         if dead:
@@ -146,20 +158,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         return f"uid {os.getuid()}"
-
-
-def _this_process() -> str:
-    # A process id alone is used again sooner or later; with the start time it is not.
-    me = psutil.Process()
-    return f"{me.pid}:{me.create_time():.2f}"
-
-
-def _is_running(process: str) -> bool:
-    pid, _, started = process.partition(":")
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
-    except (psutil.Error, ValueError):
-        return False
 
 
 class TrainingRun:
@@ -263,15 +261,15 @@ def training_run(
 
     It says that it is running, and beats, until the block ends; then whether the block failed.
     """
-    alive = {"host": socket.gethostname(), "process": _this_process(), "heartbeat": f"{time.time():.0f}"}
+    beating = {"host": socket.gethostname(), "process": alive.identity(), "heartbeat": f"{time.time():.0f}"}
     run = find_run(store, experiment_id, training_key)
     if run is None:
         who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
-        every = {**who, **tags, TRAINING_KEY: training_key, **alive}
+        every = {**who, **tags, TRAINING_KEY: training_key, **beating}
         run = store.create_run(experiment_id, run_name=f"git-{training_key[:8]}", tags=every)
     else:
         store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        for key, value in alive.items():
+        for key, value in beating.items():
             store.set_tag(run.info.run_id, key, value)
     ended = threading.Event()
 
@@ -369,6 +367,49 @@ def versions(store: mlflow.MlflowClient, model: str) -> list[int]:
             return sorted(found)
 
 
+def version_of_alias(store: mlflow.MlflowClient, model: str, alias: str) -> int | None:
+    """The number of the version that an alias names, if there is one."""
+    try:
+        return int(store.get_model_version_by_alias(model, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def run_of(store: mlflow.MlflowClient, model: str, version: int) -> Run:
+    """The run that a registered version came from."""
+    return store.get_run(store.get_model_version(model, str(version)).run_id)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The test figures of a run.
+
+    Attributes:
+        metrics: of the model alone, not of what it was compared with.
+        test_sha256: of the test split that they were measured on, where the run tells.
+    """
+
+    metrics: dict[str, float]
+    test_sha256: str | None
+
+
+def figures(store: mlflow.MlflowClient, run: Run) -> Figures:
+    """What a run tells of its test figures."""
+    test_sha256 = None
+    if paths.EVALUATE_REPORT.name in {file.path for file in store.list_artifacts(run.info.run_id)}:
+        with contextlib.suppress(*_FAILURES, ValueError):
+            file = store.download_artifacts(run.info.run_id, paths.EVALUATE_REPORT.name)
+            test_sha256 = read_json(Path(file)).get("test_sha256")
+    metrics = {
+        key.removeprefix(_TEST): value
+        for key, value in sorted(run.data.metrics.items())
+        if key.startswith(_TEST) and "/" not in key.removeprefix(_TEST)
+    }
+    return Figures(metrics, test_sha256)
+
+
 def training_pictures(model: str, version: int) -> Path | None:
     """The list of pictures that a version was trained on; None where the version does not tell."""
     try:
@@ -456,7 +497,7 @@ def checkpoint_of(model: str) -> Path:
         folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
     except MlflowException as error:
         raise ConfigError(
-            f"{model}: not to be had from MLflow at {mlflow.get_tracking_uri()} ({_first_line(error)});"
+            f"{model}: not to be had from MLflow at {uri()} ({_first_line(error)});"
             " `make ui` shows the versions and aliases that there are"
         ) from None
     return Path(folder)

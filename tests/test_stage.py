@@ -10,7 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline import alive
 from tests.conftest import environment, run
+
+STAGES = ["ingest", "build", "finetune", "evaluate", "register"]
 
 STAGE = '''
 """A stage that {does}."""
@@ -115,7 +118,7 @@ def test_it_ends_itself_when_its_parent_is_killed(workspace: Path, between: str)
 
 def test_it_does_not_start_when_the_flow_that_owns_it_is_gone_already(workspace: Path) -> None:
     write_stage(workspace, "pass")
-    done = run(workspace, sys.executable, "example.py", IMAGE_CAPTIONING_OWNER="4194000")
+    done = run(workspace, sys.executable, "example.py", IMAGE_CAPTIONING_OWNER="4194000:1.0")
     assert done.returncode == 75
     assert done.stderr.count("\n") == 1
 
@@ -123,15 +126,18 @@ def test_it_does_not_start_when_the_flow_that_owns_it_is_gone_already(workspace:
 def test_it_ends_when_the_flow_that_owns_it_is_killed(workspace: Path) -> None:
     write_stage(workspace, "time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as owner:
+        identity = alive.identity(psutil.Process(owner.pid))
         stage = subprocess.Popen(
-            [sys.executable, "example.py"], cwd=workspace, env=environment(IMAGE_CAPTIONING_OWNER=str(owner.pid))
+            [sys.executable, "example.py"],
+            cwd=workspace,
+            env=environment(IMAGE_CAPTIONING_OWNER=identity),
         )
         wait_for((workspace / "started").exists)
         owner.kill()
     assert stage.wait(timeout=20) == 75
 
 
-@pytest.mark.parametrize("name", ["ingest", "build", "finetune", "evaluate", "register", "caption", "summary", "ui"])
+@pytest.mark.parametrize("name", [*STAGES, "caption", "summary", "ui", "standing"])
 def test_help_imports_nothing_heavy(name: str) -> None:
     probe = (
         "import runpy, sys\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from pipeline.model.batches import collate, cropped, pixel_values
 from pipeline.model.checkpoint import Checkpoint, load
 from pipeline.model.precision import chosen, computing
 from pipeline.params import Evaluate
+from pipeline.progress import progress_bar
 
 
 class Captioner:
@@ -58,7 +58,7 @@ class Captioner:
             name: stands before the progress bar.
         """
         found: list[str] = []
-        for first in tqdm(range(0, len(pictures), how.batch_size), desc=name, unit=" batches", disable=None):
+        for first in progress_bar(range(0, len(pictures), how.batch_size), desc=name, unit=" batches"):
             some = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + how.batch_size]]
             found += self.caption(some, beams=how.beams, max_tokens=max_tokens)
         return found

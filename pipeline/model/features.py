@@ -20,11 +20,11 @@ import filelock
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
 from pipeline.model.batches import Pictures, pixel_values
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.precision import computing
+from pipeline.progress import progress_bar
 
 # Every batch has as many pictures, filled up if need be: so a picture's row does not depend, in its last bits,
 # on those that happened to be encoded beside it.
@@ -143,7 +143,7 @@ class Features(Dataset[torch.Tensor]):
             rows.truncate(len(there) * self._row_bytes)
             lines.truncate(len(there) * _LINE)
             starts = range(0, len(missing), _BATCH)
-            for start in tqdm(starts, desc="features", unit=" batches", disable=None if missing else True):
+            for start in progress_bar(starts, desc="features", unit=" batches", shown=bool(missing)):
                 some = missing[start : start + _BATCH]
                 encoded = self._encode(some)
                 rows.write(b"".join(encoded))

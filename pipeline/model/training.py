@@ -37,6 +37,7 @@ from pipeline.model.optimization import adamw, summed_loss
 from pipeline.model.precision import computing
 from pipeline.model.states import States
 from pipeline.params import Finetune
+from pipeline.progress import progress_bar
 from pipeline.score.metrics import cider_d
 from pipeline.score.tokens import tokenize as words_of
 
@@ -150,12 +151,8 @@ class Training:
             ConfigError: a loss or gradient that is not finite; nothing was learned from it.
         """
         self._asked, progress = asked_to_stop, self.progress
-        bar = tqdm(
-            total=self.steps,
-            initial=progress.step,
-            desc="finetune",
-            unit=" steps",
-            disable=None if self._rank == 0 else True,
+        bar = progress_bar(
+            total=self.steps, initial=progress.step, desc="finetune", unit=" steps", shown=self._rank == 0
         )
         while len(progress.epochs) < self._settings.epochs and not self._is_stale():
             epoch = len(progress.epochs) + 1

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 import stat
 import sys
-import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from flows import stages
+from pipeline import alive
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def failure(dvc: Path, body: str) -> stages.StageError:
     dvc.write_text(f"#!/bin/sh\n{body}\nexit 255\n")
     with pytest.raises(stages.StageError) as caught:
-        stages.run("build", lambda line: None)
+        stages.repro("build", lambda line: None, 1)
     return caught.value
 
 
@@ -38,64 +36,61 @@ def failure(dvc: Path, body: str) -> stages.StageError:
         ("failed to run: python -m pipeline.build, exited with 78", 78, False),
         ("failed to run: python -m pipeline.build, exited with 1", 1, False),
         ("failed to run: python -m pipeline.build, exited with 75", 75, True),
-        ("failed to run: python -m pipeline.build, exited with -9", -9, True),
         ("failed to run: python -m pipeline.build, exited with 137", 137, True),
         ("'data/x' is busy, it is being blocked by:", 75, True),
+        ("Unable to acquire lock. Most likely another DVC process is running", 75, True),
     ],
 )
 def test_the_stages_own_exit_code_decides_whether_it_is_tried_again(
     dvc: Path, said: str, code: int, again: bool
 ) -> None:
-    found = failure(dvc, f'echo "build: its own words"; echo "ERROR: {said}"')
+    found = failure(dvc, f'echo "build: its own words"; echo "build:  40% 2 of 5 pictures"; echo "ERROR: {said}"')
     assert found.code == code
     assert found.worth_a_retry is again
     assert str(found) == "build: its own words"
 
 
-def test_lines_come_as_they_are_said(dvc: Path, tmp_path: Path) -> None:
-    """The stand-in says its last line only once its second was heard, so it would hang if lines came at the end."""
-    dvc.write_text("#!/bin/sh\necho one\necho two >&2\nwhile [ ! -e heard ]; do sleep 0.05; done\necho three\n")
+def test_of_a_killed_stage_what_it_said_last_is_not_taken_for_the_reason(dvc: Path) -> None:
+    said = "failed to run: python -m pipeline.build, exited with -9"
+    found = failure(dvc, f'echo "build: all is well"; echo "{said}"')
+    assert (found.code, found.worth_a_retry) == (-9, True)
+    assert str(found).startswith("build: killed by SIGKILL; what it said last: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "stale"),
+    [
+        ("Stage 'build' didn't change, skipping", False),
+        ("Running stage 'build':", True),
+        ("Stage 'build' is cached - skipping run, checking out outputs", True),
+    ],
+)
+def test_it_is_told_whether_there_was_anything_to_do(dvc: Path, said: str, stale: bool) -> None:
+    dvc.write_text(f'#!/bin/sh\necho "{said}"\n')
+    assert stages.repro("build", lambda line: None, 1) is stale
+
+
+def test_the_stage_knows_the_flows_process_and_dvcs_hints_to_people_are_left_out(dvc: Path) -> None:
+    dvc.write_text("#!/bin/sh\necho $IMAGE_CAPTIONING_OWNER $DVC_NO_ANALYTICS $@\nprintf '\\tgit add dvc.lock\\n'\n")
     heard: list[str] = []
-
-    def tell(line: str) -> None:
-        heard.append(line)
-        if line == "two":
-            (tmp_path / "heard").touch()
-
-    stages.run("build", tell)
-    assert heard == ["one", "two", "three"]
+    stages.repro("build", heard.append, 1)
+    assert heard == [f"{alive.identity()} 1 repro --single-item build"]
 
 
-def test_an_interruption_leaves_no_process_behind(dvc: Path) -> None:
-    dvc.write_text("#!/bin/sh\nsh -c 'sleep 300' &\necho $!\nsleep 300\n")
-    children: list[psutil.Process] = []
-
-    def interrupt(line: str) -> None:
-        children.extend(psutil.Process().children(recursive=True))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stages.run("build", interrupt)
-    assert len(children) >= 2
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+def test_a_commands_failure_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("import sys; print('mine: bad'); sys.exit(int(sys.argv[1]))")
+    with pytest.raises(stages.StageError, match="mine: bad") as caught:
+        stages.command("mine", "mine", "78", tell=lambda line: None, minutes=1)
+    assert caught.value.code == 78
+    stages.command("mine", "mine", "0", tell=lambda line: None, minutes=1)
 
 
-def test_a_stage_may_clear_up_after_its_dvc_is_gone(dvc: Path, tmp_path: Path) -> None:
-    clears = "trap 'sleep 1; touch cleared; exit 75' TERM; echo up; while :; do sleep 0.1; done"
-    dvc.write_text(f'#!/bin/sh\nsh -c "{clears}" &\nsleep 300\n')
-
-    def interrupt(line: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stages.run("build", interrupt)
-    assert (tmp_path / "cleared").exists()
-
-
-def test_the_stage_knows_the_flows_process(dvc: Path) -> None:
-    dvc.write_text("#!/bin/sh\necho $IMAGE_CAPTIONING_OWNER $DVC_NO_ANALYTICS\n")
-    heard: list[str] = []
-    stages.run("build", heard.append)
-    assert heard == [f"{os.getpid()} 1"]
-    assert threading.active_count() < 20
+def test_a_command_of_the_flows_own_comes_from_where_its_code_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows/settle.py").write_text("raise SystemExit('the wrong one')")
+    with pytest.raises(stages.StageError, match=r"settle: params\.yaml: not found"):
+        stages.command("settle", "flows.settle", tell=lambda line: None, minutes=1, ours=True)

@@ -1,61 +1,212 @@
-"""The flow against a real Prefect server, in a workspace where the loop has run."""
+"""The training flow against a real Prefect server, in a small house with real DVC."""
 
 from __future__ import annotations
 
+import re
+import shutil
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.files import sha256_of
-from tests.conftest import ROOT, run
+import pytest
 
-OUTPUTS = ("data/ingest", "data/dataset", "models/finetune", "reports", "dvc.lock")
+from pipeline import claim
+from pipeline.files import read_json, sha256_of
+from tests.conftest import run, set_params
+from tests.flows.conftest import Api, processes_in, wait_until
+from tests.flows.house import git
+
+OUTPUTS = ("data/ingest", "data/dataset", "models/finetune", "reports", "dvc.lock", "data/raw")
+NOTHING = "Data and pipelines are up to date."
+Start = Callable[..., subprocess.Popen[str]]
 
 
 def result(folder: Path) -> str:
     return sha256_of(*(folder / name for name in OUTPUTS))
 
 
-def test_the_flow_has_the_result_of_dvc_repro_and_fails_with_the_stages_own_words(loop: Path, tmp_path: Path) -> None:
-    home = {"PREFECT_HOME": str(tmp_path / "prefect")}
-    settled = run(loop, "dvc", "repro")
-    assert settled.returncode == 0, settled.stderr
-    before = result(loop)
+def train(folder: Path, prefect: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", "flows.train", **prefect, **more)
 
-    done = run(loop, sys.executable, "-m", "flows.train", **home)
+
+def bring(folder: Path, text: str) -> None:
+    """Change the raw captions, which DVC may have linked to its cache."""
+    file = folder / "data/raw/mine/captions.csv"
+    file.unlink()
+    file.write_text(text)
+
+
+def test_it_has_the_result_of_dvc_repro_with_the_dvc_files_and_the_lock(
+    house: Path, prefect: dict[str, str], api: Api
+) -> None:
+    other = house.parent / "the same"
+    shutil.copytree(house, other)
+    for folder in (house, other):
+        bring(folder, "a.jpg,a boat\nb.jpg,a red house\n")
+    assert run(other, "dvc", "repro").returncode == 0
+    done = train(house, prefect)
     assert done.returncode == 0, done.stderr
-    assert "every stage is up to date" in done.stdout
-    for stage in ("ingest", "build", "finetune", "evaluate", "register"):
-        assert f"Task run '{stage}'" in done.stderr
-    assert result(loop) == before
-
-    table = loop / "data/raw/small/captions.csv"
-    good = table.read_bytes()
-    table.unlink()
-    table.write_text("picture,words\n")
-    failed = run(loop, sys.executable, "-m", "flows.train", **home)
-    table.write_bytes(good)
-    run(loop, "dvc", "repro")
-    assert failed.returncode == 65
-    assert failed.stderr.splitlines()[-1].startswith("flows.train: ingest: data/raw/small/captions.csv: row 1")
-    assert result(loop) == before
+    assert done.stdout.splitlines()[-1].startswith("flows.train: every stage is up to date")
+    assert result(house) == result(other)
+    assert git(house, "status", "--short").split() == ["M", "data/raw/mine.dvc", "M", "dvc.lock"]
+    tasks = api.tasks(api.run_of(done.stderr))
+    assert [*tasks] == ["settle", "ingest", "build", "finetune", "evaluate", "register", "standing"]
+    assert {task["state_type"] for task in tasks.values()} == {"COMPLETED"}
+    assert set(tasks["build"]["tags"]) == {"image-captioning", "build"}
 
 
-RETRIES = """
-from flows import stages, train
-codes = {"ingest": 75, "build": -9, "finetune": 65}
-calls = []
-def run(stage, tell):
-    calls.append(stage)
-    raise stages.StageError(codes[stage], f"{stage}: its words")
-stages.run = run
-train.run_stage = train.run_stage.with_options(retry_delay_seconds=0)
-for stage in codes:
-    stages.STAGES = (stage,)
-    print(train.main(), *calls)
-    calls.clear()
-"""
+def test_what_comes_in_while_it_runs_is_the_next_runs(house: Path, start: Start) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    flow = start(house, "flows.train", WORKS_SECONDS="1")
+    assert flow.stdout
+    for line in flow.stdout:
+        if "Running stage 'build'" in line:
+            bring(house, "c.jpg,a third\n")
+    assert flow.wait() == 0
+    assert read_json(house / "reports/ingest/mine.json")["rows"]["in"] == 2
+    assert read_json(house / "reports/build.json")["rows"]["in"] == 2
+    status = run(house, "dvc", "status").stdout
+    assert "data/raw/mine" in status
+    assert "build:" not in status
 
 
-def test_a_stage_is_tried_again_only_where_that_can_help(tmp_path: Path) -> None:
-    done = run(ROOT, sys.executable, "-c", RETRIES, PREFECT_HOME=str(tmp_path))
-    assert done.stdout.splitlines()[-3:] == ["75" + 4 * " ingest", "137" + 4 * " build", "65 finetune"]
+def test_what_is_up_to_date_is_not_run_and_shows_nothing(house: Path, prefect: dict[str, str], api: Api) -> None:
+    before = result(house)
+    done = train(house, prefect)
+    assert done.returncode == 0, done.stderr
+    assert "Running stage" not in done.stderr
+    found = api.run_of(done.stderr)
+    assert [*api.tasks(found)] == ["settle", "ingest", "build", "finetune", "evaluate", "register"]
+    assert api.artifacts(found) == {}
+    assert result(house) == before
+
+
+@pytest.mark.parametrize(("works", "code"), [("build=65", 65), ("build=78", 78)])
+def test_bad_data_and_bad_configuration_fail_at_once_with_the_stages_own_words(
+    house: Path, prefect: dict[str, str], api: Api, works: str, code: int
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(house, prefect, WORKS=works)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == "flows.train: build: build was told to fail"
+    found = api.run_of(done.stderr)
+    assert found["state_type"] == "FAILED"
+    assert found["state"]["message"] == "build: build was told to fail"
+    tasks = api.tasks(found)
+    assert "finetune" not in tasks
+    assert tasks["build"]["run_count"] == 1
+
+
+@pytest.mark.parametrize("how", ["75", "kill"])
+def test_what_may_pass_is_tried_again_after_a_while(
+    house: Path, prefect: dict[str, str], api: Api, tmp_path: Path, how: str
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(house, prefect, WORKS=f"finetune={how}@{tmp_path}/once")
+    assert done.returncode == 0, done.stderr
+    assert api.tasks(api.run_of(done.stderr))["finetune"]["run_count"] == 2
+
+
+def test_it_gives_up_in_the_end(house: Path, prefect: dict[str, str], api: Api) -> None:
+    set_params(house, {"flow.retries": 2})
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(house, prefect, WORKS="ingest=75")
+    assert done.returncode == 75
+    assert api.tasks(api.run_of(done.stderr))["ingest"]["run_count"] == 3
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
+    house: Path, prefect: dict[str, str], api: Api
+) -> None:
+    set_params(house, {"flow.timeout_minutes.finetune": 0.05})
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(house, prefect, WORKS="finetune=sleep")
+    assert done.returncode == 75
+    words = "finetune: took longer than flow.timeout_minutes.finetune (0.05); raise it in params.yaml"
+    assert done.stderr.splitlines()[-1] == f"flows.train: {words}"
+    task = api.tasks(api.run_of(done.stderr))["finetune"]
+    assert (task["state_name"], task["run_count"]) == ("TimedOut", 1)
+    assert not processes_in(house)
+    assert train(house, prefect).returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_well(
+    house: Path, prefect: dict[str, str], start: Start, how: signal.Signals
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    flow = start(house, "flows.train", WORKS="finetune=sleep")
+    assert flow.stdout
+    next(line for line in flow.stdout if "finetune: sleeps" in line)
+    assert len(processes_in(house)) >= 3  # the flow, dvc, the stage
+    flow.send_signal(how)
+    assert flow.wait(timeout=20) != 0
+    wait_until(lambda: not processes_in(house), 10)
+    done = train(house, prefect)
+    assert done.returncode == 0, done.stderr
+    if how == signal.SIGKILL:
+        assert re.search(r"takes over the workspace from `flows.train` \(process \d+\), which had died", done.stderr)
+    assert run(house, "dvc", "status").stdout.strip() == NOTHING
+
+
+def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
+    house: Path, start: Start, prefect: dict[str, str]
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    first = start(house, "dvc", "repro", WORKS_SECONDS="1.5")
+    assert first.stdout
+    next(line for line in first.stdout if "Running stage 'build'" in line)
+    flow = start(house, "flows.train", WORKS_SECONDS="1")
+    assert flow.stdout
+    waits = next(line for line in flow.stdout if "waits: " in line)
+    assert re.search(r"`dvc repro` \(process \d+\) is at work in this workspace; wait until it has ended", waits)
+    assert "is at work" not in first.stdout.read()
+    assert first.wait() == 0
+
+    assert flow.wait() == 0
+    set_params(house, {"finetune.epochs": 7})
+    flow = start(house, "flows.train", WORKS_SECONDS="2")
+    assert flow.stdout
+    next(line for line in flow.stdout if "Running stage 'finetune'" in line)
+    second = run(house, "dvc", "repro")
+    assert second.returncode != 0
+    said = second.stdout + second.stderr
+    assert re.search(r"is at work in this workspace|is busy, it is being blocked", said), said
+    assert "Traceback" not in said
+    flow.stdout.read()
+    assert flow.wait() == 0
+    assert run(house, "dvc", "status").stdout.strip() == NOTHING
+
+
+def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes_too_long(
+    house: Path, start: Start, prefect: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_params(house, {"flow.wait_minutes": 0})
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    first = start(house, "flows.train", WORKS="finetune=sleep")
+    assert first.stdout
+    next(line for line in first.stdout if "finetune: sleeps" in line)
+    second = train(house, prefect)
+    assert second.returncode == 75
+    assert re.match(r"flows.train: `flows.train` \(process \d+\) is at work", second.stderr.splitlines()[-1])
+    first.terminate()
+    first.wait()
+    monkeypatch.chdir(house)
+    assert claim._read() is None
+
+
+def test_a_person_can_browse_the_account_the_figures_and_the_progress(
+    house: Path, prefect: dict[str, str], api: Api
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(house, prefect, WORKS="finetune=bars")
+    assert done.returncode == 0, done.stderr
+    shown = api.artifacts(api.run_of(done.stderr))
+    assert set(shown) == {"ingest-mine-account", "build-account", "figures", "mlflow-run", "finetune-progress"}
+    assert '{"what": "rows / in", "count": 2}' in shown["ingest-mine-account"]["data"]
+    assert '"champion": "1.2500", "change": "+0.2500"' in shown["figures"]["data"]
+    assert "http://127.0.0.1:5000/#/experiments/1/runs/r" in shown["mlflow-run"]["data"]
+    assert shown["finetune-progress"]["data"] == 100
+    assert len(re.findall(r"finetune: +\d+% \d+ of 40 steps", done.stderr)) <= 2

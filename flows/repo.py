@@ -1,0 +1,47 @@
+"""The DVC repository of the current folder, in-process; DVC's failures as ours.
+
+DVC is not thread-safe, and what it does can't be interrupted from outside; so this is used by small commands of their
+own (`flows.settle` and the like), never by the flow itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.errors import DataError, TemporaryError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+
+@contextmanager
+def opened() -> Iterator[Repo]:
+    """The repository.
+
+    Raises:
+        TemporaryError: another DVC is at work in it, or what lies elsewhere can't be had.
+        DataError: DVC can't do with its files what it was asked to.
+    """
+    from dvc.exceptions import DownloadError, DvcException, UploadError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except (LockError, DownloadError, UploadError) as error:
+        raise TemporaryError(_in_words(error)) from None
+    except DvcException as error:
+        raise DataError(_in_words(error)) from None
+
+
+def _in_words(error: BaseException) -> str:
+    """What DVC says, down to the cause."""
+    words = []
+    while error is not None:
+        if (said := str(error)) and said not in words:
+            words.append(said)
+        error = error.__cause__  # type: ignore[assignment]
+    return ": ".join(words)

@@ -1,0 +1,80 @@
+"""What a flow does around its work: the workspace to itself, failure in one line, an exit code for the shell."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prefect import Flow
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+
+from flows.stages import StageError
+from pipeline import alive, claim
+from pipeline.errors import PipelineError, TemporaryError
+
+_POLL_SECONDS = 2.0
+
+
+@contextmanager
+def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
+    """Have the workspace in the current folder; waits for whoever has it.
+
+    Raises:
+        TemporaryError: it had not been given back after so many minutes.
+    """
+    me = alive.identity()
+    deadline = time.monotonic() + 60 * wait_minutes
+    told = False
+    while True:
+        try:
+            dead = claim.take(who, me)
+            break
+        except TemporaryError as busy:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                tell(f"waits: {busy}")
+                told = True
+            time.sleep(_POLL_SECONDS)
+    if dead:
+        tell(f"takes over the workspace from {dead.who} (process {alive.pid_of(dead.process)}), which had died")
+    try:
+        yield
+    finally:
+        claim.give_back(me)
+
+
+def in_words(work: Callable[[], State | None]) -> State | None:
+    """Run a flow's work; gives the state of its end, where that is a failure with one line of words as its message."""
+    try:
+        return work()
+    except (StageError, PipelineError) as failure:
+        return Failed(message=str(failure), data=failure)
+
+
+def main(flow: Flow[[], State | None], done: str) -> int:
+    """Run a flow for a person; gives the exit code, which is that of the stage that failed.
+
+    Args:
+        flow: that ends in a state with a message.
+        done: the last line where that has none.
+    """
+    state = flow(return_state=True)
+    code, words = 0, state.message or done
+    if not state.is_completed():
+        failure = state.result(raise_on_failure=False)
+        code = _exit_code(failure)
+    # Prefect tells of its server's end after this; the last line is to be ours.
+    logging.getLogger("prefect").setLevel(logging.WARNING)
+    print(f"flows.{flow.name}: {words}", file=sys.stderr if code else sys.stdout)
+    return code
+
+
+def _exit_code(failure: object) -> int:
+    if isinstance(failure, StageError):
+        return failure.code if failure.code > 0 else 128 - failure.code
+    return failure.exit_code if isinstance(failure, PipelineError) else 1

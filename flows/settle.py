@@ -1,0 +1,41 @@
+"""Settle the raw files: each `.dvc` file that the stages depend on says what lies there now, as by `dvc repro`.
+
+So a flow that runs the stages one by one trains on one state of data/raw, whatever comes in meanwhile. Tells too, in
+.work/settled.json, which stages are stale now.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from flows.repo import opened
+from pipeline import paths, stage
+from pipeline.files import swapped_in, write_json
+from pipeline.params import Params
+
+SETTLED = paths.WORK / "settled.json"
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Bring the `.dvc` files up to date; returns the last line to print."""
+    from dvc.repo import lock_repo
+    from dvc.repo.reproduce import plan_repro
+
+    with opened() as repo, lock_repo(repo):
+        made = [stage for stage in repo.index.stages if stage.cmd]
+        used = [data for data in plan_repro(repo.index.graph, made) if not data.cmd]
+        changed = [data.addressing for data in used if data.changed()]
+        if changed:
+            repo.reproduce(targets=changed)
+        # `ingest@NAME` is of the stage `ingest`.
+        stale = sorted({stage.addressing.partition("@")[0] for stage in made if stage.changed()})
+    with swapped_in(SETTLED) as (place,):
+        write_json(place, {"stale": stale})
+    return (
+        f"{len(used)} .dvc files, of which {len(changed)} were brought up to date; stale:"
+        f" {', '.join(stale) or 'no stage'}"
+    )
+
+
+if __name__ == "__main__":
+    stage.main("settle", run)

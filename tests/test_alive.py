@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from pipeline import alive
+
+
+def test_a_process_is_known_by_its_id_and_start_time() -> None:
+    me = alive.identity()
+    assert alive.is_alive(me)
+    assert alive.pid_of(me) == psutil.Process().pid
+    pid, _, started = me.partition(":")
+    assert not alive.is_alive(f"{pid}:{float(started) - 100}")  # the id was another process's
+    assert not alive.is_alive("4194304:1.0")
+
+
+@pytest.mark.parametrize("word", ["", "x:y", ":"])
+def test_what_names_no_process_is_not_alive(word: str) -> None:
+    assert not alive.is_alive(word)
+
+
+def test_a_process_that_has_ended_is_not_alive_although_nobody_has_waited_for_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        identity = alive.identity(psutil.Process(process.pid))
+        assert alive.is_alive(identity)
+        process.kill()
+        end = time.monotonic() + 10
+        while alive.is_alive(identity):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert process.returncode is None
+
+
+def test_the_one_who_started_a_process_is_found_behind_shells() -> None:
+    code = "from pipeline import alive; print(*alive.starters())"
+    command = f'sh -c "{sys.executable} -c \\"{code}\\"; true"; true'
+    # As DVC calls bash.
+    done = subprocess.run(["bash", "--noprofile", "--norc", "-c", command], capture_output=True, text=True, check=True)
+    *shells, last = done.stdout.split()
+    assert len(shells) == 2
+    assert alive.pid_of(last) == psutil.Process().pid
