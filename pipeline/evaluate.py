@@ -10,6 +10,7 @@ import argparse
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline import paths, stage
 from pipeline.data.pictures import data_url
@@ -18,7 +19,9 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 from pipeline.params import Evaluate, Params
 from pipeline.score import gallery, naive
-from pipeline.score.metrics import cider_d, score
+from pipeline.score.diversity import mean_length, wording
+from pipeline.score.intervals import intervals, warning
+from pipeline.score.metrics import Statistics, statistics
 from pipeline.score.tokens import TOKENIZER, tokenize
 
 _BARS = "metrics.csv"
@@ -40,15 +43,19 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _answers(test, params)))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         references = [[tokenize(caption) for caption in line["references"]] for line in lines]
-        candidates = {system: [tokenize(line["captions"][system]) for line in lines] for system in lines[0]["captions"]}
-        metrics = {system: score(words, references) for system, words in candidates.items()}
-        each = {system: cider_d(words, references) for system, words in candidates.items()}
+        said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
+        counted = {system: statistics([tokenize(text) for text in texts], references) for system, texts in said.items()}
+        metrics = {system: counts.scores() for system, counts in counted.items()}
+        each = {system: counts.cider_d.tolist() for system, counts in counted.items()}
+        people = [line["references"] for line in lines]
+        learned = [caption for example in read_examples(paths.DATASET / "train") for caption in example.captions]
         write_json(
             report,
             {
-                **metrics,
+                **{system: _figures(counted[system], said[system], people, learned) for system in said},
                 "pictures": len(lines),
                 "references": sum(map(len, references)),
+                "reference_words": mean_length([words for several in references for words in several]),
                 "tokenizer": TOKENIZER,
                 "test_sha256": sha256_of(paths.DATASET / "test"),
             },
@@ -57,10 +64,20 @@ def run(params: Params, args: argparse.Namespace) -> str:
         _write_gallery(folder, lines, metrics, each, settings)
     others = {name: values["CIDEr-D"] for name, values in metrics.items() if name != _MODEL}
     versus = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in others.items())
+    if few := warning(len(lines)):
+        print(f"evaluate: {few}")
     return (
         f"CIDEr-D {metrics[_MODEL]['CIDEr-D']:.3f} on {len(lines):,} test pictures ({versus}); all figures are in"
         f" {paths.EVALUATE_REPORT}, the pictures in {paths.GALLERY}"
     )
+
+
+def _figures(
+    counted: Statistics, texts: Sequence[str], people: Sequence[Sequence[str]], learned: Sequence[str]
+) -> dict[str, Any]:
+    """What the report tells of a system. `dvc metrics` leaves lists out, so intervals do not crowd its table."""
+    ends = {name: [round(end, 4) for end in interval] for name, interval in intervals(counted).items()}
+    return {**counted.scores(), **wording(texts, people, learned), "intervals_95": ends}
 
 
 def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:

@@ -114,6 +114,7 @@ def _log(
             f"test/{name}" if system == "model" else f"test/{name}/{system}": value
             for system, scores in systems.items()
             for name, value in scores.items()
+            if isinstance(value, float)  # intervals are no metrics, and what there was nothing to count of has none
         }
     )
     for file, again in (
@@ -215,7 +216,7 @@ def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any],
     from pipeline import tracking
 
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
-    names = list(systems["model"])
+    names = list(systems["model"]["intervals_95"])
     table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for system, scores in systems.items():
         table.append(f"| {system.replace('_', ' ')} | {' | '.join(f'{scores[n]:.3f}' for n in names)} |")

@@ -43,6 +43,19 @@ def test_the_model_stands_beside_two_naive_answers(trained: Path) -> None:
     assert Path("reports/evaluate/contact_sheet.png").is_file()
 
 
+def test_each_system_has_scores_with_intervals_and_what_overlap_does_not_tell(trained: Path) -> None:
+    report = run_evaluate()
+    assert report["reference_words"] > 3
+    for system in ("model", "nearest_picture", "most_frequent"):
+        found = report[system]
+        for name, (low, high) in found["intervals_95"].items():
+            assert low - 1e-4 <= found[name] <= high + 1e-4
+        assert found["words"] >= 0
+    assert report["most_frequent"]["distinct_captions"] == 1 / report["pictures"]
+    assert report["nearest_picture"]["copied"] == report["most_frequent"]["copied"] == 1
+    assert report["nearest_picture"]["unknown_words"] == 0
+
+
 def test_where_training_started_from_a_checkpoint_it_is_evaluated_too(trained: Path) -> None:
     run_evaluate()
     alone = [line["captions"]["model"] for line in captions()]
