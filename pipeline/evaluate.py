@@ -20,11 +20,12 @@ from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, w
 from pipeline.params import Evaluate, Params
 from pipeline.score import gallery, naive
 from pipeline.score.diversity import mean_length, wording
-from pipeline.score.intervals import intervals, warning
+from pipeline.score.intervals import differences, intervals, warning
 from pipeline.score.metrics import Statistics, statistics
 from pipeline.score.tokens import TOKENIZER, tokenize
 
 _BARS = "metrics.csv"
+_COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
 _SHEET = "contact_sheet.png"
 _PLOTTED = 12  # pictures that `dvc plots` shows
 _MODEL = "model"
@@ -42,6 +43,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         # Written before they are scored, so that they can be scored again without any model.
         write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _answers(test, params)))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
+        _write_coco(folder, lines)
         references = [[tokenize(caption) for caption in line["references"]] for line in lines]
         said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
         counted = {system: statistics([tokenize(text) for text in texts], references) for system, texts in said.items()}
@@ -49,10 +51,13 @@ def run(params: Params, args: argparse.Namespace) -> str:
         each = {system: counts.cider_d.tolist() for system, counts in counted.items()}
         people = [line["references"] for line in lines]
         learned = [caption for example in read_examples(paths.DATASET / "train") for caption in example.captions]
+        figures = {system: _figures(counted[system], said[system], people, learned) for system in said}
+        for system in figures.keys() - {_MODEL}:
+            figures[system]["model_is_above_by"] = _above(counted[_MODEL], counted[system])
         write_json(
             report,
             {
-                **{system: _figures(counted[system], said[system], people, learned) for system in said},
+                **figures,
                 "pictures": len(lines),
                 "references": sum(map(len, references)),
                 "reference_words": mean_length([words for several in references for words in several]),
@@ -61,7 +66,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             },
         )
         _write_bars(folder / _BARS, metrics)
-        _write_gallery(folder, lines, metrics, each, settings)
+        ends = {system: values["intervals_95"] for system, values in figures.items()}
+        _write_gallery(folder, lines, metrics, ends, each, settings)
     others = {name: values["CIDEr-D"] for name, values in metrics.items() if name != _MODEL}
     versus = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in others.items())
     if few := warning(len(lines)):
@@ -78,6 +84,12 @@ def _figures(
     """What the report tells of a system. `dvc metrics` leaves lists out, so intervals do not crowd its table."""
     ends = {name: [round(end, 4) for end in interval] for name, interval in intervals(counted).items()}
     return {**counted.scores(), **wording(texts, people, learned), "intervals_95": ends}
+
+
+def _above(model: Statistics, other: Statistics) -> dict[str, list[float]]:
+    """By how much the model's scores are above another's on the same pictures: the difference, its 95 % interval."""
+    found = differences(other, model)
+    return {name: [round(value, 4) for value in (gain.value, gain.low, gain.high)] for name, gain in found.items()}
 
 
 def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
@@ -121,6 +133,21 @@ def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[d
         }
 
 
+def _write_coco(folder: Path, lines: Sequence[dict]) -> None:
+    """What the model says as COCO's results, and what people say as its annotations, for other tools to score."""
+    numbered = list(enumerate(lines, start=1))
+    said = [{"image_id": number, "caption": line["captions"][_MODEL]} for number, line in numbered]
+    people = [(number, caption) for number, line in numbered for caption in line["references"]]
+    write_json(folder / _COCO_RESULTS, said)
+    write_json(
+        folder / _COCO_ANNOTATIONS,
+        {
+            "images": [{"id": number, "file_name": line["file_name"]} for number, line in numbered],
+            "annotations": [{"id": k, "image_id": n, "caption": c} for k, (n, c) in enumerate(people, start=1)],
+        },
+    )
+
+
 def _write_bars(path: Path, metrics: dict[str, dict[str, float]]) -> None:
     """A row a bar of `dvc plots`, whose templates tell systems apart by name only."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -134,6 +161,7 @@ def _write_gallery(
     folder: Path,
     lines: Sequence[dict],
     metrics: dict[str, dict[str, float]],
+    ends: dict[str, dict[str, list[float]]],
     each: dict[str, list[float]],
     settings: Evaluate,
 ) -> None:
@@ -150,7 +178,7 @@ def _write_gallery(
         )
         for i in gallery.telling(each[_MODEL], gains, settings.gallery_pictures)
     ]
-    page = gallery.render(shown, metrics, len(lines), "Captions of the test split", _MODEL, versus)
+    page = gallery.render(shown, metrics, ends, len(lines), "Captions of the test split", _MODEL, versus)
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
     plotted = [(reader.read(line["file_name"]), _said(line)) for line in lines[:_PLOTTED]]
     gallery.contact_sheet(plotted).save(folder / _SHEET)

@@ -211,6 +211,12 @@ def _git_state() -> dict[str, str]:
     return {"git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
 
 
+def _figure(scores: Mapping[str, Any], name: str) -> str:
+    """A score with its 95 % interval."""
+    low, high = scores["intervals_95"][name]
+    return f"{scores[name]:.3f} ({low:.2f} to {high:.2f})"
+
+
 def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """The model card: what it is, from what, how good, what it is not for."""
     from pipeline import tracking
@@ -219,7 +225,7 @@ def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any],
     names = list(systems["model"]["intervals_95"])
     table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for system, scores in systems.items():
-        table.append(f"| {system.replace('_', ' ')} | {' | '.join(f'{scores[n]:.3f}' for n in names)} |")
+        table.append(f"| {system.replace('_', ' ')} | {' | '.join(_figure(scores, n) for n in names)} |")
     facts = "\n".join(f"* `{key}`: {value}" for key, value in tags.items() if key != "params")
     params = training["params"]
     return f"""# {name}
@@ -233,7 +239,7 @@ On {evaluation["pictures"]} pictures of the test split with {evaluation["referen
 
 {chr(10).join(table)}
 
-Tokenizer of the scores: {evaluation["tokenizer"]}.
+In brackets: 95 % intervals (bootstrap over the pictures). Words: {evaluation["tokenizer"]}.
 
 ## Where it comes from
 

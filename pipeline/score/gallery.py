@@ -65,6 +65,7 @@ def telling(scores: Sequence[float], gains: Sequence[float], most: int) -> list[
 def render(
     shown: Sequence[Shown],
     metrics: Mapping[str, Mapping[str, float]],
+    ends: Mapping[str, Mapping[str, Sequence[float]]],
     pictures: int,
     title: str,
     model: str,
@@ -75,6 +76,7 @@ def render(
     Args:
         shown: the pictures, in the order in which they stand on the page.
         metrics: each system's metrics over all scored pictures.
+        ends: of each metric the ends of its 95 % interval.
         pictures: how many were scored.
         title: of the page.
         model: the system that the page is about.
@@ -85,6 +87,7 @@ def render(
         _TEMPLATE,
         shown=shown,
         metrics=metrics,
+        ends=ends,
         names=list(next(iter(metrics.values()))),
         pictures=pictures,
         title=title,

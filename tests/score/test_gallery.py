@@ -16,7 +16,8 @@ def page(caption: str, name: str = "1.jpg", versus: str | None = None) -> str:
     captions = {"model": caption, "before": caption}
     picture = "data:image/jpeg;base64,AAAA"
     shown = gallery.Shown(name, picture, [caption, "b"], captions, {"model": 1.0, "before": 0.25})
-    return gallery.render([shown], SCORES, 1234, "A title", "model", versus)
+    ends = {system: dict.fromkeys(values, (0.1, 1.5)) for system, values in SCORES.items()}
+    return gallery.render([shown], SCORES, ends, 1234, "A title", "model", versus)
 
 
 def test_a_strangers_caption_can_not_become_part_of_the_page() -> None:
@@ -29,7 +30,7 @@ def test_a_strangers_caption_can_not_become_part_of_the_page() -> None:
 def test_the_page_is_whole_and_loads_nothing() -> None:
     html = page("x")
     assert "1,234 pictures" in html
-    assert "1.250" in html
+    assert "1.250<small>0.10 to 1.50</small>" in html
     assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
 
 
