@@ -13,7 +13,7 @@ A picture's id may be `image_id`, `id`, `file_name` or `image`; instead of `refe
 once, and one of them with --system.
 
 Pictures of the references without a prediction are left out, as in coco-caption's example; a prediction without
-references is an error. METEOR and SPICE need `pip install 'image-captioning[coco]'` and Java.
+references is an error. METEOR and SPICE need `pip install pycocoevalcap==1.2` and Java.
 """
 
 from __future__ import annotations

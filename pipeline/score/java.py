@@ -43,9 +43,9 @@ def _missing(name: str) -> str | None:
     """What has to be installed before it can be computed."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
-        return "needs pycocoevalcap; install it with `pip install 'image-captioning[coco]'`"
+        return "needs pycocoevalcap; install it with `pip install pycocoevalcap==1.2`"
     if shutil.which("java") is None:
-        return "needs Java; install a Java 8 or newer runtime"
+        return "needs Java; install a Java runtime, 8 or newer"
     library = Path(found.submodule_search_locations[0]) / "spice" / "lib"
     if name == "SPICE" and not all((library / model).is_file() for model in _SPICE_MODELS):
         return (

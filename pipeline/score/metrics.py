@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
@@ -59,6 +59,10 @@ class Statistics:
         """The scores of each picture, (pictures,) by the names in `NAMES`; BLEU is that of the picture alone."""
         bleu_of_each = _bleu(self.matches, self.totals, self.lengths, self.reference_lengths)
         return dict(zip(NAMES, (*bleu_of_each.T, self.rouge_l, self.cider_d, self.cider), strict=True))
+
+    def part(self, pictures: Sequence[int] | Integers) -> Statistics:
+        """The same of some of the pictures, by their places; CIDEr's weights stay those of the whole set."""
+        return Statistics(*(getattr(self, field.name)[np.asarray(pictures)] for field in fields(self)))
 
 
 def statistics(

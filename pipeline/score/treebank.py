@@ -47,6 +47,7 @@ _TAG = rf"<(?:[!?][A-Za-z\-][^>\n]*|/{_NAME} *|{_NAME}(?:{_ATTRIBUTE})* */? *)>"
 _STOP = r' \t\n"<>|(){}'  # ends an address
 _PATH = rf"/[^ \t\n\"<>|()]+[^{_STOP}.!?,\-]"
 _SITE = rf"(?:(?i:www)\.(?:[^{_STOP}.!?,]+\.)+[a-zA-Z]{{2,4}}|(?:[^{_STOP}`'.!?,-_$]+\.)+(?i:com|net|org|edu))"
+_MAIL = rf"(?:<|(?i:&lt;))?[a-zA-Z0-9][^{_STOP}\xa0]*@(?:[^{_STOP}.\xa0]+\.)*[^{_STOP}.\xa0]+(?:>|(?i:&gt;))?"
 _ENDING = "(?i:[msd]|re|ve|ll)"
 
 # Words ---------------------------------------------------------------------------------------------------------------
@@ -137,15 +138,19 @@ def _always(value: str) -> Callable[[str], str]:
 
 
 class _Rule(NamedTuple):
-    """What is read (at most one group, which is the token) and what the token becomes."""
+    """What is read (at most one group takes part, and is the token), what the token becomes, what a line must have.
+
+    A rule that would look for an end to the end of the line, at each place anew, is tried only where there is one.
+    """
 
     read: str
     become: Callable[[str], str] = _as_it_is
+    needs: str = ""
 
 
 _RULES = [
     _Rule("(?i:(can)not|(gon)na|(got)ta|(lem)me|(gim)me|(wan)na)"),
-    _Rule(_TAG, lambda token: token.replace(" ", "\xa0")),
+    _Rule(_TAG, lambda token: token.replace(" ", "\xa0"), needs=">"),
     # Contractions: the word before, then its ending
     _Rule(f"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_TICK}[tT]", _joined),  # do|n't
     _Rule(f"({_WORD}){_APOSTROPHE}{_ENDING}", _joined),  # dog|'s
@@ -171,9 +176,9 @@ _RULES = [
     _Rule(r"[cC]\+\+|[cCfF]#"),
     # Addresses
     _Rule(rf"(?i:https?)://[^{_STOP}]+[^{_STOP}.!?,\-]"),
-    _Rule(_SITE),
-    _Rule(_SITE + _PATH),
-    _Rule(rf"(?:<|(?i:&lt;))?[a-zA-Z0-9][^{_STOP}\xa0]*@(?:[^{_STOP}.\xa0]+\.)*[^{_STOP}.\xa0]+(?:>|(?i:&gt;))?"),
+    _Rule(_SITE, needs="."),
+    _Rule(_SITE + _PATH, needs="."),
+    _Rule(_MAIL, needs="@"),
     _Rule("@[a-zA-Z_][a-zA-Z_0-9]*"),
     _Rule(f"#{_ANY_LETTER}+"),
     # Numbers
@@ -186,14 +191,15 @@ _RULES = [
     _Rule("[\u207a\u207b\u208a\u208b]?(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+)"),  # raised, lowered
     # Abbreviations
     _Rule(rf"({_any(_NUMBERED)}\.){_BREAK}?{_DIGIT}"),  # No. 5
-    _Rule(rf"((?:{_WORD}|{_COMPOUND}|{_ALLIANCE}|{_HYPHENATED})\.)[,;:\u3001]", _joined),  # any word before ".,"
+    _Rule(rf"((?:{_WORD}|{_COMPOUND}|{_ALLIANCE})\.)[,;:\u3001]", _joined),  # any word before ".,"
+    _Rule(rf"({_HYPHENATED}\.)[,;:\u3001]", _joined, needs="-"),
     _Rule(rf"(?:{_any(_TITLES)}|[mM][ft][gG])\."),
     _Rule(rf"({_SHORT})[\s\S]{{2}}"),
     _Rule(rf"{_INITIALS}|[A-Za-z]\."),
     _Rule(f"({_INITIALS}){_START}"),
     _Rule(rf"([A-Za-z])\.{_START}"),  # vitamin C. The
     _Rule(rf"((?:{_ANY_ALNUM}+\.)+{_any(_FILES)})(?:{_BREAK}|[.?!,])"),  # 1.jpg
-    _Rule(_HYPHENATED, _joined),
+    _Rule(_HYPHENATED, _joined, needs="-"),
     # Faces
     _Rule(r"([<>]?[:;=][\-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _spelled),  # :-)
     _Rule(r"[\-^x=~<>']_[\-^x=~<>']|\([\-^x=~<>'][_.]?[\-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)", _spelled),  # (^_^)
@@ -213,9 +219,7 @@ _RULES = [
     _Rule(f"{_QUOTES}{{1,2}}|[{SYMBOLS}]", _replaced),
 ]
 
-_COMPILED: list[tuple[re.Pattern[str], Callable[[str], str]]] = [
-    (re.compile(rule.read), rule.become) for rule in _RULES
-]
+_COMPILED = [(re.compile(rule.read), rule.become, rule.needs) for rule in _RULES]
 
 
 def tokens(line: str) -> list[str]:
@@ -236,16 +240,31 @@ def lex(line: str, start: int, stop: int, found: list[str]) -> int:
         Where that one ends.
     """
     text = f"{line}\n\n"  # two characters that rules may look at, as they do across the end of a line
+    rules = [(pattern, become) for pattern, become, needs in _COMPILED if needs in line]
     while start < stop:
         end = furthest = start
-        for pattern, become in _COMPILED:
+        for pattern, become in rules:
             match = pattern.match(text, start)
             if match and match.end() > furthest:
                 furthest, end, meaning = match.end(), match.end(match.lastindex or 0), become
         if end == start:  # a character that is dropped
             start += 1
             continue
-        if token := meaning(text[start:end]).lower():
-            found.append(token)
+        if token := meaning(text[start:end]):
+            found.append(token.lower() if "\u03a3" not in token else _lower_greek(token))
         start = end
     return start
+
+
+def _lower_greek(token: str) -> str:
+    """A token with a capital sigma in lower case; to Java a word goes on across digits, hyphens and full stops."""
+    lowered = []
+    for part in re.split("([!?])", token):
+        cased = [i for i, letter in enumerate(part) if letter.lower() != letter.upper()]
+        end = cased[-1] if len(cased) > 1 and part[cased[-1]] == "\u03a3" else len(part)
+        lowered += [
+            part[:end].replace("\u03a3", "\u03c3").lower(),
+            "\u03c2" * (end < len(part)),
+            part[end + 1 :].lower(),
+        ]
+    return "".join(lowered)

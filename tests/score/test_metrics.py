@@ -176,6 +176,8 @@ def test_rare_words_of_the_whole_set_are_rare_in_a_part_of_it() -> None:
         whole = scored(said, people)
         assert scored(said[1:3], people[1:3], idf_from=people) == pytest.approx(whole[1:3])
         assert scored(said[1:3], people[1:3]) != pytest.approx(whole[1:3])
+    part = statistics(said, people).part([1, 2]).scores()
+    assert part == pytest.approx(statistics(said[1:3], people[1:3], idf_from=people).scores())
 
 
 def test_words_that_every_picture_has_weigh_nothing() -> None:
