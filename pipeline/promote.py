@@ -113,8 +113,8 @@ def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example])
 def _version(captions: Sequence[str], test: Sequence[Example], compared: Sequence[int]) -> _Version:
     """A version on the pictures that are compared; how rare a word is, is known from all test pictures."""
     references = [[tokenize(caption) for caption in example.captions] for example in test]
-    words = [tokenize(captions[i]) for i in compared]
-    return _Version(words, statistics(words, [references[i] for i in compared], idf_from=references))
+    words = [tokenize(caption) for caption in captions]
+    return _Version([words[i] for i in compared], statistics(words, references).part(compared))
 
 
 def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) -> list[str]:
