@@ -31,3 +31,5 @@ WORK = Path(".work")  # locks, and what can be made again at any time; no stage'
 TRAININGS = WORK / "training"  # states of trainings that have not ended
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures
 STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion
+START = WORK / "start.json"  # the checkpoint that a retraining starts from
+VERSIONS = WORK / "versions.json"  # what is kept of retrainings

@@ -12,8 +12,7 @@ from pipeline import paths, stage
 from pipeline.errors import DataError
 from pipeline.files import read_json, swapped_in, write_json
 from pipeline.params import Params
-
-CHAMPION = "champion"
+from pipeline.versions import CHAMPION
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
