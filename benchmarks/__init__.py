@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 
+class UnavailableError(Exception):
+    """What a benchmark compares with is not installed; says what is needed."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """One measured figure.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import UnavailableError
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
@@ -50,7 +52,11 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in names:
         print(f"bench: {name} ...", flush=True)
-        figures = importlib.import_module(f"benchmarks.{name}").figures()
+        try:
+            figures = importlib.import_module(f"benchmarks.{name}").figures()
+        except UnavailableError as reason:
+            print(f"  left out, its last results stay: {reason}")
+            continue
         versions = {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}
         result = {"hardware": hardware(), "versions": versions, "figures": [asdict(figure) for figure in figures]}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

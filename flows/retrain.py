@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from flows import artifacts, clone, notify, reconcile, running, stages, tasks
 from flows.look import DONE, LOOK
 from flows.publish import PUBLISHED
-from flows.train import register, run_stages
+from flows.train import register, run_stages, show
 from pipeline import paths
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import read_json, swapped_in, write_json
@@ -93,7 +93,8 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
             _end()
             return Completed(name=_NOTHING, message="nothing new: the stages made what they had made before")
         register(params)
-    tasks.step(params, "promote", "pipeline.promote")
+        show(params)
+    tasks.step(params, "promote", "pipeline.promote", *_challenger())
     promoted = read_json(paths.PROMOTE_REPORT)
     head = _headline(promoted)
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
@@ -149,11 +150,18 @@ def _start_from(checkpoint: str | None) -> Params:
     return load()
 
 
+def _challenger() -> tuple[str, ...]:
+    """The arguments that have this model compared: the newest version is without any, and one taken back is not."""
+    standing = read_json(paths.STANDING)
+    return () if standing["newest"] or standing["rolled_back"] else ("--challenger", str(standing["version"]))
+
+
 def _headline(promoted: Mapping[str, Any]) -> str:
     """What was decided, without the reasons."""
     model, challenger, champion = promoted["model"], promoted["challenger"], promoted["champion"]
     if promoted["decision"] == "kept":
-        return f"models:/{model}/{challenger} is not promoted, version {champion} stays"
+        stays = f"version {champion} stays" if champion else "there is no champion"
+        return f"models:/{model}/{challenger} is not promoted, {stays}"
     instead = f"in the place of version {champion}" if champion else "as the first champion"
     return f"models:/{model}/{challenger} is promoted {instead}"
 
@@ -164,7 +172,7 @@ def _page(
     """What was done and why, in Markdown."""
     champion = promoted["metrics"].get("champion") or {}
     lines = ["| figure | challenger | champion | change |", "|---|---:|---:|---:|"]
-    for name, value in promoted["metrics"]["challenger"].items():
+    for name, value in promoted["metrics"].get("challenger", {}).items():
         beside = champion.get(name)
         rest = f"{beside:.4f} | {value - beside:+.4f}" if isinstance(beside, int | float) else " | "
         lines.append(f"| {name} | {value:.4f} | {rest} |")

@@ -9,6 +9,7 @@ longer waits; bad data (65) and bad configuration (78) fail at once, with the st
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -48,9 +49,20 @@ def run_stages(params: Params) -> stages.Outcome:
     if outcome == "restored":  # DVC knows what registering had made once, not what MLflow has now
         register(params)
     if ran:
-        tasks.step(params, "standing", "pipeline.standing", ours=True)
-        artifacts.figures(read_json(paths.STANDING))
+        show(params)
     return outcome
+
+
+def show(params: Params) -> dict[str, Any]:
+    """Show how the model stands in MLflow, beside the champion; gives what is known of it.
+
+    Raises:
+        StageError: it can't be known, and was tried again where that could help.
+    """
+    tasks.step(params, "standing", "pipeline.standing", ours=True)
+    standing: dict[str, Any] = read_json(paths.STANDING)
+    artifacts.figures(standing)
+    return standing
 
 
 def register(params: Params) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from pipeline import paths, stage
 from pipeline.data.pictures import data_url
@@ -20,12 +18,14 @@ from pipeline.data.records import Example, PictureReader, read_examples
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 from pipeline.params import Evaluate, Params
-from pipeline.progress import progress_bar
 from pipeline.score import gallery, naive
-from pipeline.score.metrics import cider_d, score
+from pipeline.score.diversity import mean_length, wording
+from pipeline.score.intervals import differences, intervals, warning
+from pipeline.score.metrics import Statistics, statistics
 from pipeline.score.tokens import TOKENIZER, tokenize
 
 _BARS = "metrics.csv"
+_COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
 _SHEET = "contact_sheet.png"
 _PLOTTED = 12  # pictures that `dvc plots` shows
 _MODEL = "model"
@@ -43,28 +43,53 @@ def run(params: Params, args: argparse.Namespace) -> str:
         # Written before they are scored, so that they can be scored again without any model.
         write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _answers(test, params)))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
+        _write_coco(folder, lines)
         references = [[tokenize(caption) for caption in line["references"]] for line in lines]
-        candidates = {system: [tokenize(line["captions"][system]) for line in lines] for system in lines[0]["captions"]}
-        metrics = {system: score(words, references) for system, words in candidates.items()}
-        each = {system: cider_d(words, references) for system, words in candidates.items()}
+        said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
+        counted = {system: statistics([tokenize(text) for text in texts], references) for system, texts in said.items()}
+        metrics = {system: counts.scores() for system, counts in counted.items()}
+        each = {system: counts.cider_d.tolist() for system, counts in counted.items()}
+        people = [line["references"] for line in lines]
+        learned = [caption for example in read_examples(paths.DATASET / "train") for caption in example.captions]
+        figures = {system: _figures(counted[system], said[system], people, learned) for system in said}
+        for system in figures.keys() - {_MODEL}:
+            figures[system]["model_is_above_by"] = _above(counted[_MODEL], counted[system])
         write_json(
             report,
             {
-                **metrics,
+                **figures,
                 "pictures": len(lines),
                 "references": sum(map(len, references)),
+                "reference_words": mean_length([words for several in references for words in several]),
                 "tokenizer": TOKENIZER,
                 "test_sha256": sha256_of(paths.DATASET / "test"),
             },
         )
         _write_bars(folder / _BARS, metrics)
-        _write_gallery(folder, lines, metrics, each, settings)
+        ends = {system: values["intervals_95"] for system, values in figures.items()}
+        _write_gallery(folder, lines, metrics, ends, each, settings)
     others = {name: values["CIDEr-D"] for name, values in metrics.items() if name != _MODEL}
     versus = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in others.items())
+    if few := warning(len(lines)):
+        print(f"evaluate: {few}")
     return (
         f"CIDEr-D {metrics[_MODEL]['CIDEr-D']:.3f} on {len(lines):,} test pictures ({versus}); all figures are in"
         f" {paths.EVALUATE_REPORT}, the pictures in {paths.GALLERY}"
     )
+
+
+def _figures(
+    counted: Statistics, texts: Sequence[str], people: Sequence[Sequence[str]], learned: Sequence[str]
+) -> dict[str, Any]:
+    """What the report tells of a system. `dvc metrics` leaves lists out, so intervals do not crowd its table."""
+    ends = {name: [round(end, 4) for end in interval] for name, interval in intervals(counted).items()}
+    return {**counted.scores(), **wording(texts, people, learned), "intervals_95": ends}
+
+
+def _above(model: Statistics, other: Statistics) -> dict[str, list[float]]:
+    """By how much the model's scores are above another's on the same pictures: the difference, its 95 % interval."""
+    found = differences(other, model)
+    return {name: [round(value, 4) for value in (gain.value, gain.low, gain.high)] for name, gain in found.items()}
 
 
 def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
@@ -96,11 +121,7 @@ def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str
     from pipeline.model.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
-    size, found = params.evaluate.batch_size, []
-    for first in progress_bar(range(0, len(pictures), size), desc=f"evaluate {name}", unit=" batches"):
-        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + size]]
-        found += captioner.caption(images, beams=params.evaluate.beams, max_tokens=params.finetune.max_tokens)
-    return found
+    return captioner.caption_all(pictures, params.evaluate, params.finetune.max_tokens, f"evaluate {name}")
 
 
 def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[dict[str, object]]:
@@ -110,6 +131,21 @@ def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[d
             "references": example.captions,
             "captions": {system: captions[i] for system, captions in answers.items()},
         }
+
+
+def _write_coco(folder: Path, lines: Sequence[dict]) -> None:
+    """What the model says as COCO's results, and what people say as its annotations, for other tools to score."""
+    numbered = list(enumerate(lines, start=1))
+    said = [{"image_id": number, "caption": line["captions"][_MODEL]} for number, line in numbered]
+    people = [(number, caption) for number, line in numbered for caption in line["references"]]
+    write_json(folder / _COCO_RESULTS, said)
+    write_json(
+        folder / _COCO_ANNOTATIONS,
+        {
+            "images": [{"id": number, "file_name": line["file_name"]} for number, line in numbered],
+            "annotations": [{"id": k, "image_id": n, "caption": c} for k, (n, c) in enumerate(people, start=1)],
+        },
+    )
 
 
 def _write_bars(path: Path, metrics: dict[str, dict[str, float]]) -> None:
@@ -125,20 +161,24 @@ def _write_gallery(
     folder: Path,
     lines: Sequence[dict],
     metrics: dict[str, dict[str, float]],
+    ends: dict[str, dict[str, list[float]]],
     each: dict[str, list[float]],
     settings: Evaluate,
 ) -> None:
     reader = PictureReader(paths.DATASET / "test")
+    versus = _BEFORE if _BEFORE in each else None
+    gains = [score - each[versus][i] if versus else 0.0 for i, score in enumerate(each[_MODEL])]
     shown = [
         gallery.Shown(
-            picture=data_url(reader.read(line["file_name"]), 320),
-            references=line["references"],
-            captions=line["captions"],
+            name=lines[i]["file_name"],
+            picture=data_url(reader.read(lines[i]["file_name"]), 320),
+            references=lines[i]["references"],
+            captions=lines[i]["captions"],
             scores={system: scores[i] for system, scores in each.items()},
         )
-        for i, line in enumerate(lines[: settings.gallery_pictures])
+        for i in gallery.telling(each[_MODEL], gains, settings.gallery_pictures)
     ]
-    page = gallery.render(shown, metrics, len(lines), "Captions of the test split")
+    page = gallery.render(shown, metrics, ends, len(lines), "Captions of the test split", _MODEL, versus)
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
     plotted = [(reader.read(line["file_name"]), _said(line)) for line in lines[:_PLOTTED]]
     gallery.contact_sheet(plotted).save(folder / _SHEET)

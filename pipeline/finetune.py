@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from pipeline.model.training import Training, Watch
     from pipeline.tracking import Live
 
-_LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "pillow", "numpy")
-_NOT_DECIDING = {"feature_cache_gb", "state_minutes"}  # params that change how long it takes, not what comes out
+_LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
+# Params that change how long it takes, not what comes out; how many processes there were stands in `computed_in`.
+_NOT_DECIDING = {"feature_cache_gb", "state_minutes", "launch"}
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -57,8 +58,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     keep_freed_memory()
     settings = params.finetune
     gpu = torch.cuda.is_available()
-    if settings.processes > 1 and not processes.is_one_of_several():
-        raise SystemExit(processes.run_several("pipeline.finetune", settings.processes, gpu))
+    if settings.launch.together > 1 and not processes.is_one_of_several():
+        raise SystemExit(processes.run_several("pipeline.finetune", settings.launch, args.machine, gpu))
     accelerator = Accelerator(cpu=not gpu)
     device, first = accelerator.device, accelerator.is_main_process
     dtype = chosen(settings.precision, device)
@@ -79,8 +80,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     kept = paths.TRAININGS / made_by["training_key"][:32]
     states = States(kept)
     with accelerator.main_process_first():  # it fills the cache for all
-        pictures = _pictures(start, train, validation, settings, dtype)
-    training = Training(start, pictures, train, validation, settings, accelerator, dtype, states)
+        pictures, held_out = _pictures(start, train, validation, settings, dtype)
+    training = Training(start, pictures, held_out, train, validation, settings, accelerator, dtype, states)
     outlook = training.check()
     if first:
         print(f"finetune: {outlook}")
@@ -106,7 +107,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
                 "train_loss": best.train_loss,
                 "validation_loss": best.validation_loss,
                 "validation_CIDEr-D": None if math.isnan(best.validation_cider) else best.validation_cider,
-                "parameters": start.model.num_parameters(),
+                "parameters": training.parameters,
+                "trained_parameters": training.trained_parameters,
                 "model_sha256": weights_hash(folder),
             },
         )
@@ -220,8 +222,12 @@ def _pictures(
     validation: Sequence[Example],
     settings: Finetune,
     dtype: torch.dtype,
-) -> tuple[Dataset[torch.Tensor], Dataset[torch.Tensor]]:
-    """The pictures of both splits; with a frozen image encoder what it makes of them, where that can be kept."""
+) -> tuple[Callable[[int], Dataset[torch.Tensor]], Dataset[torch.Tensor]]:
+    """The training pictures of each epoch, and the validation pictures.
+
+    With a frozen image encoder, what it makes of them, where they are the same in each epoch and that can be kept.
+    """
+    from pipeline.model.augmentation import Augmented
     from pipeline.model.batches import Pictures
     from pipeline.model.features import Features, NoRoomError
 
@@ -231,16 +237,34 @@ def _pictures(
             Pictures(validation, PictureReader(paths.DATASET / "validation"), checkpoint, **memory),
         )
 
+    of_train, of_validation = pictures()
+    if settings.augmentation.is_on:
+        return lambda epoch: Augmented(of_train, train, settings.augmentation, settings.seed, epoch), of_validation
     if settings.freeze == "none":
-        return pictures()
+        return lambda epoch: of_train, of_validation
     limit = int(settings.feature_cache_gb * 1e9)
     try:
-        of_train, of_validation = Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()
-        return of_train, of_validation
+        features, held_out = Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()
+        return lambda epoch: features, held_out
     except NoRoomError as error:
         print(f"finetune: finetune.feature_cache_gb: features take {error}; pictures are encoded each time")
-        return pictures()
+        return lambda epoch: of_train, of_validation
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--machine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of finetune.launch.machines that train together this is number N, from 0 (default: %(default)s)",
+    )
+
+
+def _lock(args: argparse.Namespace) -> str | None:
+    """One training a workspace; but its own processes, and the other machines of it, come in."""
+    return None if is_one_of_several() or args.machine else "finetune"
 
 
 if __name__ == "__main__":
-    stage.main("finetune", run, lock=lambda args: None if is_one_of_several() else "finetune", tells=is_first())
+    stage.main("finetune", run, _arguments, _lock, tells=is_first())

@@ -99,6 +99,41 @@ class Scratch(Section):
         return self
 
 
+class Lora(Section):
+    """Low-rank changes in place of the weights."""
+
+    rank: Annotated[int, Field(ge=0, le=1024)]
+    alpha: Annotated[float, Field(gt=0, le=10_000)]
+    dropout: Fraction
+
+
+class Augmentation(Section):
+    """How training pictures are changed at random."""
+
+    crop: Annotated[float, Field(ge=0, le=0.9)]
+    colour: Fraction
+    mirror: bool
+
+    @property
+    def is_on(self) -> bool:
+        """Whether pictures are changed at all."""
+        return self.crop > 0 or self.colour > 0 or self.mirror
+
+
+class Launch(Section):
+    """The processes that train together."""
+
+    processes: Annotated[int, Field(ge=1, le=1024)]
+    machines: Annotated[int, Field(ge=1, le=1024)]
+    address: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")]
+    port: Annotated[int, Field(ge=1, le=65_535)]
+
+    @property
+    def together(self) -> int:
+        """How many there are on all machines."""
+        return self.processes * self.machines
+
+
 class Finetune(Section):
     """What is trained, from where, and how long."""
 
@@ -106,11 +141,13 @@ class Finetune(Section):
     revision: str | None
     scratch: Scratch
     freeze: Literal["none", "image_encoder"]
+    lora: Lora
     feature_cache_gb: Annotated[float, Field(ge=0, le=100_000)]
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
     accumulation: Annotated[int, Field(ge=1, le=65_536)]
     captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
+    augmentation: Augmentation
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["cosine", "linear", "constant_with_warmup"]
     warmup: Fraction
@@ -124,7 +161,7 @@ class Finetune(Section):
     validation_captions: Annotated[int, Field(ge=0, le=1_000_000)]
     patience: Annotated[int, Field(ge=0, le=10_000)]
     state_minutes: Annotated[float, Field(ge=0)]
-    processes: Annotated[int, Field(ge=1, le=1024)]
+    launch: Launch
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @model_validator(mode="after")
@@ -147,6 +184,12 @@ class Finetune(Section):
             raise ValueError(
                 f"`freeze: {self.freeze}` would keep the random weights of `scratch`; set `freeze` to none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_lora_changes_has_learned_something(self) -> Finetune:
+        if self.checkpoint == "scratch" and self.lora.rank:
+            raise ValueError("`lora.rank` would keep the random weights of `scratch`; set it to 0")
         return self
 
     @model_validator(mode="after")
@@ -192,6 +235,17 @@ class Register(Section):
 
     experiment: Name
     model: Name
+
+
+class Promote(Section):
+    """When a new version takes the place of the champion."""
+
+    metric: Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]
+    least_gain: Annotated[float, Field(ge=-10, le=10)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]
+    least_distinct: Annotated[float, Field(ge=0, le=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
 
 
 Minutes = Annotated[float, Field(gt=0, le=1_000_000)]
@@ -241,6 +295,7 @@ class Params(Section):
     finetune: Finetune
     evaluate: Evaluate
     register_: Annotated[Register, Field(alias="register")]
+    promote: Promote
     flow: Flow
     retrain: Retrain
 

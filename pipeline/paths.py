@@ -29,6 +29,7 @@ PROMOTE_REPORT = REPORTS / "promote.json"
 
 WORK = Path(".work")  # locks, and what can be made again at any time; no stage's output
 TRAININGS = WORK / "training"  # states of trainings that have not ended
+SAID = WORK / "captions"  # what registered versions say of test pictures
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures
 STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion
 START = WORK / "start.json"  # the checkpoint that a retraining starts from

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from pipeline import paths, stage
 from pipeline.closure import closure
 from pipeline.data.pictures import data_url
+from pipeline.data.printed import printed, write_printed
 from pipeline.data.records import PictureReader, read_examples
 from pipeline.errors import DataError
 from pipeline.files import read_json, read_json_lines, sha256_of, swapped_in, write_json
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SERVED = Path(__file__).with_name("served.py")
 CARD = "MODEL_CARD.md"
 _SCORE = "test_CIDEr-D"
+_TABLE = 60  # pictures in MLflow's table
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
@@ -112,6 +114,7 @@ def _log(
             f"test/{name}" if system == "model" else f"test/{name}/{system}": value
             for system, scores in systems.items()
             for name, value in scores.items()
+            if isinstance(value, float)  # intervals are no metrics, and what there was nothing to count of has none
         }
     )
     for file, again in (
@@ -122,12 +125,12 @@ def _log(
     ):
         if file.is_file():
             run.file(file, again)
-    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table(params.evaluate.gallery_pictures))
+    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table())
 
 
-def _table(most: int) -> dict[str, list[Any]]:
+def _table() -> dict[str, list[Any]]:
     """The first test captions as columns, with their pictures (as JPEG bytes)."""
-    lines = list(read_json_lines(paths.CAPTIONS))[:most]
+    lines = list(read_json_lines(paths.CAPTIONS))[:_TABLE]
     reader = PictureReader(paths.DATASET / "test")
     said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
     return {
@@ -143,10 +146,9 @@ def _register(
 ) -> int:
     from pipeline import tracking
 
-    train = read_examples(paths.DATASET / "train")
     pictures = folder / tracking.TRAINED_ON
     (folder / CARD).write_text(card, encoding="utf-8")
-    pictures.write_text("".join(f"{e.sha256}\n" for e in train), encoding="utf-8")
+    write_printed(pictures, printed(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
     uri = tracking.log_model(
@@ -209,15 +211,21 @@ def _git_state() -> dict[str, str]:
     return {"git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
 
 
+def _figure(scores: Mapping[str, Any], name: str) -> str:
+    """A score with its 95 % interval."""
+    low, high = scores["intervals_95"][name]
+    return f"{scores[name]:.3f} ({low:.2f} to {high:.2f})"
+
+
 def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """The model card: what it is, from what, how good, what it is not for."""
     from pipeline import tracking
 
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
-    names = list(systems["model"])
+    names = list(systems["model"]["intervals_95"])
     table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for system, scores in systems.items():
-        table.append(f"| {system.replace('_', ' ')} | {' | '.join(f'{scores[n]:.3f}' for n in names)} |")
+        table.append(f"| {system.replace('_', ' ')} | {' | '.join(_figure(scores, n) for n in names)} |")
     facts = "\n".join(f"* `{key}`: {value}" for key, value in tags.items() if key != "params")
     params = training["params"]
     return f"""# {name}
@@ -231,13 +239,13 @@ On {evaluation["pictures"]} pictures of the test split with {evaluation["referen
 
 {chr(10).join(table)}
 
-Tokenizer of the scores: {evaluation["tokenizer"]}.
+In brackets: 95 % intervals (bootstrap over the pictures). Words: {evaluation["tokenizer"]}.
 
 ## Where it comes from
 
 {facts}
 
-The SHA-256 of every picture that it was trained on stands in `{tracking.TRAINED_ON}` beside this card.
+The SHA-256 and the perceptual hash of every picture that it was trained on stand in `{tracking.TRAINED_ON}`.
 
 ## Use
 

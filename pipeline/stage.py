@@ -18,7 +18,7 @@ from types import FrameType
 
 from pipeline import alive, claim, paths
 from pipeline.errors import PipelineError, TemporaryError, is_out_of_memory
-from pipeline.params import Params, load
+from pipeline.params import load
 
 _GRACE_SECONDS = 60.0  # to write the state of a training
 
@@ -40,19 +40,21 @@ class _Terminated(BaseException):
 
 def main(
     name: str,
-    work: Callable[[Params, argparse.Namespace], str],
+    work: Callable[..., str],
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     lock: Callable[[argparse.Namespace], str | None] | None = None,
     tells: bool = True,
+    workspace: bool = True,
 ) -> None:
     """Run `work` as the command `python -m pipeline.NAME`, and exit.
 
     Args:
         name: the module's name within `pipeline`.
-        work: takes the params and the command line's arguments, and returns the last line to print.
+        work: takes the params (in a workspace) and the command line's arguments, and returns the last line to print.
         arguments: adds the command's own arguments to the parser.
         lock: gives the name of the lock that keeps a second run out; without it, any number may run.
         tells: whether the last line is printed; of several processes of a stage one does.
+        workspace: whether it needs a workspace with its `params.yaml`; a command that only reads files does not.
     """
     module = sys.modules["__main__"]
     parser = argparse.ArgumentParser(
@@ -65,22 +67,23 @@ def main(
     args = parser.parse_args()
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    sys.exit(_run(name, work, args, lock(args) if lock else None, tells))
+    sys.exit(_run(name, work, args, lock(args) if lock else None, tells, workspace))
 
 
 def _run(
     name: str,
-    work: Callable[[Params, argparse.Namespace], str],
+    work: Callable[..., str],
     args: argparse.Namespace,
     lock: str | None,
     tells: bool,
+    workspace: bool,
 ) -> int:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         _end_with_parent()
-        params = load()
+        given = (load(), args) if workspace else (args,)
         with _locked(name, lock) if lock else nullcontext():
-            line = work(params, args)
+            line = work(*given)
         if tells:
             print(f"{name}: {line}", flush=True)
         return 0

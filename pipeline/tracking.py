@@ -37,7 +37,7 @@ from pipeline.files import read_json
 
 TRAINING_KEY = "training_key"
 MODEL_SHA256 = "model_sha256"
-TRAINED_ON = "training_pictures.txt"  # stands with a version: the SHA-256 of each picture it was trained on, one a line
+TRAINED_ON = "training_pictures.txt"  # stands with a version: the pictures that it was trained on, see data/printed.py
 RESTORED = "restored"  # the run was made from the files of a training that this server never saw
 
 _HEARTBEAT_SECONDS = 60
@@ -207,6 +207,19 @@ class TrainingRun:
             context = [InputTag("mlflow.data.context", "training")]
             self._store.log_inputs(self.id, [DatasetInput(dataset, context)])
 
+    @contextlib.contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log this machine's CPU, memory, disk, network and GPUs every ten seconds until the block ends."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # its comings and goings are no news
+        monitor = SystemMetricsMonitor(self.id, resume_logging=True)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
     def describe(self, text: str) -> None:
         """Set the description (Markdown) that stands on the run's page."""
         self._store.set_tag(self.id, "mlflow.note.content", text)
@@ -299,6 +312,7 @@ class Live:
                 print(f"finetune: closed the MLflow run {name}, whose process had died", file=sys.stderr)
             self._run = self._stack.enter_context(training_run(store, experiment_id, training_key, {}))
             self._run.params(params)
+            self._stack.enter_context(self._run.system_metrics())
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics at a step."""
@@ -411,17 +425,6 @@ def figures(store: mlflow.MlflowClient, run: Run) -> Figures:
     return Figures(metrics, test_sha256)
 
 
-def tag_version(store: mlflow.MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:
-    """Set tags of a registered version."""
-    for key, value in tags.items():
-        store.set_model_version_tag(model, str(version), key, value)
-
-
-def set_alias(store: mlflow.MlflowClient, model: str, alias: str, version: int) -> None:
-    """Have an alias name a version, whatever it named before."""
-    store.set_registered_model_alias(model, alias, str(version))
-
-
 def aliased(store: mlflow.MlflowClient, model: str) -> set[int]:
     """The numbers of the versions that some alias names; none where there is no such model."""
     try:
@@ -484,13 +487,12 @@ def _delete_logged_model(store: mlflow.MlflowClient, model_id: str) -> None:
     get_artifact_repository(place).delete_artifacts()
 
 
-def training_pictures(model: str, version: int) -> set[str] | None:
-    """The SHA-256 of each picture that a version was trained on; None where the version does not tell."""
+def training_pictures(model: str, version: int) -> Path | None:
+    """The list of pictures that a version was trained on; None where the version does not tell."""
     try:
-        file = mlflow.artifacts.download_artifacts(f"models:/{model}/{version}/artifacts/{TRAINED_ON}")
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{model}/{version}/artifacts/{TRAINED_ON}"))
     except _FAILURES:
         return None
-    return set(Path(file).read_text(encoding="utf-8").split())
 
 
 def log_model(

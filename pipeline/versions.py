@@ -6,22 +6,20 @@
     python -m pipeline.versions tidy --keep 8
 
 `close` closes the runs of trainings that died. `start` names the champion as a checkpoint, in .work/start.json. `note`
-tags the version of this workspace's model with the commit of its data; the champion that it took the place of gets an
-alias, to go back to. `tidy` deletes versions that retrainings made, all but the newest and those that an alias names,
-with their files; their runs stay, with curves and figures. What it kept stands in .work/versions.json.
+tags the version of this workspace's model with the commit of its data. `tidy` deletes versions that retrainings made,
+with their files, all but the newest, those that an alias names, and the one that a roll-back would go back to; their
+runs stay, with curves and figures. What it kept stands in .work/versions.json.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from pipeline import paths, stage
+from pipeline import paths, registry, stage
 from pipeline.errors import DataError
 from pipeline.files import read_json, swapped_in, write_json
 from pipeline.params import Params
 
-CHAMPION = "champion"
-PREVIOUS = "previous-champion"
 COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings made
 
 
@@ -51,7 +49,7 @@ def _start(params: Params) -> str:
     from pipeline import tracking
 
     name = params.register_.model
-    number = tracking.version_of_alias(tracking.client(), name, CHAMPION)
+    number = tracking.version_of_alias(tracking.client(), name, registry.CHAMPION)
     checkpoint = f"models:/{name}/{number}" if number else params.finetune.checkpoint
     with swapped_in(paths.START) as (place,):
         write_json(place, checkpoint)
@@ -67,10 +65,7 @@ def _note(commit: str, branch: str) -> str:
     version = tracking.find_version(store, name, registered["model_sha256"])
     if version is None:
         raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
-    tracking.tag_version(store, name, version.number, {COMMIT: commit, BRANCH: branch})
-    promoted = read_json(paths.PROMOTE_REPORT) if paths.PROMOTE_REPORT.is_file() else {}
-    if promoted.get("decision") == "promoted" and promoted.get("champion"):
-        tracking.set_alias(store, name, PREVIOUS, int(promoted["champion"]))
+    registry.note(store, name, version.number, {COMMIT: commit, BRANCH: branch})
     return f"models:/{name}/{version.number} is tagged with the commit {commit[:12]} of its data"
 
 
@@ -79,6 +74,9 @@ def _tidy(params: Params, keep: int) -> str:
 
     store, name = tracking.client(), params.register_.model
     named = tracking.aliased(store, name)
+    if champion := tracking.version_of_alias(store, name, registry.CHAMPION):
+        before = registry.tags(store, name, champion).get(registry.BEFORE)
+        named |= {int(before)} if before else set()
     ours = [version for version in tracking.versions_with_tags(store, name) if COMMIT in version.tags]
     newest = {version.number for version in ours[-keep:]}
     old = [version for version in ours if version.number not in newest | named]

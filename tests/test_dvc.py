@@ -15,7 +15,7 @@ from pipeline.closure import closure
 from pipeline.params import Params
 from tests.conftest import ROOT
 
-OF_NO_STAGE = {"flow", "retrain"}
+OF_NO_STAGE = {"promote", "flow", "retrain"}  # sections of params that make nothing stale
 STAGES = ["ingest", "build", "finetune", "evaluate", "register"]
 
 
@@ -29,7 +29,7 @@ def code_of(stage: str) -> set[str]:
     if stage == "build":
         files.add("pipeline/data/page.html.jinja")
     if stage == "evaluate":
-        files.add("pipeline/score/gallery.html.jinja")
+        files |= {"pipeline/score/gallery.html.jinja", "pipeline/score/gallery.js"}
     if stage == "register":  # the registered model takes this along
         files |= {path.as_posix() for path in closure("pipeline.served")}
     return files

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline import evaluate, finetune, params
 from pipeline.data.records import read_examples
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, sha256_of
-from tests.conftest import set_params
+from tests.conftest import run, set_params
 from tests.test_finetune import built  # noqa: F401
 
 
@@ -41,6 +42,39 @@ def test_the_model_stands_beside_two_naive_answers(trained: Path) -> None:
     assert {line["captions"]["nearest_picture"] for line in captions()} <= train
     assert len({line["captions"]["most_frequent"] for line in captions()}) == 1
     assert Path("reports/evaluate/contact_sheet.png").is_file()
+
+
+def test_each_system_has_scores_with_intervals_and_what_overlap_does_not_tell(trained: Path) -> None:
+    report = run_evaluate()
+    assert report["reference_words"] > 3
+    for system in ("model", "nearest_picture", "most_frequent"):
+        found = report[system]
+        for name, (low, high) in found["intervals_95"].items():
+            assert low - 1e-4 <= found[name] <= high + 1e-4
+        assert found["words"] >= 0
+    assert report["most_frequent"]["distinct_captions"] == 1 / report["pictures"]
+    assert report["nearest_picture"]["copied"] == report["most_frequent"]["copied"] == 1
+    assert report["nearest_picture"]["unknown_words"] == 0
+
+
+def test_how_far_the_model_is_above_each_other_answer_is_told_with_an_interval(trained: Path) -> None:
+    report = run_evaluate()
+    for other in ("nearest_picture", "most_frequent"):
+        for name, (value, low, high) in report[other]["model_is_above_by"].items():
+            assert value == pytest.approx(report["model"][name] - report[other][name], abs=1e-4)
+            assert low <= value + 1e-4
+            assert value - 1e-4 <= high
+    assert "model_is_above_by" not in report["model"]
+
+
+def test_captions_are_written_as_coco_has_them_and_score_the_same(trained: Path) -> None:
+    report = run_evaluate()
+    folder = Path("reports/evaluate")
+    files = [folder / "coco_results.json", folder / "coco_annotations.json"]
+    done = run(trained, sys.executable, "-m", "pipeline.metrics", *map(str, files), "--no-java", "--json", "again.json")
+    assert done.returncode == 0, done.stderr
+    scores = read_json(Path("again.json"))["scores"]
+    assert scores == {name: report["model"][name] for name in scores}
 
 
 def test_where_training_started_from_a_checkpoint_it_is_evaluated_too(trained: Path) -> None:

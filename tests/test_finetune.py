@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,7 +19,7 @@ from pipeline.model import checkpoint, git
 from pipeline.model.curve import Epoch, read_curve
 from pipeline.model.training import Training
 from pipeline.model.weights import weights_hash
-from tests.conftest import run, set_params
+from tests.conftest import environment, run, set_params
 
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
 
@@ -211,6 +213,32 @@ def test_kept_features_train_as_pictures_do(built: Path) -> None:
     assert len(list(Path(".work/features").glob("*.rows"))) == 1
 
 
+def test_lora_learns_a_plain_checkpoint_that_stock_loads(built: Path) -> None:
+    train(epochs=3, learning_rate=0.01)
+    shutil.copytree("models/finetune", "base")
+    plain = read_curve(Path("reports/finetune.csv"))[-1].validation_loss
+    train(checkpoint="base", epochs=3, lora={"rank": 4, "alpha": 16.0, "dropout": 0.0})
+    report = read_json(Path("reports/finetune.json"))
+    assert report["trained_parameters"] < 0.2 * report["parameters"]
+    assert report["validation_loss"] < plain
+    before, after = (checkpoint.load(Path(name)).model.state_dict() for name in ("base", "models/finetune"))
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("attn" in name or "attention" in name for name in changed)
+
+
+def test_augmented_pictures_train_the_encoder_or_a_frozen_one_without_its_cache(built: Path) -> None:
+    train()
+    weights = weights_hash(Path("models/finetune"))
+    shutil.copytree("models/finetune", "base")
+    ways = {"crop": 0.2, "colour": 0.2, "mirror": True}
+    train(augmentation=ways)
+    assert weights_hash(Path("models/finetune")) != weights
+    train(augmentation=ways, checkpoint="base", freeze="image_encoder")
+    assert not Path(".work/features").exists()
+
+
 def test_precision_smoothing_captions_and_checkpointing_are_what_params_say(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,20 +275,39 @@ def steps_of(folder: Path, **changes: object) -> tuple[list[tuple[int, float]], 
     return [(m.step, m.value) for m in history], checkpoint.load(folder / "models/finetune").model.state_dict()
 
 
-def test_two_processes_are_one_with_the_same_batch(built: Path) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_processes_of_one_machine_or_two_are_one_with_the_same_batch(built: Path) -> None:
     """The tolerance: 1e-4 of a loss in 20 steps, and 1e-4 of a weight (they are about 0.1)."""
     same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
     alone, weights = steps_of(built, **same)
-    together, shared = steps_of(built, **same, processes=2)
-    assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
-    assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
-    for name, value in weights.items():
-        assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
-    assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
+    for launch in ({"processes": 2}, {"processes": 1, "machines": 2, "port": free_port()}):
+        changes = {f"launch.{key}": value for key, value in launch.items()}
+        set_params(built, {f"finetune.{key}": value for key, value in changes.items()})
+        other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
+        second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
+        together, shared = steps_of(built, **same, **changes)
+        assert second is None or second.wait(60) == 0
+        assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
+        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
+        for name, value in weights.items():
+            assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
+        assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
+
+
+def test_a_machine_that_params_do_not_know_is_told(built: Path) -> None:
+    set_params(built, {"finetune.launch.processes": 2})
+    done = run(built, sys.executable, "-m", "pipeline.finetune", "--machine", "1")
+    assert done.returncode == 78
+    assert "--machine 1: params.yaml has finetune.launch.machines: 1" in done.stderr
 
 
 def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
-    set_params(built, {"finetune.processes": 2, "ingest.image_size": 24})
+    set_params(built, {"finetune.launch.processes": 2, "ingest.image_size": 24})
     done = run(built, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
     assert done.returncode == 78
     assert "set it to 32 or more" in done.stderr

@@ -89,8 +89,8 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
     metrics = json.loads(run(loop, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert set(metrics["reports/evaluate.json"]["data"]["model"]) == {
         *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
-        "ROUGE-L",
-        "CIDEr-D",
+        *("ROUGE-L", "CIDEr-D", "CIDEr", "distinct-1", "distinct-2", "distinct_captions", "words"),
+        *("emoji_recall", "hashtag_recall", "unknown_words", "copied"),
     }
     assert metrics["reports/ingest/small.json"]["data"]["files"]["pictures_kept"] > 80
     assert "finetune.epochs" in run(loop, "dvc", "params", "diff", "--all").stdout
@@ -111,7 +111,9 @@ def test_captions_stand_in_a_file_from_which_the_scores_follow(loop: Path) -> No
         " [[tokenize(r) for r in l['references']] for l in lines])))"
     )
     again = json.loads(run(loop, sys.executable, "-c", code).stdout)
-    assert again == read_json(loop / "reports/evaluate.json")["model"]
+    written = read_json(loop / "reports/evaluate.json")["model"]
+    assert again == {name: written[name] for name in again}
+    assert list(again) == list(written["intervals_95"])
 
 
 def test_the_version_leads_back_to_data_params_and_code(loop: Path) -> None:
@@ -172,6 +174,22 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
     missing = run(loop, sys.executable, "-m", "pipeline.trained_on", "lost.jpg")
     assert missing.returncode == 65
     assert "lost.jpg: No such file" in missing.stderr
+
+
+def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says_it_once(loop: Path) -> None:
+    sha256 = read_json(loop / "reports/register.json")["model_sha256"]
+    (number,) = (v.version for v in registered(loop) if v.tags["model_sha256"] == sha256)
+    command = (sys.executable, "-m", "pipeline.promote", "--dry-run", "--challenger", f"{number}")
+    done = run(loop, *command)
+    assert done.returncode == 0, done.stderr
+    (kept,) = (loop / ".work/captions").glob("*.json")
+    evaluated = (loop / "reports/evaluate/captions.jsonl").read_text().splitlines()
+    assert read_json(kept) == [json.loads(line)["captions"]["model"] for line in evaluated]
+    kept.write_text(json.dumps([f"caption {k}" for k in range(len(evaluated))]))
+    again = run(loop, *command)
+    assert "distinct_captions 1.000" in again.stdout
+    assert f"version {number} would be the first champion" in again.stdout
+    kept.unlink()
 
 
 def scenes(folder: Path) -> list[str]:

@@ -72,6 +72,8 @@ def test_every_command_works_as_it_stands(clone: Callable[[], Path], tmp_path: P
     write_sample(downloads, pictures=70, seed=2)
     (downloads / "images.zip").rename(downloads / "pictures.zip")
     (downloads / "photo.jpg").write_bytes(jpeg("blue", (500, 400)))
+    (downloads / "predictions.jsonl").write_text('{"image_id": 42, "caption": "a dog"}\n')
+    (downloads / "references.jsonl").write_text('{"image_id": 42, "references": ["a dog", "the dog runs"]}\n')
     shutil.rmtree(folder / "data/raw/sample", ignore_errors=True)
     pull = ["dvc", "pull", "-q", "-r", "sample", "data/raw/sample.dvc"]
     subprocess.run(pull, cwd=folder, env=environment(), check=True)

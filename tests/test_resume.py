@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline import build, finetune, ingest, params
@@ -23,7 +25,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.training import StoppedError, Training
 from pipeline.model.weights import weights_hash
 from pipeline.sealed import SEAL, is_whole, sealing
-from tests.conftest import run, set_params
+from tests.conftest import TINY, environment, run, set_params
 
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
 STEPS = 9  # three epochs of three
@@ -87,13 +89,31 @@ def test_it_goes_on_from_a_crash_bit_for_bit(
     assert not list(built.glob(".work/training/*"))  # nothing is left of what has ended well
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"},
+        {"augmentation": {"crop": 0.3, "colour": 0.2, "mirror": True}, "accumulation": 2},
+    ],
+)
+def test_it_goes_on_bit_for_bit_however_it_trains(built: Path, changes: dict[str, Any]) -> None:
+    train()
+    shutil.copytree(OUTPUTS[0], "base")
+    set_params(built, {"finetune.checkpoint": "base", **{f"finetune.{key}": value for key, value in changes.items()}})
+    train()
+    expected = sha256_of(*OUTPUTS)
+    crash_in("_step", 4)
+    train()
+    assert sha256_of(*OUTPUTS) == expected
+
+
 def test_a_crash_while_the_best_epoch_is_kept_leaves_the_best_before_it(
     built: Path, uninterrupted: str, capsys: Any
 ) -> None:
     save = Checkpoint.save
 
-    def crash(self: Checkpoint, folder: Path) -> None:
-        save(self, folder)
+    def crash(self: Checkpoint, folder: Path, *weights: Any) -> None:
+        save(self, folder, *weights)
         if states(built)[-1].name == "step-000000006":
             raise CrashError
 
@@ -197,7 +217,13 @@ def test_early_stopping_goes_by_the_epochs_before_the_crash_too(built: Path, cap
 
 def started(folder: Path, *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -312,27 +338,39 @@ def test_a_full_disk_ends_it_in_a_line_and_the_last_state_is_whole(built: Path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_kills_at_random_moments_change_no_bit(built: Path) -> None:
-    """In a step, in validation, while a state is written: wherever it comes."""
-    set_params(built, {"finetune.epochs": 60})
-    train()
-    expected = sha256_of(*OUTPUTS)
-    for output in OUTPUTS:
-        shutil.rmtree(output) if output.is_dir() else output.unlink()
+def test_twenty_kills_at_random_moments_change_no_bit(clone: Callable[[], Path]) -> None:
+    """In a step, in validation, while a state is written: wherever it comes, `dvc repro` goes on from there."""
+    killed = clone()
+    shutil.rmtree(killed / "data/raw")
+    write_sample(killed / "data/raw/small", pictures=90, seed=1)
+    changes = {"ingest.sources": ["small"], "finetune.epochs": 60, "finetune.state_minutes": 0}
+    set_params(killed, {**TINY, **changes})
+    for words in (["add", "data/raw/small"], ["repro", "build"]):
+        done = run(killed, "dvc", *words)
+        assert done.returncode == 0, done.stderr
+    alone = killed.parent / "left alone"
+    shutil.copytree(killed, alone, symlinks=True)
+    command = ("dvc", "repro", "finetune")
+    assert run(alone, *command).returncode == 0
     rng = random.Random(20)
-    command = (sys.executable, "-m", "pipeline.finetune")
-    kills = 0
-    while kills < 20:
-        process = started(built, *command)
-        before = {path.name for path in states(built)}
+    for kill in range(20):
+        process = started(killed, *command)
+        before = {path.name for path in states(killed)}
         deadline = time.monotonic() + 120
-        while {path.name for path in states(built)} == before and process.poll() is None:
+        while {path.name for path in states(killed)} == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.4))
         assert process.poll() is None, process.communicate()[0]
-        os.killpg(process.pid, signal.SIGKILL)
+        if kill % 2:  # everything at once, as when the power goes; else the stage alone, which DVC survives
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
         process.communicate()
-        kills += 1
-    assert "goes on from step" in run(built, *command).stdout
-    assert sha256_of(*OUTPUTS) == expected
+    done = run(killed, *command)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step" in done.stdout
+    outputs = [sha256_of(*(folder / output for output in OUTPUTS)) for folder in (alone, killed)]
+    assert outputs[0] == outputs[1]
+    assert "up to date" in run(killed, "dvc", "status", "finetune").stdout

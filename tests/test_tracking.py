@@ -44,6 +44,22 @@ def test_a_training_has_one_run_that_a_second_attempt_goes_on_in(store: mlflow.M
     assert [(m.step, m.value) for m in store.get_metric_history(first.id, "loss")] == [(1, 3.0), (2, 2.0)]
 
 
+def test_a_run_has_the_machines_metrics_and_a_second_attempt_goes_on_after_them(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    experiment, key = tracking.experiment(store, "x"), "system/cpu_utilization_percentage"
+    counts = []
+    for _ in range(2):
+        with tracking.training_run(store, experiment, KEY, {}) as run, run.system_metrics():
+            time.sleep(1)
+        steps = [metric.step for metric in store.get_metric_history(run.id, key)]
+        assert sorted(steps) == list(range(len(steps)))
+        counts.append(len(steps))
+    assert 0 < counts[0] < counts[1]
+    assert "system/system_memory_usage_megabytes" in store.get_run(run.id).data.metrics
+
+
 def test_where_a_training_came_from_is_told_once(store: mlflow.MlflowClient) -> None:
     experiment = tracking.experiment(store, "x")
     for commit in ("first", "second"):

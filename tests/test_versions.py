@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import params, paths, tracking, versions
+from pipeline import params, paths, registry, tracking, versions
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
 
@@ -42,7 +42,7 @@ def version(store: mlflow.MlflowClient, key: str, retrained: bool = True) -> int
         model_id = logged(store, run, experiment)
         number = tracking.register(store, run, MODEL, f"models:/{model_id}", tags, "")
     if retrained:
-        tracking.tag_version(store, MODEL, number, {versions.COMMIT: f"commit of {key}"})
+        registry.note(store, MODEL, number, {versions.COMMIT: f"commit of {key}"})
     return number
 
 
@@ -58,16 +58,17 @@ def test_old_versions_of_retrainings_go_with_their_files_and_the_others_stay(sto
     version(store, "by hand", retrained=False)
     for key in "abcdef":
         version(store, key)
-    tracking.set_alias(store, MODEL, "champion", 2)
-    tracking.set_alias(store, MODEL, "someones", 3)
-    do("tidy", keep=2)
-    assert tracking.versions(store, MODEL) == [1, 2, 3, 6, 7]
+    registry.make_champion(store, MODEL, 4)
+    registry.note(store, MODEL, 4, {registry.BEFORE: "2"})  # where a roll-back would go
+    store.set_registered_model_alias(MODEL, "someones", "3")
+    do("tidy", keep=1)
+    assert tracking.versions(store, MODEL) == [1, 2, 3, 4, 7]
     assert files("weights") == files("gallery.html") == 5
-    assert read_json(paths.VERSIONS) == {"commits": [f"commit of {key}" for key in "abef"]}
-    gone = tracking.find_run(store, tracking.experiment(store, MODEL), "c")
+    assert read_json(paths.VERSIONS) == {"commits": [f"commit of {key}" for key in "abcf"]}
+    gone = tracking.find_run(store, tracking.experiment(store, MODEL), "d")
     assert gone
     assert [point.value for point in store.get_metric_history(gone.info.run_id, "loss")] == [1.0]
-    assert "0 versions" in do("tidy", keep=2)
+    assert "0 versions" in do("tidy", keep=1)
 
 
 def test_what_a_registration_that_was_killed_left_goes_after_a_day(
@@ -86,18 +87,14 @@ def test_what_a_registration_that_was_killed_left_goes_after_a_day(
     assert files("weights") == 2
 
 
-def test_a_version_is_tagged_with_the_commit_of_its_data_and_the_champion_before_can_be_gone_back_to(
-    store: mlflow.MlflowClient,
-) -> None:
+def test_a_version_is_tagged_with_the_commit_of_its_data(store: mlflow.MlflowClient) -> None:
     for key in "ab":
         version(store, key, retrained=False)
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": "sha of b", "training_key": "b"})
-    write_json(paths.PROMOTE_REPORT, {"decision": "promoted", "champion": 1})
     do("note", commit="c" * 40, branch="retrain/2026-01-05")
     tags = store.get_model_version(MODEL, "2").tags
     assert tags["retrain.commit"] == "c" * 40
     assert tags["retrain.branch"] == "retrain/2026-01-05"
-    assert tracking.version_of_alias(store, MODEL, "previous-champion") == 1
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": "another", "training_key": "b"})
     with pytest.raises(DataError, match="make register"):
         do("note", commit="c", branch="b")
@@ -110,7 +107,7 @@ def test_a_retraining_starts_from_the_champion_or_where_params_say_while_there_i
     assert read_json(paths.START) == "scratch"
     version(store, "a")
     assert "has no champion yet" in do("start")
-    tracking.set_alias(store, MODEL, "champion", 1)
+    registry.make_champion(store, MODEL, 1)
     do("start")
     assert read_json(paths.START) == "models:/image-captioning/1"
 

@@ -69,11 +69,19 @@ class Pictures(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         if self._kept is not None and index in self._kept:
             return self._kept[index]
-        with Image.open(io.BytesIO(self._reader.read(self._names[index]))) as image:
-            made = cropped(self._processor, [image.convert("RGB")])[0]
+        made = self.cropped(self.opened(index))
         if self._kept is not None:
             self._kept[index] = made
         return made
+
+    def opened(self, index: int) -> Image.Image:
+        """A picture as it is in the data set, RGB."""
+        with Image.open(io.BytesIO(self._reader.read(self._names[index]))) as image:
+            return image.convert("RGB")
+
+    def cropped(self, image: Image.Image) -> torch.Tensor:
+        """A picture resized and cropped as the checkpoint wants it."""
+        return cropped(self._processor, [image])[0]
 
     def sha256(self, index: int) -> str:
         """Of the picture's bytes as they are in the data set, hexadecimal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 from pipeline.model.batches import collate, cropped, pixel_values
 from pipeline.model.checkpoint import Checkpoint, load
 from pipeline.model.precision import chosen, computing
+from pipeline.params import Evaluate
+from pipeline.progress import progress_bar
 
 
 class Captioner:
@@ -44,6 +47,21 @@ class Captioner:
         """
         longest = {} if max_tokens is None else {"max_length": max_tokens}
         return [found[0] for found in self._generate(pictures, num_beams=beams, do_sample=False, **longest)]
+
+    def caption_all(self, pictures: Sequence[bytes], how: Evaluate, max_tokens: int, name: str) -> list[str]:
+        """The likeliest caption of each encoded picture, some at a time.
+
+        Args:
+            pictures: the files' bytes, of the data set.
+            how: the beams, and the pictures at a time.
+            max_tokens: captions are at most as long.
+            name: stands before the progress bar.
+        """
+        found: list[str] = []
+        for first in progress_bar(range(0, len(pictures), how.batch_size), desc=name, unit=" batches"):
+            some = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + how.batch_size]]
+            found += self.caption(some, beams=how.beams, max_tokens=max_tokens)
+        return found
 
     @torch.inference_mode()
     def several(self, pictures: Sequence[Image.Image], count: int, seed: int = 0) -> list[list[str]]:

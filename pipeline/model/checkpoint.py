@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -46,10 +47,15 @@ class Checkpoint:
         """The side, in pixels, of the square picture that the model sees."""
         return int(self.model.config.vision_config.image_size)
 
-    def save(self, folder: Path) -> None:
-        """Write a plain Hugging Face checkpoint: `AutoModelForCausalLM` and `AutoProcessor` load it."""
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a plain Hugging Face checkpoint: `AutoModelForCausalLM` and `AutoProcessor` load it.
+
+        Args:
+            folder: where to.
+            weights: in place of the model's own.
+        """
         transformers_logging.disable_progress_bar()
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, state_dict=weights)
         GitProcessor(self.image_processor, self.tokenizer).save_pretrained(folder)
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pipeline.model.layers import attend, cross_entropy_of, dropout, normed_feed_forward
+from pipeline.model.layers import attend, attend_and_sum, cross_entropy_of, dropout, normed_feed_forward
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -178,7 +178,7 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         past = past_key_values.get_seq_length()
         positions = torch.arange(past, past + new, device=input_ids.device)
         # Token i of the new ones sees the text up to itself; a single one sees all there is.
-        future = torch.ones(new, past + new, dtype=torch.bool, device=input_ids.device).triu(past + 1)
+        mask = None if new == 1 else self.output.weight.new_full((new, past + new), float("-inf")).triu(past + 1)
         hidden = self.git.embeddings(input_ids=input_ids, position_ids=positions[None])
         for index, (layer, (keys, values)) in enumerate(zip(self.git.encoder.layer, prefix.layers, strict=True)):
             attention = layer.attention.self
@@ -186,11 +186,11 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
             text_keys, text_values = past_key_values.update(*_keys_values(attention, hidden), index)
             # One softmax over picture and text, but the picture's keys and values are never copied for its rows:
             # the rows of a picture are taken as so many queries of it.
-            picture_scores = _unfold(_fold(queries, each) @ keys.transpose(-1, -2), each)
-            text_scores = (queries @ text_keys.transpose(-1, -2)).masked_fill(future, float("-inf"))
-            scores = torch.cat([picture_scores, text_scores], dim=-1) * attention.attention_head_size**-0.5
-            of_picture, of_text = scores.softmax(dim=-1).split([keys.shape[2], past + new], dim=-1)
-            mixed = _unfold(_fold(of_picture, each) @ values, each) + of_text @ text_values
+            of_picture, picture_sums = attend_and_sum(_fold(queries, each), keys, values, None)
+            of_text, text_sums = attend_and_sum(queries, text_keys, text_values, mask)
+            # What each has of the softmax's denominator, whose logarithms these are.
+            share = torch.sigmoid(text_sums - _unfold(picture_sums, each)).to(of_text.dtype)
+            mixed = torch.lerp(_unfold(of_picture, each), of_text, share)
             hidden = _rest_of_layer(layer, hidden, _together(mixed))
         logits = self.output(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)

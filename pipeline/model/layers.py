@@ -52,6 +52,9 @@ def normed_feed_forward(
     return normed, out
 
 
+_FEED_FORWARD = ("x", "norm_weight", "norm_bias", "eps", "weight_1", "bias_1", "weight_2", "bias_2")
+
+
 class _NormedFeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,20 +76,25 @@ class _NormedFeedForward(torch.autograd.Function):
         x, norm_weight, norm_bias, mean, deviation, scaled, weight_1, weight_2 = ctx.saved_tensors
         function, backward, scale = ctx.activation
         size = x.shape[-1:]
+        # Frozen weights (under LoRA, all of these) cost no matrix products.
+        learns = dict(zip(_FEED_FORWARD, ctx.needs_input_grad, strict=False))
         of_rows = of_out.flatten(0, -2)
-        bias_2 = of_rows.sum(0)
-        out = torch.mm(of_rows.t(), function(scaled)).div_(scale)
+        bias_2 = of_rows.sum(0) if learns["bias_2"] else None
+        weights_2 = torch.mm(of_rows.t(), function(scaled)).div_(scale) if learns["weight_2"] else None
         of_inner = backward(torch.mm(of_rows, weight_2), scaled)
-        normed = torch.native_layer_norm(x, size, norm_weight, norm_bias, ctx.eps)[0]
-        inner = torch.mm(of_inner.t(), normed.flatten(0, -2).to(of_inner.dtype))
-        bias_1 = of_inner.sum(0)
+        bias_1 = of_inner.sum(0) if learns["bias_1"] else None
+        weights_1 = None
+        if learns["weight_1"]:
+            normed = torch.native_layer_norm(x, size, norm_weight, norm_bias, ctx.eps)[0]
+            weights_1 = torch.mm(of_inner.t(), normed.flatten(0, -2).to(of_inner.dtype))
         through = torch.mm(of_inner, weight_1).view_as(x).to(x.dtype)
         if of_normed is not None:
             through += of_normed
+        wanted = [learns["x"], learns["norm_weight"], learns["norm_bias"]]
         of_x, of_weight, of_bias = _aten.native_layer_norm_backward(
-            through, x, size, mean, deviation, norm_weight, norm_bias, [True, True, True]
+            through, x, size, mean, deviation, norm_weight, norm_bias, wanted
         )
-        return of_x, of_weight, of_bias, None, inner, bias_1, out, bias_2, None
+        return of_x, of_weight, of_bias, None, weights_1, bias_1, weights_2, bias_2, None
 
 
 def _computing(x: torch.Tensor) -> torch.dtype:
@@ -140,6 +148,30 @@ def attend(
     kept = _mask(torch.Size([*queries.shape[:3], keys.shape[2]]), part)
     mixed: torch.Tensor = _DroppedAttention.apply(queries, keys, values, mask, kept, 1 / (1 - part))  # type: ignore[no-untyped-call]
     return mixed
+
+
+def attend_and_sum(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention, `(rows, heads, queries, size)`, and the logarithm of its softmax's denominators, `(..., queries, 1)`.
+
+    With these, attention over two sets of keys follows from that over each (Milakov and Gimelshein 2018). The arguments
+    are those of `attend`.
+    """
+    if queries.device.type == "cpu":
+        mixed, sums = _aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
+        return mixed, sums[..., None]
+    return attend_and_sum_plainly(queries, keys, values, mask)
+
+
+def attend_and_sum_plainly(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend_and_sum`, where torch has no one operation that gives both."""
+    scores = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(-1, -2)).float()
+    if mask is not None:
+        scores = scores + mask
+    return torch.matmul(scores.softmax(dim=-1).to(values.dtype), values), scores.logsumexp(dim=-1, keepdim=True)
 
 
 class _DroppedAttention(torch.autograd.Function):
@@ -196,9 +228,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *others: Any) -> torch.Tensor:
         targets, smoothing, with_gradients = others
+        learns = ctx.needs_input_grad[1]  # weight and bias are frozen together
         loss = torch.zeros((), device=hidden.device)
         of_hidden: list[torch.Tensor] = []
-        of_weight, of_bias = (torch.zeros_like(x, dtype=torch.float32) for x in (weight, bias))
+        of_weight, of_bias = (torch.zeros_like(x, dtype=torch.float32) if learns else None for x in (weight, bias))
         for rows, wanted in zip(hidden.split(_CHUNK), targets[:, None].split(_CHUNK), strict=True):
             logs = torch.addmm(bias, rows, weight.t()).float().log_softmax(dim=-1)
             loss -= (1 - smoothing) * logs.gather(1, wanted).sum() + smoothing * logs.sum() / len(bias)
@@ -207,9 +240,12 @@ class _CrossEntropy(torch.autograd.Function):
                 off = logs.exp_().scatter_add_(1, wanted, torch.full_like(logs[:, :1], smoothing - 1))
                 if smoothing:
                     off -= smoothing / len(bias)
-                of_bias += off.sum(0)
+                if of_bias is not None:
+                    of_bias += off.sum(0)
                 off = off.to(weight.dtype)
                 of_hidden.append(torch.mm(off, weight))
+                if of_weight is None:
+                    continue
                 if off.dtype == torch.float32:
                     of_weight.addmm_(off.t(), rows)
                 else:  # sums over chunks stay in float32
@@ -222,6 +258,6 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("backward can be called once only: the gradients are scaled where they are")
-        of_all = [x.mul_(gradients[0]).to(ctx.dtype) for x in ctx.gradients]
+        of_all = [None if x is None else x.mul_(gradients[0]).to(ctx.dtype) for x in ctx.gradients]
         ctx.gradients = None
         return *of_all, None, None, None

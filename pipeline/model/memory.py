@@ -28,6 +28,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def memory_in_use(device: torch.device) -> int:
+    """The bytes of a GPU that torch has taken for this process; on a CPU, those of the process."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
+
+
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """Give a function that tells, after the block, how many bytes it needed above those that were in use before.

@@ -31,7 +31,8 @@ from pipeline.model.batches import Batch, Captioned, batches, epoch_captions, gr
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.curve import Epoch
 from pipeline.model.git import GitForCausalLM
-from pipeline.model.memory import peak_memory
+from pipeline.model.lora import add_lora, plain_weights
+from pipeline.model.memory import memory_in_use, peak_memory
 from pipeline.model.optimization import adamw, summed_loss
 from pipeline.model.precision import computing
 from pipeline.model.states import States
@@ -43,6 +44,7 @@ from pipeline.score.tokens import tokenize as words_of
 LOG_STEPS = 10  # the step curves have a point for each so many steps
 HELD_OUT_CAPTIONS = 8  # of each validation picture, the first; hundreds in one row would cost too much memory
 FEWEST_FOR_CIDER = 50  # validation pictures that are captioned; of fewer CIDEr-D says too little to choose an epoch by
+CAPTIONED_AT_A_TIME = 4  # times the pictures of a step: without a backward pass there is room for them
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
 _COLLAPSED = 10  # with so many pictures or more, one caption for all of them is no accident
 
@@ -85,7 +87,8 @@ class Training:
 
     Args:
         checkpoint: what is trained.
-        pictures: of the training and the validation split, or the features of these.
+        pictures: gives those of the training split in an epoch, or their features.
+        held_out: the pictures of the validation split, or their features.
         train: the training examples.
         validation: the validation examples.
         settings: the params.
@@ -98,7 +101,8 @@ class Training:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        pictures: tuple[Dataset[torch.Tensor], Dataset[torch.Tensor]],
+        pictures: Callable[[int], Dataset[torch.Tensor]],
+        held_out: Dataset[torch.Tensor],
         train: Sequence[Example],
         validation: Sequence[Example],
         settings: Finetune,
@@ -110,16 +114,20 @@ class Training:
         self._accelerator, self._device, self._dtype = accelerator, accelerator.device, dtype
         self._rank: int = accelerator.process_index
         self._world: int = accelerator.num_processes
-        self._pictures, self._held_out = pictures
+        self._pictures, self._held_out = pictures, held_out
         self._train, self._validation = train, validation
         self._tokens = tokenize(checkpoint, train, settings.max_tokens)
-        held_out = tokenize(checkpoint, validation, settings.max_tokens)
-        self._held_out_tokens = [(i, of_it[:HELD_OUT_CAPTIONS]) for i, of_it in enumerate(held_out)]
+        held_out_tokens = tokenize(checkpoint, validation, settings.max_tokens)
+        self._held_out_tokens = [(i, of_it[:HELD_OUT_CAPTIONS]) for i, of_it in enumerate(held_out_tokens)]
         self._model = checkpoint.model.to(self._device)
         if settings.freeze == "image_encoder":
             self._model.git.image_encoder.requires_grad_(False)
+        self.parameters = self._model.num_parameters()
+        if settings.lora.rank:
+            add_lora(self._model, settings.lora, image_encoder=settings.freeze == "none")
         if settings.gradient_checkpointing:
             self._model.gradient_checkpointing_enable()
+        self.trained_parameters = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         self._loss = accelerator.prepare_model(_Loss(self._model, dtype, settings.label_smoothing))
         self._optimizer = adamw(self._model, settings.learning_rate, settings.weight_decay)
         self.steps_an_epoch = -(-len(train) // settings.batch_size)
@@ -155,7 +163,7 @@ class Training:
             progress.loss_sum, progress.tokens = 0.0, 0
             if self._rank == 0 and self.best_epoch is ended:
                 with self._states.new_best() as folder:
-                    self._checkpoint.save(folder)
+                    self._checkpoint.save(folder, plain_weights(self._model) if self._settings.lora.rank else None)
             watch.metrics(ended.metrics(), epoch)
             watch.samples(progress.samples)
             if self._rank == 0:
@@ -193,7 +201,7 @@ class Training:
         done = progress.step - (epoch - 1) * self.steps_an_epoch
         captioned = epoch_captions(self._tokens, settings.seed, epoch, each)[done * settings.batch_size :]
         since, pictures, captions = time.monotonic(), 0, 0
-        for some, batch in self._batches(captioned):
+        for some, batch in self._batches(self._pictures(epoch), captioned):
             self._end_if_asked()
             loss, tokens = self._step(some, batch)
             progress.loss_sum += loss
@@ -210,13 +218,16 @@ class Training:
                         "step/learning_rate": self._schedule.get_last_lr()[0],
                         "step/pictures_per_second": pictures / seconds,
                         "step/captions_per_second": captions / seconds,
+                        "step/memory_gb": memory_in_use(self._device) / 1e9,
                     },
                     progress.step,
                 )
                 since, pictures, captions = time.monotonic(), 0, 0
             self._write_state_if_due()
 
-    def _batches(self, captioned: Sequence[Captioned]) -> Iterator[tuple[Sequence[Captioned], list[Batch]]]:
+    def _batches(
+        self, pictures: Dataset[torch.Tensor], captioned: Sequence[Captioned]
+    ) -> Iterator[tuple[Sequence[Captioned], list[Batch]]]:
         """Each step's pictures, and this process's batches of them: one, or as many as are accumulated.
 
         Where a process gets none of the last pictures it gets one that does not count, to keep step with the others.
@@ -224,7 +235,7 @@ class Training:
         steps = groups_of(captioned, self._settings.batch_size)
         size = self._part(self._settings.accumulation)
         parts = [groups_of(some[self._rank :: self._world] or some[:1], size) for some in steps]
-        loader = iter(batches(self._checkpoint, self._pictures, [part for of_it in parts for part in of_it]))
+        loader = iter(batches(self._checkpoint, pictures, [part for of_it in parts for part in of_it]))
         for some, of_it in zip(steps, parts, strict=True):
             yield some, list(itertools.islice(loader, len(of_it)))
 
@@ -313,7 +324,7 @@ class Training:
         self._model.eval()
         few = self._held_out_tokens[: self._settings.validation_captions]
         found: list[tuple[int, list[str]]] = []
-        for number, batch in self._shared(groups_of(few, self._settings.batch_size)):
+        for number, batch in self._shared(groups_of(few, CAPTIONED_AT_A_TIME * self._settings.batch_size)):
             with computing(self._device, self._dtype):
                 tokens = self._model.caption(batch.pixel_values, features=batch.features, do_sample=False)
             found.append((number, self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)))
@@ -364,7 +375,8 @@ class Training:
         long = f"{seconds / 60:.0f} min" if seconds > 90 else f"{max(1, seconds):.0f} s"
         memory = "" if not needed else f", {needed / 1e9:.2g} GB of memory above the model's own"
         return (
-            f"{self.steps:,} steps of {min(settings.batch_size, len(captioned))} pictures, {settings.epochs} epochs of"
+            f"trains {self.trained_parameters / 1e6:.3g} of {self.parameters / 1e6:.3g} million parameters in"
+            f" {self.steps:,} steps of {min(settings.batch_size, len(captioned))} pictures, {settings.epochs} epochs of"
             f" {self.steps_an_epoch:,}; about {long}{memory}"
         )
 
@@ -374,7 +386,7 @@ class Training:
         with torch.random.fork_rng(devices=device):
             self._model.train()
             try:
-                (batch,) = batches(self._checkpoint, self._pictures, [some])
+                (batch,) = batches(self._checkpoint, self._pictures(1), [some])
                 with peak_memory(self._device) as needed:
                     loss, tokens = summed_loss(self._model, batch.to(self._device), self._dtype)
                     (loss / tokens).backward()

@@ -98,9 +98,9 @@ def arguments(parser):
     pass
 
 def run(params, args):
-    write_json(paths.STANDING, {"model": "m", "version": 1, "tracking_uri": "sqlite:///mlflow.db", "experiment_id": "1",
-        "run_id": "r", "run_name": "git-1", "metrics": {"CIDEr-D": 1.5},
-        "champion": {"version": 3, "metrics": {"CIDEr-D": 1.25}, "same_test": True}})
+    write_json(paths.STANDING, {"model": "m", "version": 1, "newest": True, "rolled_back": False,
+        "tracking_uri": "sqlite:///mlflow.db", "experiment_id": "1", "run_id": "r", "run_name": "git-1",
+        "metrics": {"CIDEr-D": 1.5}, "champion": {"version": 3, "metrics": {"CIDEr-D": 1.25}, "same_test": True}})
     return "stands"
 """
 

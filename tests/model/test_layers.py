@@ -12,7 +12,14 @@ import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
-from pipeline.model.layers import attend, cross_entropy_of, dropout, normed_feed_forward
+from pipeline.model.layers import (
+    attend,
+    attend_and_sum,
+    attend_and_sum_plainly,
+    cross_entropy_of,
+    dropout,
+    normed_feed_forward,
+)
 
 ROWS, TOKENS, HIDDEN, INNER = 2, 5, 8, 16
 
@@ -57,6 +64,19 @@ def test_a_feed_forward_whose_norm_is_not_used_has_its_gradients_too() -> None:
     plain = module.outer(module.activation(module.inner(module.norm(x))))
     (ours,), (theirs,) = torch.autograd.grad(out.sum(), x), torch.autograd.grad(plain.sum(), x)
     assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", ["norm", "inner", "outer"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(frozen: str) -> None:
+    torch.manual_seed(0)
+    module = FeedForward("gelu").double()
+    x = torch.randn(ROWS, TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    getattr(module, frozen).requires_grad_(False)
+    wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
+    theirs = torch.autograd.grad(module.plain(x).sum(), wanted)
+    ours = torch.autograd.grad(module.lean(x).sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
 
 
 def test_in_bfloat16_it_is_about_the_same_and_gradients_are_in_float32() -> None:
@@ -154,6 +174,24 @@ def test_attention_with_dropout_is_the_plain_one_on_what_was_kept(masked: bool) 
     assert torch.allclose(without, scaled_dot_product_attention(queries, keys, values, added), atol=1e-12)
 
 
+@pytest.mark.parametrize("function", [attend_and_sum, attend_and_sum_plainly])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_over_two_sets_of_keys_follows_from_that_over_each(
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]], masked: bool
+) -> None:
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(ROWS, 2, count, 4) for count in (3, 12, 12))
+    mask = torch.zeros(3, 12)
+    if masked:
+        mask[:, 7:] = torch.full((3, 5), float("-inf")).triu(1)
+    parts = [function(queries, keys[:, :, some], values[:, :, some], mask[:, some] if masked else None)
+             for some in (slice(7), slice(7, 12))]  # fmt: skip
+    (first, first_sums), (second, second_sums) = parts
+    assert torch.allclose(first_sums, (queries @ keys[:, :, :7].mT / 2).logsumexp(-1, keepdim=True), atol=1e-6)
+    made = torch.lerp(first, second, torch.sigmoid(second_sums - first_sums))
+    assert torch.allclose(made, scaled_dot_product_attention(queries, keys, values, mask), atol=1e-6)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [3, 512])
 def test_the_loss_is_torchs_cross_entropy(label_smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +208,12 @@ def test_the_loss_is_torchs_cross_entropy(label_smoothing: float, chunk: int, mo
         assert torch.allclose(one, other, atol=1e-6)
     with pytest.raises(RuntimeError, match="once only"):
         ours.backward()
+    head.requires_grad_(False)
+    (alone,) = torch.autograd.grad(cross_entropy_of(hidden, head, targets, label_smoothing), hidden)
+    (expected,) = torch.autograd.grad(
+        cross_entropy(head(hidden), targets, reduction="sum", label_smoothing=label_smoothing), hidden
+    )
+    assert torch.allclose(alone, expected, atol=1e-6)
     with torch.inference_mode():
         assert cross_entropy_of(hidden, head, targets, label_smoothing).item() == ours.item()
 
