@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pipeline import alive, claim
 from pipeline.errors import PipelineError, TemporaryError
 
 _POLL_SECONDS = 2.0
+_GRACE_SECONDS = 75.0  # for a training to write a state
 
 
 @contextmanager
@@ -48,8 +50,18 @@ def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Itera
         claim.give_back(me)
 
 
+def end_with_the_scheduler() -> None:
+    """Have this flow end when the scheduler or worker that started it is gone; a person's has none."""
+    others = [os.environ[claim.OWNER]] if claim.OWNER in os.environ else []
+    if not others and "PREFECT__FLOW_RUN_ID" in os.environ:
+        others = alive.starters()
+    if others:
+        alive.end_with(others, _GRACE_SECONDS)
+
+
 def in_words(work: Callable[[], State | None]) -> State | None:
     """Run a flow's work; gives the state of its end, where that is a failure with one line of words as its message."""
+    end_with_the_scheduler()
     try:
         return work()
     except (StageError, PipelineError) as failure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from flows.repo import opened
+from flows.repo import opened, used_stages
 from pipeline import paths, stage
 from pipeline.files import swapped_in, write_json
 from pipeline.params import Params
@@ -19,20 +19,19 @@ SETTLED = paths.WORK / "settled.json"
 def run(params: Params, args: argparse.Namespace) -> str:
     """Bring the `.dvc` files up to date; returns the last line to print."""
     from dvc.repo import lock_repo
-    from dvc.repo.reproduce import plan_repro
 
     with opened() as repo, lock_repo(repo):
-        made = [stage for stage in repo.index.stages if stage.cmd]
-        used = [data for data in plan_repro(repo.index.graph, made) if not data.cmd]
-        changed = [data.addressing for data in used if data.changed()]
+        used = used_stages(repo)
+        raw = [stage for stage in used if not stage.cmd]
+        changed = [stage.addressing for stage in raw if stage.changed()]
         if changed:
             repo.reproduce(targets=changed)
         # `ingest@NAME` is of the stage `ingest`.
-        stale = sorted({stage.addressing.partition("@")[0] for stage in made if stage.changed()})
+        stale = sorted({stage.addressing.partition("@")[0] for stage in used if stage.cmd and stage.changed()})
     with swapped_in(SETTLED) as (place,):
         write_json(place, {"stale": stale})
     return (
-        f"{len(used)} .dvc files, of which {len(changed)} were brought up to date; stale:"
+        f"{len(raw)} .dvc files, of which {len(changed)} were brought up to date; stale:"
         f" {', '.join(stale) or 'no stage'}"
     )
 

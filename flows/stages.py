@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from flows import bars, process
 from pipeline import alive
@@ -22,11 +23,14 @@ _ROOT = Path(__file__).parent.parent
 # DVC itself exits with 255 whatever happened; the stage's own exit code stands in its last words.
 _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-_STALE = re.compile(r"^Running stage '|is cached - skipping run, checking out outputs")
+_RAN = re.compile(r"Running stage '")
+_RESTORED = re.compile(r"is cached - skipping run, checking out outputs")
 _HINT = re.compile(r"^(To track the changes with git|\tgit add |To enable auto staging|\tdvc config |Use `dvc push`)")
 _PROGRESS_SECONDS = 2
 
 Tell = Callable[[str], None]
+# What DVC did; of what ran before with the same input it has the output.
+Outcome = Literal["nothing", "ran", "restored"]
 
 
 class StageError(Exception):
@@ -56,10 +60,10 @@ class StageTimeoutError(StageError, TimeoutError):
         return False
 
 
-def repro(stage: str, tell: Tell, minutes: float) -> bool:
+def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
     """Bring one stage up to date in the current folder, as `dvc repro` does once those before it are.
 
-    Gives whether there was anything to do.
+    Gives what was to be done.
 
     Args:
         stage: its name in `dvc.yaml`.
@@ -69,25 +73,28 @@ def repro(stage: str, tell: Tell, minutes: float) -> bool:
     Raises:
         StageError: with the stage's exit code and own words.
     """
-    stale = False
+    outcome: Outcome = "nothing"
 
     def hear(line: str) -> None:
-        nonlocal stale
-        stale = stale or bool(_STALE.search(line))
+        nonlocal outcome
+        if _RAN.match(line):
+            outcome = "ran"
+        elif _RESTORED.search(line) and outcome == "nothing":
+            outcome = "restored"
         tell(line)
 
     # `--single-item`: what came into data/raw since the raw files were settled is the next run's.
     dvc = Path(sys.executable).with_name("dvc")
-    _run(stage, [str(dvc), "repro", "--single-item", stage], hear, minutes, {})
-    return stale
+    _run(stage, stage, [str(dvc), "repro", "--single-item", stage], hear, minutes, {})
+    return outcome
 
 
 def command(name: str, module: str, *arguments: str, tell: Tell, minutes: float, ours: bool = False) -> None:
     """Run `python -m MODULE` in the current folder.
 
     Args:
-        name: what its own words begin with.
-        module: with a `main` of `pipeline.stage`.
+        name: of the step, as the params call it.
+        module: with a `main` of `pipeline.stage`, which begins its own words with its name.
         arguments: of its command line.
         tell: is given each line of output as it comes.
         minutes: that it may take.
@@ -98,10 +105,10 @@ def command(name: str, module: str, *arguments: str, tell: Tell, minutes: float,
     """
     words = [sys.executable, *(["-P"] if ours else []), "-m", module, *arguments]
     path = f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    _run(name, words, tell, minutes, {"PYTHONPATH": path} if ours else {})
+    _run(name, module.rpartition(".")[2], words, tell, minutes, {"PYTHONPATH": path} if ours else {})
 
 
-def _run(name: str, words: list[str], tell: Tell, minutes: float, environment: Mapping[str, str]) -> None:
+def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, environment: Mapping[str, str]) -> None:
     own_words, said = "", ""
     code: int | None = None
 
@@ -111,7 +118,7 @@ def _run(name: str, words: list[str], tell: Tell, minutes: float, environment: M
             return
         tell(line)
         said = line
-        if line.startswith(f"{name}: ") and bars.percent(line) is None:
+        if line.startswith(f"{speaker}: ") and bars.percent(line) is None:
             own_words = line
         if found := _EXITED.search(line):
             code = int(found[1])
@@ -129,7 +136,7 @@ def _run(name: str, words: list[str], tell: Tell, minutes: float, environment: M
         returned = process.run(words, hear, {**common, **environment}, 60 * minutes)
     except process.TooLongError:
         raise StageTimeoutError(
-            TEMPORARY, f"{name}: took longer than flow.timeout_minutes.{name} ({minutes:g}); raise it in params.yaml"
+            TEMPORARY, f"{name}: took longer than {minutes:g} minutes; raise flow.timeout_minutes in params.yaml"
         ) from None
     if returned:
         code = returned if code is None else code

@@ -7,6 +7,7 @@ they could not be ended while their command is silent.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -15,6 +16,8 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows import artifacts, bars, stages
 from pipeline.params import Params
+
+T = TypeVar("T")
 
 TAG = "image-captioning"
 _BAR_SECONDS = 30  # between two lines of a progress bar in the log
@@ -31,8 +34,8 @@ def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
     return False
 
 
-def stage(params: Params, name: str, ask: bool) -> bool:
-    """Bring a stage up to date; gives whether there was anything to do.
+def stage(params: Params, name: str, ask: bool) -> stages.Outcome:
+    """Bring a stage up to date; gives what was to be done.
 
     Args:
         params: that say how often and how long it is tried.
@@ -43,16 +46,16 @@ def stage(params: Params, name: str, ask: bool) -> bool:
         StageError: it failed, and was tried again where that could help.
     """
 
-    def work(tell: stages.Tell) -> bool:
+    def work(tell: stages.Tell) -> stages.Outcome:
         if ask:
             return stages.repro(name, tell, params.flow.timeout_minutes.of(name))
         tell(f"{name}: is up to date")
-        return False
+        return "nothing"
 
-    ran = _run(params, name, work)
-    if ran:
+    outcome = _run(params, name, work)
+    if outcome != "nothing":
         artifacts.of_stage(name)
-    return ran
+    return outcome
 
 
 def step(params: Params, name: str, module: str, *arguments: str, ours: bool = False) -> None:
@@ -63,14 +66,13 @@ def step(params: Params, name: str, module: str, *arguments: str, ours: bool = F
     """
     minutes = params.flow.timeout_minutes.of(name)
 
-    def work(tell: stages.Tell) -> bool:
+    def work(tell: stages.Tell) -> None:
         stages.command(name, module, *arguments, tell=tell, minutes=minutes, ours=ours)
-        return True
 
     _run(params, name, work)
 
 
-def _run(params: Params, name: str, work: Callable[[stages.Tell], bool]) -> bool:
+def _run(params: Params, name: str, work: Callable[[stages.Tell], T]) -> T:
     @task(
         name=name,
         task_run_name=name,
@@ -81,7 +83,7 @@ def _run(params: Params, name: str, work: Callable[[stages.Tell], bool]) -> bool
         retry_jitter_factor=0.5,
         retry_condition_fn=worth_a_retry,
     )
-    def tried() -> bool:
+    def tried() -> T:
         return work(bars.Throttled(get_run_logger().info, artifacts.Progress(), _BAR_SECONDS))
 
     return tried()

@@ -9,6 +9,7 @@ longer waits; bad data (65) and bad configuration (78) fail at once, with the st
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -32,20 +33,45 @@ def _train() -> None:
         run_stages(params)
 
 
-def run_stages(params: Params) -> None:
-    """Run the stages in the current folder, and show what came out.
+def run_stages(params: Params) -> stages.Outcome:
+    """Run the stages in the current folder, and show what came out; gives what was to be done to register the model.
 
     Raises:
         StageError: a stage failed, and was tried again where that could help.
     """
     tasks.step(params, "settle", "flows.settle", ours=True)
     stale = set(read_json(SETTLED)["stale"])
+    outcome: stages.Outcome = "nothing"
     ran = False
     for stage in stages.STAGES:  # what a stage makes may make those after it stale
-        ran = tasks.stage(params, stage, ask=ran or stage in stale) or ran
+        outcome = tasks.stage(params, stage, ask=ran or stage in stale)
+        ran = ran or outcome != "nothing"
+    if outcome == "restored":  # DVC knows what registering had made once, not what MLflow has now
+        register(params)
     if ran:
-        tasks.step(params, "standing", "pipeline.standing")
-        artifacts.figures(read_json(paths.STANDING))
+        show(params)
+    return outcome
+
+
+def show(params: Params) -> dict[str, Any]:
+    """Show how the model stands in MLflow, beside the champion; gives what is known of it.
+
+    Raises:
+        StageError: it can't be known, and was tried again where that could help.
+    """
+    tasks.step(params, "standing", "pipeline.standing", ours=True)
+    standing: dict[str, Any] = read_json(paths.STANDING)
+    artifacts.figures(standing)
+    return standing
+
+
+def register(params: Params) -> None:
+    """Register the model where MLflow does not have it, whatever DVC thinks.
+
+    Raises:
+        StageError: it failed, and was tried again where that could help.
+    """
+    tasks.step(params, "register", "pipeline.register")
 
 
 if __name__ == "__main__":

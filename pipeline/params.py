@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import paths
 from pipeline.errors import ConfigError
 
+REGISTERED = "models:/"  # begins the name of a checkpoint that is a registered version
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -194,6 +195,13 @@ class Finetune(Section):
     @model_validator(mode="after")
     def _a_hub_name_is_pinned(self) -> Finetune:
         if self.checkpoint == "scratch" or Path(self.checkpoint).is_dir():
+            return self
+        if self.checkpoint.startswith(REGISTERED):
+            if not re.fullmatch(rf"{REGISTERED}[^/@]+/\d+", self.checkpoint):
+                raise ValueError(
+                    f"`checkpoint` {self.checkpoint!r} is no version that stays the same; name one by its number, like"
+                    " models:/image-captioning/3"
+                )
             return self
         if Path(f"{self.checkpoint}.dvc").is_file():
             raise ValueError(

@@ -32,3 +32,5 @@ TRAININGS = WORK / "training"  # states of trainings that have not ended
 SAID = WORK / "captions"  # what registered versions say of test pictures
 FEATURES = WORK / "features"  # what frozen image encoders made of pictures
 STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion
+START = WORK / "start.json"  # the checkpoint that a retraining starts from
+VERSIONS = WORK / "versions.json"  # what is kept of retrainings

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pipeline import paths, stage
+from pipeline import paths, registry, stage
 from pipeline.errors import DataError
 from pipeline.files import read_json, swapped_in, write_json
 from pipeline.params import Params
-from pipeline.registry import CHAMPION
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -31,7 +30,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         if version is None or training is None:
             raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
         mine = tracking.figures(store, training)
-        number = tracking.version_of_alias(store, name, CHAMPION)
+        number = tracking.version_of_alias(store, name, registry.CHAMPION)
         best = tracking.figures(store, tracking.run_of(store, name, number)) if number else None
     champion: dict[str, Any] | None = None
     if best and number != version.number:
@@ -43,6 +42,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             {
                 "model": name,
                 "version": version.number,
+                "newest": version.number == tracking.versions(store, name)[-1],
+                "rolled_back": registry.ROLLED_BACK in version.tags,
                 "tracking_uri": tracking.uri(),
                 "experiment_id": experiment_id,
                 "run_id": training.info.run_id,

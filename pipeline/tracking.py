@@ -26,7 +26,9 @@ import mlflow
 import numpy as np
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from PIL import Image
 
 from pipeline import alive, paths
@@ -42,6 +44,9 @@ _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
 _LOCK_SECONDS = 120
 _SQLITE = "sqlite:///"
+_LOGGED = "model"  # the name of what is logged
+_DAY = 24 * 3600  # seconds
+_MODEL = "models:/"
 _TEST = "test/"  # begins the names of test figures
 _FAILURES = (MlflowException, OSError)  # what an MLflow store that can't be reached raises
 
@@ -357,14 +362,24 @@ def find_version(store: mlflow.MlflowClient, model: str, model_sha256: str) -> V
 
 def versions(store: mlflow.MlflowClient, model: str) -> list[int]:
     """The numbers of all registered versions of the model, in order."""
-    found: list[int] = []
+    return [version.number for version in versions_with_tags(store, model)]
+
+
+def versions_with_tags(store: mlflow.MlflowClient, model: str) -> list[Version]:
+    """All registered versions of the model, in order."""
+    found = [Version(int(version.version), dict(version.tags)) for version in _search_versions(store, model)]
+    return sorted(found, key=lambda version: version.number)
+
+
+def _search_versions(store: mlflow.MlflowClient, model: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
     token = None
     while True:
         page = store.search_model_versions(f"name = '{model}'", max_results=1000, page_token=token)
-        found += [int(version.version) for version in page]
+        found += page
         token = page.token
         if not token:
-            return sorted(found)
+            return found
 
 
 def version_of_alias(store: mlflow.MlflowClient, model: str, alias: str) -> int | None:
@@ -410,6 +425,68 @@ def figures(store: mlflow.MlflowClient, run: Run) -> Figures:
     return Figures(metrics, test_sha256)
 
 
+def aliased(store: mlflow.MlflowClient, model: str) -> set[int]:
+    """The numbers of the versions that some alias names; none where there is no such model."""
+    try:
+        return {int(version) for version in store.get_registered_model(model).aliases.values()}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return set()
+        raise
+
+
+def delete_version(store: mlflow.MlflowClient, model: str, version: int) -> None:
+    """Delete a registered version, its logged model, and the files of its run where no other version has the same.
+
+    The run stays, with params, curves and figures.
+    """
+    gone = store.get_model_version(model, str(version))
+    store.delete_model_version(model, str(version))  # first: cut off here, it leaves files, and no version without any
+    others = _search_versions(store, model)
+    model_id = _model_id(gone)
+    if model_id and model_id not in map(_model_id, others):
+        _delete_logged_model(store, model_id)
+    if gone.run_id and gone.run_id not in {other.run_id for other in others}:
+        get_artifact_repository(store.get_run(gone.run_id).info.artifact_uri).delete_artifacts()
+
+
+def delete_orphaned_models(store: mlflow.MlflowClient, experiment_id: str, model: str) -> int:
+    """Delete the models that trainings of ours logged and no version has, if they are a day old; gives their number.
+
+    A registration that was killed leaves one.
+    """
+    used = set(map(_model_id, _search_versions(store, model)))
+    yesterday = (time.time() - _DAY) * 1000
+    found = []
+    token = None
+    while True:
+        page = store.search_logged_models([experiment_id], page_token=token)
+        found += [logged for logged in page if logged.name == _LOGGED and logged.creation_timestamp < yesterday]
+        token = page.token
+        if not token:
+            break
+    orphans = [
+        logged
+        for logged in found
+        if logged.model_id not in used and TRAINING_KEY in store.get_run(logged.source_run_id).data.tags
+    ]
+    for logged in orphans:
+        _delete_logged_model(store, logged.model_id)
+    return len(orphans)
+
+
+def _model_id(version: ModelVersion) -> str | None:
+    """The logged model that a version is; MLflow's SQL store keeps it in the version's source only."""
+    source = str(version.source or "")
+    return version.model_id or (source.removeprefix(_MODEL) if source.startswith(_MODEL) else None)
+
+
+def _delete_logged_model(store: mlflow.MlflowClient, model_id: str) -> None:
+    place = store.get_logged_model(model_id).artifact_location
+    store.delete_logged_model(model_id)
+    get_artifact_repository(place).delete_artifacts()
+
+
 def training_pictures(model: str, version: int) -> Path | None:
     """The list of pictures that a version was trained on; None where the version does not tell."""
     try:
@@ -448,7 +525,7 @@ def log_model(
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     with mlflow.start_run(run_id=run.id):
         info = mlflow.pyfunc.log_model(
-            name="model",
+            name=_LOGGED,
             python_model=str(served),
             code_paths=[str(code)],
             artifacts={name: str(path) for name, path in artifacts.items()},

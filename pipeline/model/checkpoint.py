@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.model.git import GitForCausalLM
-from pipeline.params import Scratch
+from pipeline.params import REGISTERED, Scratch
 
 SCRATCH = "scratch"
 # No pickled weights (*.bin, *.pt, *.ckpt): unpickling a stranger's file runs the stranger's code.
@@ -60,14 +60,18 @@ class Checkpoint:
 
 
 def locate(name: str, revision: str | None) -> Path:
-    """The folder of a checkpoint: `name` itself where it is a folder, else the hub's copy of that commit.
+    """The folder of a checkpoint: `name` itself where it is a folder, a registered version's, or the hub's copy.
 
     Raises:
-        TemporaryError: the hub can't be reached, and the commit is not on this machine yet.
-        ConfigError: the hub has no such checkpoint or commit.
+        TemporaryError: the hub or MLflow can't be reached, and the commit is not on this machine yet.
+        ConfigError: the hub has no such checkpoint or commit, or MLflow no such version.
     """
     if Path(name).is_dir():
         return Path(name)
+    if name.startswith(REGISTERED):
+        from pipeline import tracking
+
+        return tracking.checkpoint_of(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.params import REGISTERED
+
 _TOKENIZER = "tokenizer.json"
 _MOST_SHOWN = 20
 
@@ -41,7 +43,8 @@ def unknown_tokens(checkpoint: str, revision: str | None, captions: Sequence[str
 
     Returns:
         None where there is no tokenizer yet (`scratch` makes its own of the captions), none as one
-        `tokenizer.json`, or where the hub can't be reached: fine-tuning will say so in its own words.
+        `tokenizer.json`, where it is with a registered version, which this does not ask for, or where the hub can't be
+        reached: fine-tuning will say so in its own words.
     """
     from tokenizers import Tokenizer
 
@@ -67,7 +70,7 @@ def unknown_tokens(checkpoint: str, revision: str | None, captions: Sequence[str
 
 
 def _tokenizer_file(checkpoint: str, revision: str | None) -> Path | None:
-    if checkpoint == "scratch":
+    if checkpoint == "scratch" or checkpoint.startswith(REGISTERED):
         return None
     if Path(checkpoint).is_dir():
         file = Path(checkpoint) / _TOKENIZER

@@ -2,7 +2,7 @@
 
 Its stages go through `pipeline.stage`, so they have the locks, exit codes and ends of the real ones. What they should
 do instead of working is told by the environment variable WORKS, like `finetune=sleep build=75`. In place of MLflow
-stands `registry.json` beside the house.
+stands a JSON file where its own would be.
 """
 
 from __future__ import annotations
@@ -76,11 +76,13 @@ STAGES = {
 
 COMMAND = '''
 """Stands in for a command that asks MLflow."""
-import json, pathlib
+import json, os, pathlib
 from pipeline import paths, stage
 from pipeline.files import read_json, write_json
 
-REGISTRY = pathlib.Path({registry!r})
+# Where MLflow's own file would be.
+STORE = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+REGISTRY = pathlib.Path(STORE.removeprefix("sqlite:///") + ".json")
 
 def registry():
     return read_json(REGISTRY) if REGISTRY.exists() else {{"versions": [], "champion": None, "tags": {{}}}}
@@ -96,15 +98,69 @@ def arguments(parser):
     pass
 
 def run(params, args):
-    write_json(paths.STANDING, {"model": "m", "version": 1, "tracking_uri": "sqlite:///mlflow.db", "experiment_id": "1",
-        "run_id": "r", "run_name": "git-1", "metrics": {"CIDEr-D": 1.5},
-        "champion": {"version": 3, "metrics": {"CIDEr-D": 1.25}, "same_test": True}})
+    write_json(paths.STANDING, {"model": "m", "version": 1, "newest": True, "rolled_back": False,
+        "tracking_uri": "sqlite:///mlflow.db", "experiment_id": "1", "run_id": "r", "run_name": "git-1",
+        "metrics": {"CIDEr-D": 1.5}, "champion": {"version": 3, "metrics": {"CIDEr-D": 1.25}, "same_test": True}})
     return "stands"
 """
 
 
-def command(name: str, body: str, registry: Path) -> str:
-    return COMMAND.format(name=name, body=body, registry=str(registry))
+REGISTER = """
+def arguments(parser):
+    pass
+
+def run(params, args):
+    return "is registered"
+"""
+
+# As many rows as the champion's are no gain; the number of a version is that of its state of the data.
+PROMOTE = """
+def arguments(parser):
+    pass
+
+def run(params, args):
+    known = registry()
+    score = read_json(paths.EVALUATE_REPORT)["rows"]["in"]
+    if score not in known["versions"]:
+        known["versions"].append(score)
+    champion = known["champion"]
+    better = champion is None or score > champion
+    decision = "first" if champion is None else "promoted" if better else "kept"
+    if better:
+        known["champion"] = score
+    write_json(REGISTRY, known)
+    write_json(paths.PROMOTE_REPORT, {"decision": decision, "model": "m", "challenger": score, "champion": champion,
+        "reasons": [f"it has {score} rows"], "metrics": {"challenger": {"rows": score},
+        "champion": {"rows": champion} if champion else {}}})
+    return f"decided: {decision}"
+"""
+
+VERSIONS = """
+COMMIT = "commit"
+CHAMPION = "champion"
+
+def arguments(parser):
+    parser.add_argument("what")
+    parser.add_argument("--commit")
+    parser.add_argument("--branch")
+    parser.add_argument("--keep", type=int)
+
+def run(params, args):
+    known = registry()
+    if args.what == "note":
+        known["tags"][str(read_json(paths.EVALUATE_REPORT)["rows"]["in"])] = args.commit
+    if args.what == "start":
+        write_json(paths.START, f"models:/m/{known['champion']}" if known["champion"] else "scratch")
+    if args.what == "tidy":
+        kept = [v for v in known["versions"] if v in known["versions"][-args.keep:] or v == known["champion"]]
+        write_json(paths.VERSIONS, {"commits": [known["tags"][str(v)] for v in kept]})
+    write_json(REGISTRY, known)
+    return args.what + " is done"
+"""
+
+
+def command(name: str, body: str) -> str:
+    return COMMAND.format(name=name, body=body)
 
 
 def dvc_yaml() -> str:
@@ -134,8 +190,10 @@ def build(folder: Path) -> Path:
     (folder / "works/__init__.py").write_text("")
     for name, (source, targets) in STAGES.items():
         (folder / f"works/{name}.py").write_text(STAGE.format(name=name, source=source, targets=targets))
-    registry = folder.parent / "registry.json"
-    (folder / "pipeline/standing.py").write_text(command("standing", STANDING, registry))
+    for name, body in {
+        "standing": STANDING, "register": REGISTER, "promote": PROMOTE, "versions": VERSIONS
+    }.items():  # fmt: skip
+        (folder / f"pipeline/{name}.py").write_text(command(name, body))
     (folder / "dvc.yaml").write_text(dvc_yaml())
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copy(ROOT / ".gitignore", folder)

@@ -124,7 +124,7 @@ def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
     done = train(house, prefect, WORKS="finetune=sleep")
     assert done.returncode == 75
-    words = "finetune: took longer than flow.timeout_minutes.finetune (0.05); raise it in params.yaml"
+    words = "finetune: took longer than 0.05 minutes; raise flow.timeout_minutes in params.yaml"
     assert done.stderr.splitlines()[-1] == f"flows.train: {words}"
     task = api.tasks(api.run_of(done.stderr))["finetune"]
     assert (task["state_name"], task["run_count"]) == ("TimedOut", 1)

@@ -1,0 +1,289 @@
+"""The clone in which retraining works, so that a person can go on editing and a failed run touches nothing of theirs.
+
+It lies in .work/clone and has the code and params of the workspace's last commit, DVC's cache and remotes in common
+with the workspace, and a state of the data of its own: its `.dvc` files and `dvc.lock` go on from retraining to
+retraining, but where the workspace has committed other ones, those count.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from ruamel.yaml import YAML
+
+from pipeline import paths
+from pipeline.errors import ConfigError, TemporaryError
+from pipeline.files import PARTIAL, remove, sha256_of, swapped_in
+
+FOLDER = paths.WORK / "clone"
+BEFORE = paths.WORK / "before"  # the data files when a retraining last came to its end, while one has not
+_NEW, _BASE = "refs/retrain/new", "refs/retrain/base"  # the workspace's commit now, and when it was last looked at
+BRANCHES = "refs/heads/"
+REFUSED = "refs/retrain/refused/"  # data that was fetched, and came to nothing
+_WHO = {"NAME": "flows.retrain", "EMAIL": "flows.retrain@localhost"}
+_SQLITE = "sqlite:///"
+
+
+def git(*words: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """Run git; gives what it says.
+
+    Raises:
+        TemporaryError: it failed; in its own words.
+    """
+    who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _WHO.items()}
+    done = subprocess.run(
+        ["git", "-c", "core.hooksPath=/dev/null", *words],  # hooks are for people's commits
+        cwd=folder,
+        env={**os.environ, **who, "LC_ALL": "C", **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise TemporaryError(f"git {words[0]}: {' '.join(done.stderr.split()) or 'failed'}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def entered(workspace: Path) -> Iterator[None]:
+    """Make the clone where there is none, and go there; MLflow stays the workspace's.
+
+    Raises:
+        ConfigError: the workspace is no git repository with a commit.
+    """
+    _check(workspace)
+    clone = workspace / FOLDER
+    clone.parent.mkdir(exist_ok=True)
+    with FileLock(clone.with_suffix(".lock")):
+        if not clone.exists():
+            place = clone.with_name(f".{clone.name}{PARTIAL}")
+            remove(place)
+            git("clone", "--quiet", "--no-checkout", str(workspace), str(place))
+            place.rename(clone)
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = _mlflow(workspace, before)
+    try:
+        with chdir(clone):
+            yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _check(workspace: Path) -> None:
+    try:
+        top = git("rev-parse", "--show-toplevel", folder=workspace)
+        git("rev-parse", "--verify", "HEAD", folder=workspace)
+    except (TemporaryError, OSError) as error:
+        raise ConfigError(
+            f"{workspace}: retraining works on what is committed, and there is no commit here ({error}); `git init`,"
+            " `git add` and `git commit` it"
+        ) from None
+    if Path(top).resolve() != workspace.resolve():
+        raise ConfigError(f"{workspace}: is a folder within the git repository {top}; retraining needs one of its own")
+
+
+def _mlflow(workspace: Path, uri: str | None) -> str:
+    if uri is None:
+        return f"{_SQLITE}{workspace / 'mlflow.db'}"
+    if uri.startswith(_SQLITE):
+        return f"{_SQLITE}{workspace / uri.removeprefix(_SQLITE)}"  # an absolute path stays as it is
+    return uri
+
+
+def synchronize(workspace: Path) -> None:
+    """Bring the clone, which is the current folder, to the workspace's last commit.
+
+    What git does not keep but a run needs comes along: the settings of DVC on this machine, the pictures that must not
+    be used, and a checkpoint that lies in the workspace.
+    """
+    for left in Path(".git").glob("**/*.lock"):  # of a git that was killed; the clone is ours alone
+        left.unlink()
+    git("fetch", "--quiet", "--no-tags", "origin", "+HEAD:" + _NEW)
+    mine = {path: Path(path).read_bytes() for path in data_files()}
+    new, base = _blobs(_NEW), _blobs(_BASE)
+    kept = {path: content for path, content in mine.items() if new.get(path) == base.get(path)} if base else {}
+    git("checkout", "--quiet", "--force", "--detach", _NEW)
+    for path, content in kept.items():
+        _write(Path(path), content)
+    _bring_up_to_date(BEFORE, kept)
+    git("update-ref", _BASE, _NEW)
+    _configure_dvc(workspace)
+    params = YAML(typ="safe", pure=True).load(paths.PARAMS.read_text(encoding="utf-8"))
+    _bring_excluded(workspace, params)
+    _bring_checkpoint(workspace, params)
+
+
+def _bring_up_to_date(before: Path, kept: Mapping[str, bytes]) -> None:
+    """What the workspace has committed counts, too, for the state that a failed retraining goes back to."""
+    if before.is_dir():
+        for path in {*data_files(), *_files_below(before)} - set(kept):
+            if Path(path).is_file():
+                _write(before / path, Path(path).read_bytes())
+            else:
+                remove(before / path)
+
+
+def remember() -> None:
+    """Keep the data files as they are, to go back to, unless those of an earlier state are kept already."""
+    if not BEFORE.is_dir():
+        with swapped_in(BEFORE) as (place,):
+            place.mkdir()
+            for path in data_files():
+                _write(place / path, Path(path).read_bytes())
+
+
+def go_back() -> None:
+    """Put back the data files that were kept, if any were."""
+    if BEFORE.is_dir():
+        for path in set(data_files()) - _files_below(BEFORE):
+            remove(Path(path))
+        for path in _files_below(BEFORE):
+            _write(Path(path), (BEFORE / path).read_bytes())
+        forget()
+
+
+def forget() -> None:
+    """Keep no earlier state of the data files."""
+    remove(BEFORE)
+
+
+def _files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def data_files() -> list[str]:
+    """The `.dvc` files and `dvc.lock` of the current folder: what says which data there are."""
+    listed = git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", "*.dvc", str(paths.DVC_LOCK))
+    return sorted(path for path in set(filter(None, listed.split("\0"))) if Path(path).is_file())
+
+
+def data_state() -> str:
+    """A hash of the state of the data in the current folder."""
+    return sha256_of(*map(Path, data_files()))
+
+
+def _blobs(commit: str) -> dict[str, str]:
+    """The hashes of the data files of a commit, by their paths; none where there is no such commit."""
+    try:
+        lines = git("ls-tree", "-r", "-z", commit).split("\0")
+    except TemporaryError:
+        return {}
+    entries = [line.partition("\t") for line in lines if line]
+    return {path: head.split()[2] for head, _, path in entries if path.endswith(".dvc") or path == str(paths.DVC_LOCK)}
+
+
+def _configure_dvc(workspace: Path) -> None:
+    """Give the clone the cache, remotes and settings that the workspace has on this machine."""
+    from dvc.config import Config
+
+    theirs: dict[str, Any] = {}
+    there = Config(str(workspace / ".dvc"), validate=False)
+    for level in ("repo", "local"):
+        for section, values in there.load_one(level).items():
+            theirs.setdefault(section, {}).update(values)
+    theirs.setdefault("cache", {}).setdefault("dir", str(workspace / ".dvc" / "cache"))
+    place = Path(".dvc/config.local")
+    place.unlink(missing_ok=True)
+    place.touch(mode=0o600)  # it may hold the key to a remote
+    with Config(".dvc", validate=False).edit("local") as mine:
+        mine.update(theirs)
+
+
+def _bring_excluded(workspace: Path, params: Mapping[str, Any]) -> None:
+    for name in params.get("ingest", {}).get("exclude", []):
+        there = workspace / name
+        if there.is_dir() and not Path(name).is_absolute():
+            if ".." in Path(name).parts:  # what must not be used would be used
+                raise ConfigError(f"params.yaml: ingest.exclude: {name} leads out of here; name its whole path")
+            remove(Path(name))
+            shutil.copytree(there, name)
+
+
+def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
+    name = str(params.get("finetune", {}).get("checkpoint", ""))
+    there = workspace / name
+    if name and there.is_dir() and not Path(name).exists() and not Path(f"{name}.dvc").exists():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).symlink_to(there.resolve())
+
+
+def commit(ref: str, message: str) -> str:
+    """Commit the data files and the params, on the workspace's commit, under a new ref; gives the commit.
+
+    Where they are as the workspace has committed them, that commit is given, and no ref made. Neither what is checked
+    out nor the index is touched.
+    """
+    index = {"GIT_INDEX_FILE": str(Path(".git/retrain-index").absolute())}
+    try:
+        git("read-tree", _NEW, environment=index)
+        git("add", "--force", "--", *data_files(), str(paths.PARAMS), environment=index)
+        tree = git("write-tree", environment=index)
+    finally:
+        Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
+    if tree == git("rev-parse", f"{_NEW}^{{tree}}"):
+        return git("rev-parse", _NEW)
+    made = git("commit-tree", tree, "-p", _NEW, "-m", message)
+    git("update-ref", ref, made)
+    return made
+
+
+def free_branch(wanted: str) -> str:
+    """The name of a branch that neither the clone nor the workspace has, `wanted` if possible."""
+    taken = {*refs(f"{BRANCHES}{wanted}*"), *_theirs(f"{BRANCHES}{wanted}*")}
+    names = [wanted, *(f"{wanted}.{number}" for number in range(2, len(taken) + 3))]
+    return next(name for name in names if BRANCHES + name not in taken)
+
+
+def refs(pattern: str) -> dict[str, str]:
+    """The clone's refs below a pattern, the newest first, each with its commit."""
+    lines = git("for-each-ref", "--sort=-creatordate", "--format=%(refname) %(objectname)", pattern).splitlines()
+    return {name: commit for name, _, commit in (line.partition(" ") for line in lines)}
+
+
+def _theirs(pattern: str) -> dict[str, str]:
+    lines = git("ls-remote", "origin", pattern).splitlines()
+    return {name: commit for commit, _, name in (line.partition("\t") for line in lines)}
+
+
+def publish(branch: str) -> None:
+    """Give the workspace's repository a branch of the clone."""
+    git("push", "--quiet", "origin", f"{BRANCHES}{branch}:{BRANCHES}{branch}")
+
+
+def put_aside(message: str) -> None:
+    """Commit the data files as they are under a ref of their own, for `flows.tidy` to clear what came to nothing."""
+    commit(f"{REFUSED}{time.time_ns()}", message)
+
+
+def withdraw(ref: str, of: str) -> None:
+    """Delete the workspace's branch of that name, if it still is at that commit and nobody has it checked out."""
+    if _theirs(ref).get(ref) == of:
+        with suppress(TemporaryError):
+            git("push", "--quiet", f"--force-with-lease={ref}:{of}", "origin", f":{ref}")
+
+
+def forget_ref(ref: str) -> None:
+    """Delete a ref of the clone."""
+    git("update-ref", "-d", ref)
+
+
+def commits_of_data(workspace: Path) -> list[str]:
+    """The commits of the workspace, on whatever branch, tag, stash or reflog, that change its data files."""
+    words = ("rev-list", "--all", "--reflog", "--", "*.dvc", str(paths.DVC_LOCK), "dvc.yaml")
+    return git(*words, folder=workspace).split()

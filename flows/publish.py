@@ -1,0 +1,54 @@
+"""Publish what a retraining made: its data in DVC's remote, and the files that name them as a commit on a branch.
+
+Works in the clone. The commit is of the clone's repository; the workspace gets it as a branch `retrain/DATE` where
+`retrain.publish` says so. Nothing that is checked out there changes. What was made stands in .work/published.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+
+from flows import clone
+from flows.repo import opened, used_stages
+from pipeline import paths, stage
+from pipeline.files import swapped_in, write_json
+from pipeline.params import Params
+
+PUBLISHED = paths.WORK / "published.json"
+FOLDER = "retrain"  # begins the names of the branches
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Publish; returns the last line to print."""
+    pushed = _push() if params.retrain.publish else None
+    branch = clone.free_branch(f"{FOLDER}/{datetime.now(UTC):%Y-%m-%d}")
+    commit = clone.commit(clone.BRANCHES + branch, args.message)
+    made = bool(clone.refs(clone.BRANCHES + branch))
+    if made and params.retrain.publish:
+        clone.publish(branch)
+    with swapped_in(PUBLISHED) as (place,):
+        write_json(place, {"branch": branch if made else "none", "commit": commit})
+    where = f"pushed to DVC's remote {pushed}" if pushed else "only DVC's cache has the data: it has no default remote"
+    if not made:
+        return f"the commit {commit[:12]} of this repository has it already; {where}"
+    if not params.retrain.publish:
+        return f"retrain.publish is off; the commit {commit[:12]} stays in the clone ({clone.FOLDER})"
+    return f"the branch {branch} of this repository has it, commit {commit[:12]}; {where}"
+
+
+def _push() -> str | None:
+    """Push the data to DVC's default remote, if there is one; gives its name."""
+    with opened() as repo:
+        remote = repo.config["core"].get("remote")
+        if remote:
+            repo.push([stage.addressing for stage in used_stages(repo)])
+        return str(remote) if remote else None
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--message", required=True, help="of the commit")
+
+
+if __name__ == "__main__":
+    stage.main("publish", run, _arguments)

@@ -1,0 +1,191 @@
+"""The retraining flow: look, fetch, the five stages, promote, publish, tidy; in a clone of its own.
+
+    python -m flows.retrain
+
+What is committed in this workspace is what it works with. Where no source has changed since the last time, and nothing
+else is left to do, it ends within seconds as "nothing new". Data that no stage can do with (exit code 65) are put back
+to what was there before: yesterday's data, model and champion stay in place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from ruamel.yaml import YAML
+
+from flows import artifacts, clone, notify, reconcile, running, stages, tasks
+from flows.look import DONE, LOOK
+from flows.publish import PUBLISHED
+from flows.train import register, run_stages, show
+from pipeline import paths
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.files import read_json, swapped_in, write_json
+from pipeline.params import REGISTERED, Params, load
+
+_ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the state's name, by the decision
+_NOTHING = "Nothing new"
+_WAIT_MINUTES = 60.0  # for the clone, where it has no params yet
+
+
+@flow(name="retrain", description="Looks for new data; fetches, trains, and promotes what is better than the champion.")
+def retrain() -> State | None:
+    """Retrain where there is something new; gives the state of its end, with one line of words."""
+    return running.in_words(_retrain)
+
+
+def _retrain() -> State:
+    workspace, tell = Path.cwd(), get_run_logger().info
+    died = bool(reconcile.dead_runs(workspace, tell))
+    reconcile.missed_runs(tell)
+    webhook: str | None = None
+    try:
+        with (
+            reconcile.slip(workspace),
+            clone.entered(workspace),
+            running.claimed("`flows.retrain`", _wait_minutes(), tell),
+        ):
+            reconcile.half_written(tell)
+            clone.synchronize(workspace)
+            params = load()
+            webhook = params.flow.webhook
+            return _work(params, workspace, died)
+    except (stages.StageError, PipelineError) as failure:
+        notify.tell("failed", str(failure), webhook, get_run_logger().warning, {})
+        raise
+
+
+def _wait_minutes() -> float:
+    try:
+        return load().flow.wait_minutes
+    except ConfigError:  # the clone is new, or what was committed last time was no good
+        return _WAIT_MINUTES
+
+
+def _work(params: Params, workspace: Path, died: bool) -> State:
+    where = ("--workspace", str(workspace))
+    if died:
+        tasks.step(params, "close", "pipeline.versions", "close", ours=True)
+    if params.retrain.start == "champion":
+        params = _start_from(_last_start())
+    tasks.step(params, "look", "flows.look", *where, ours=True)
+    found = read_json(LOOK)
+    if not found["changed"] and not found["stale"] and found["ended"]:
+        return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
+    try:
+        if found["changed"]:
+            tasks.step(params, "fetch", "flows.fetch", *where, ours=True)
+        if params.retrain.start == "champion":
+            tasks.step(params, "start", "pipeline.versions", "start", ours=True)
+            params = _start_from(read_json(paths.START))
+        outcome = run_stages(params)
+    except stages.StageError as failure:
+        if failure.code == stages.DATA:
+            _undo(params, where)
+        raise
+    if outcome == "nothing":
+        if found["ended"]:
+            _end()
+            return Completed(name=_NOTHING, message="nothing new: the stages made what they had made before")
+        register(params)
+        show(params)
+    tasks.step(params, "promote", "pipeline.promote", *_challenger())
+    promoted = read_json(paths.PROMOTE_REPORT)
+    head = _headline(promoted)
+    reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
+    tasks.step(params, "publish", "flows.publish", "--message", f"Retrained: {head}\n\n{reasons}", ours=True)
+    published = read_json(PUBLISHED)
+    named = ("--commit", published["commit"], "--branch", published["branch"])
+    tasks.step(params, "note", "pipeline.versions", "note", *named, ours=True)
+    _end()
+    artifacts.words("retraining", _page(head, reasons, promoted, published, found["changed"]))
+    words = f"{head}: {'; '.join(promoted['reasons'])}"
+    facts = {**promoted, **published}
+    notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
+    tasks.step(params, "keep", "pipeline.versions", "tidy", "--keep", str(params.retrain.keep), ours=True)
+    tasks.step(params, "tidy", "flows.tidy", *where, ours=True)
+    return Completed(name=_ENDS[promoted["decision"]], message=words)
+
+
+def _end() -> None:
+    """Note that a retraining came to its end with the data as they are."""
+    with swapped_in(DONE) as (place,):
+        write_json(place, clone.data_state())
+    clone.forget()
+
+
+def _undo(params: Params, where: tuple[str, str]) -> None:
+    """Put back what was there before the fetch; where that fails, what failed before stays the run's message."""
+    try:
+        tasks.step(params, "undo", "flows.fetch", "--undo", *where, ours=True)
+    except stages.StageError as failure:
+        get_run_logger().error("the data of before are not put back: %s", failure)
+
+
+def _last_start() -> str | None:
+    """The registered version that the last training started from, as `dvc.lock` has it, if it was one."""
+    if not paths.DVC_LOCK.is_file():
+        return None
+    stage = YAML(typ="safe", pure=True).load(paths.DVC_LOCK.read_text(encoding="utf-8"))["stages"].get("finetune", {})
+    settings = stage.get("params", {}).get(paths.PARAMS.name, {}).get("finetune", {})
+    checkpoint = str(settings.get("checkpoint", ""))
+    return checkpoint if checkpoint.startswith(REGISTERED) else None
+
+
+def _start_from(checkpoint: str | None) -> Params:
+    """Have the clone's params name a checkpoint to start from, if one is given; gives the params."""
+    if checkpoint:
+        yaml = YAML()
+        yaml.preserve_quotes = True
+        yaml.width = 4096
+        content = yaml.load(paths.PARAMS.read_text(encoding="utf-8"))
+        content["finetune"]["checkpoint"] = checkpoint
+        with paths.PARAMS.open("w", encoding="utf-8") as file:
+            yaml.dump(content, file)
+    return load()
+
+
+def _challenger() -> tuple[str, ...]:
+    """The arguments that have this model compared: the newest version is without any, and one taken back is not."""
+    standing = read_json(paths.STANDING)
+    return () if standing["newest"] or standing["rolled_back"] else ("--challenger", str(standing["version"]))
+
+
+def _headline(promoted: Mapping[str, Any]) -> str:
+    """What was decided, without the reasons."""
+    model, challenger, champion = promoted["model"], promoted["challenger"], promoted["champion"]
+    if promoted["decision"] == "kept":
+        stays = f"version {champion} stays" if champion else "there is no champion"
+        return f"models:/{model}/{challenger} is not promoted, {stays}"
+    instead = f"in the place of version {champion}" if champion else "as the first champion"
+    return f"models:/{model}/{challenger} is promoted {instead}"
+
+
+def _page(
+    head: str, reasons: str, promoted: Mapping[str, Any], published: Mapping[str, str], changed: Sequence[str]
+) -> str:
+    """What was done and why, in Markdown."""
+    champion = promoted["metrics"].get("champion") or {}
+    lines = ["| figure | challenger | champion | change |", "|---|---:|---:|---:|"]
+    for name, value in promoted["metrics"].get("challenger", {}).items():
+        beside = champion.get(name)
+        rest = f"{beside:.4f} | {value - beside:+.4f}" if isinstance(beside, int | float) else " | "
+        lines.append(f"| {name} | {value:.4f} | {rest} |")
+    news = ", ".join(f"`{name}`" for name in changed) or "no data; stages were stale, or the last run had not ended"
+    return f"""### {head}
+
+{reasons}
+{chr(10).join(lines)}
+
+* What was new: {news}.
+* The data are named by the commit `{published["commit"][:12]}`, branch: `{published["branch"]}`.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(running.main(retrain, "done"))

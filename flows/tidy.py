@@ -1,0 +1,71 @@
+"""Tidy what retrainings pile up: DVC's cache, branches and training states, down to `retrain.keep` of the newest.
+
+Works in the clone, after `pipeline.versions tidy` has said which versions are kept. Of DVC's cache only what
+retrainings brought is looked at; whatever the workspace names, on any branch, tag, stash or reflog, stays, and so do
+the data of kept versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import clone, publish
+from flows.look import add_workspace
+from flows.repo import opened
+from pipeline import paths, stage
+from pipeline.files import read_json, remove
+from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Delete what is beyond the bound; returns the last line to print."""
+    made = clone.refs(f"{clone.BRANCHES}{publish.FOLDER}/*")
+    of_versions = set(read_json(paths.VERSIONS)["commits"])
+    newest = list(made)[: params.retrain.keep]
+    old = {ref: commit for ref, commit in made.items() if ref not in newest and commit not in of_versions}
+    old |= clone.refs(f"{clone.REFUSED}*")
+    for ref, commit in old.items():
+        clone.withdraw(ref, commit)
+    removed = _clear_cache(args.workspace, set(old.values()), set(made.values()) - set(old.values())) if old else 0
+    for ref in old:  # last: cut off before, the next tidying does it again
+        clone.forget_ref(ref)
+    states = list(paths.TRAININGS.glob("*"))
+    for state in states:  # the training has ended
+        remove(state)
+    return (
+        f"{len(old)} old states of the data forgotten, {removed} objects of DVC's cache and {len(states)} training"
+        " states removed"
+    )
+
+
+def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
+    """Remove what only `old` commits of the clone name; gives the number of objects."""
+    with opened() as repo:
+        candidates = _objects(repo, old)
+        here = _objects(repo, kept)
+    with opened(workspace) as repo:
+        if not Path(repo.cache.local.path).is_relative_to(workspace):
+            print("tidy: DVC's cache lies outside the workspace, where others may use it: nothing is removed from it")
+            return 0
+        there = _objects(repo, clone.commits_of_data(workspace))
+        superfluous = candidates - here - there
+        for found in superfluous:
+            odb = repo.cache.local if found.name == "md5" else repo.cache.legacy
+            odb.delete(found.value)
+    return len(superfluous)
+
+
+def _objects(repo: Repo, commits: Iterable[str]) -> set[Any]:
+    """The hashes of all that the workspace and some commits of a repository name."""
+    used = repo.used_objs(revs=sorted(commits) or None, skip_failed=True)
+    return {found for objects in used.values() for found in objects}
+
+
+if __name__ == "__main__":
+    stage.main("tidy", run, add_workspace)

@@ -1,0 +1,107 @@
+"""Registered versions of retrainings: where the next one starts, which commit keeps their data, and which are kept.
+
+    python -m pipeline.versions close
+    python -m pipeline.versions start
+    python -m pipeline.versions note --commit COMMIT --branch BRANCH
+    python -m pipeline.versions tidy --keep 8
+
+`close` closes the runs of trainings that died. `start` names the champion as a checkpoint, in .work/start.json. `note`
+tags the version of this workspace's model with the commit of its data. `tidy` deletes versions that retrainings made,
+with their files, all but the newest, those that an alias names, and the one that a roll-back would go back to; their
+runs stay, with curves and figures. What it kept stands in .work/versions.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline import paths, registry, stage
+from pipeline.errors import DataError
+from pipeline.files import read_json, swapped_in, write_json
+from pipeline.params import Params
+
+COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings made
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Do what was asked; returns the last line to print."""
+    from pipeline import tracking
+
+    with tracking.reachable():
+        if args.what == "close":
+            return _close(params)
+        if args.what == "start":
+            return _start(params)
+        if args.what == "note":
+            return _note(args.commit, args.branch)
+        return _tidy(params, args.keep)
+
+
+def _close(params: Params) -> str:
+    from pipeline import tracking
+
+    store = tracking.client()
+    closed = tracking.close_dead_runs(store, tracking.experiment(store, params.register_.experiment))
+    return f"runs in MLflow that were closed, as their process had died: {', '.join(closed) or 'none'}"
+
+
+def _start(params: Params) -> str:
+    from pipeline import tracking
+
+    name = params.register_.model
+    number = tracking.version_of_alias(tracking.client(), name, registry.CHAMPION)
+    checkpoint = f"models:/{name}/{number}" if number else params.finetune.checkpoint
+    with swapped_in(paths.START) as (place,):
+        write_json(place, checkpoint)
+    return f"training starts from {checkpoint}" + ("" if number else f", for {name} has no champion yet")
+
+
+def _note(commit: str, branch: str) -> str:
+    from pipeline import tracking
+
+    store = tracking.client()
+    registered = read_json(paths.REGISTER_REPORT)
+    name = registered["model"]
+    version = tracking.find_version(store, name, registered["model_sha256"])
+    if version is None:
+        raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
+    registry.note(store, name, version.number, {COMMIT: commit, BRANCH: branch})
+    return f"models:/{name}/{version.number} is tagged with the commit {commit[:12]} of its data"
+
+
+def _tidy(params: Params, keep: int) -> str:
+    from pipeline import tracking
+
+    store, name = tracking.client(), params.register_.model
+    named = tracking.aliased(store, name)
+    if champion := tracking.version_of_alias(store, name, registry.CHAMPION):
+        before = registry.tags(store, name, champion).get(registry.BEFORE)
+        named |= {int(before)} if before else set()
+    ours = [version for version in tracking.versions_with_tags(store, name) if COMMIT in version.tags]
+    newest = {version.number for version in ours[-keep:]}
+    old = [version for version in ours if version.number not in newest | named]
+    for version in old:
+        tracking.delete_version(store, name, version.number)
+    orphans = tracking.delete_orphaned_models(store, tracking.experiment(store, params.register_.experiment), name)
+    kept = [version for version in ours if version not in old]
+    with swapped_in(paths.VERSIONS) as (place,):
+        write_json(place, {"commits": [version.tags[COMMIT] for version in kept]})
+    return (
+        f"{len(old)} versions of {name} deleted, {len(kept)} of retrainings kept"
+        f" ({', '.join(str(version.number) for version in kept) or 'none'}); {orphans} models that no version has"
+    )
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    commands.add_parser("close", help="close the runs of trainings that died")
+    commands.add_parser("start", help="name the champion as a checkpoint")
+    note = commands.add_parser("note", help="tag the version of this workspace's model with the commit of its data")
+    note.add_argument("--commit", required=True)
+    note.add_argument("--branch", required=True)
+    tidy = commands.add_parser("tidy", help="delete old versions that retrainings made and no alias names")
+    tidy.add_argument("--keep", type=int, required=True, help="so many, the newest, are kept beside those")
+
+
+if __name__ == "__main__":
+    stage.main("versions", run, _arguments)

@@ -1,0 +1,198 @@
+"""The clone and what git does in it; no flow and no server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import clone
+from pipeline.errors import ConfigError, TemporaryError
+from tests.conftest import environment, set_params
+from tests.flows.house import git
+
+
+@pytest.fixture
+def entered(house: Path) -> Iterator[Path]:
+    """The house's clone, up to date and the current folder."""
+    with clone.entered(house):
+        clone.synchronize(house)
+        yield house
+
+
+def commit(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "more")
+
+
+def test_the_clone_has_the_last_commit_and_mlflow_and_the_cache_of_the_workspace(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (house / "params.yaml").write_text("being: edited\n")
+    with clone.entered(house):
+        clone.synchronize(house)
+        assert Path.cwd() == house / ".work/clone"
+        assert "ingest:" in Path("params.yaml").read_text()
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{house / 'mlflow.db'}"
+        shown = subprocess.run(
+            ["dvc", "cache", "dir"], env=environment(), capture_output=True, text=True, check=True
+        ).stdout
+        assert Path(shown.strip()) == house / ".dvc/cache"
+        assert Path(".dvc/config.local").stat().st_mode & 0o077 == 0
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [("sqlite:///store/x.db", "sqlite:///{}/store/x.db"), ("sqlite:////a/x.db",) * 2, ("http://h:5000",) * 2],
+)
+def test_an_address_of_mlflow_means_in_the_clone_what_it_means_in_the_workspace(
+    house: Path, monkeypatch: pytest.MonkeyPatch, given: str, used: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    with clone.entered(house):
+        assert os.environ["MLFLOW_TRACKING_URI"] == used.format(house)
+    assert os.environ["MLFLOW_TRACKING_URI"] == given
+
+
+def test_dvcs_remotes_of_this_machine_come_along_with_their_paths(house: Path) -> None:
+    git(house, "status")
+    for words in (["-q", "-d", "store", "../shared store"], ["-q", "--local", "mine", "s3://bucket/x"]):
+        subprocess.run(["dvc", "remote", "add", *words], cwd=house, env=environment(), check=True)
+    git(house, "commit", "-qam", "a remote")
+    with clone.entered(house):
+        clone.synchronize(house)
+        listed = subprocess.run(
+            ["dvc", "remote", "list"], env=environment(), capture_output=True, text=True, check=True
+        ).stdout
+    assert str(house.parent / "shared store") in listed
+    assert "s3://bucket/x" in listed
+
+
+def test_data_go_on_in_the_clone_and_code_and_params_come_from_the_workspace(entered: Path) -> None:
+    Path("data/raw/mine.dvc").write_text("of the clone\n")
+    Path("dvc.lock").write_text("of the clone\n")
+    Path("data/raw/new.dvc").write_text("of the clone\n")
+    Path("works/ingest.py").write_text("nobody may write here\n")
+    commit(entered, **{"works/ingest_py": "# of the workspace\n"})
+    clone.synchronize(entered)
+    for name in ("data/raw/mine.dvc", "dvc.lock", "data/raw/new.dvc"):
+        assert Path(name).read_text() == "of the clone\n"
+    assert Path("works/ingest.py").read_text() == "# of the workspace\n"
+
+
+def test_where_the_workspace_has_committed_other_data_those_count(entered: Path) -> None:
+    Path("data/raw/mine.dvc").write_text("of the clone\n")
+    clone.remember()
+    Path("data/raw/mine.dvc").write_text("fetched since\n")
+    Path("dvc.lock").write_text("of the clone\n")
+    commit(entered, **{"data/raw/mine_dvc": "of the workspace\n"})
+    clone.synchronize(entered)
+    assert Path("data/raw/mine.dvc").read_text() == "of the workspace\n"
+    assert Path("dvc.lock").read_text() == "of the clone\n"
+    clone.go_back()
+    assert Path("data/raw/mine.dvc").read_text() == "of the workspace\n"
+    assert Path("dvc.lock").read_text() != "of the clone\n"
+
+    git(entered, "rm", "-q", "data/raw/mine.dvc")
+    git(entered, "commit", "-qm", "no more of it")
+    clone.synchronize(entered)
+    assert not Path("data/raw/mine.dvc").exists()
+
+
+def test_what_must_not_be_used_and_a_checkpoint_of_the_workspace_come_along(house: Path) -> None:
+    (house / "data/excluded").mkdir()
+    (house / "data/excluded/photo.jpg").write_text("x")
+    (house / "models/mine").mkdir(parents=True)
+    set_params(house, {"finetune.checkpoint": "models/mine"})
+    commit(house)
+    assert "data/excluded/photo.jpg" in git(house, "ls-files")  # the small house ignores less than ours
+    git(house, "rm", "-rq", "--cached", "data/excluded")
+    git(house, "commit", "-qm", "as ours")
+    with clone.entered(house):
+        clone.synchronize(house)
+        assert Path("data/excluded/photo.jpg").read_text() == "x"
+        assert Path("models/mine").is_dir()
+        (house / "data/excluded/photo.jpg").rename(house / "data/excluded/other.jpg")
+        clone.synchronize(house)
+        assert [path.name for path in Path("data/excluded").iterdir()] == ["other.jpg"]
+
+
+def test_pictures_to_leave_out_that_can_not_come_along_are_told(house: Path) -> None:
+    (house.parent / "excluded").mkdir()
+    set_params(house, {"ingest.exclude": ["../excluded"]})
+    commit(house)
+    with clone.entered(house), pytest.raises(ConfigError, match=r"\.\./excluded leads out of here"):
+        clone.synchronize(house)
+    assert (house.parent / "excluded").exists()
+
+
+def test_a_commit_touches_neither_what_is_checked_out_nor_the_index(entered: Path) -> None:
+    Path("data/raw/mine.dvc").write_text("new\n")
+    Path("works/ingest.py").write_text("not meant\n")
+    status, head = git(Path(), "status", "--porcelain"), git(Path(), "rev-parse", "HEAD")
+    there = git(entered, "status", "--porcelain"), git(entered, "rev-parse", "HEAD", "main")
+    branch = clone.free_branch("retrain/2026-01-05")
+    made = clone.commit(clone.BRANCHES + branch, "words\n\n* a reason")
+    clone.publish(branch)
+    assert (git(Path(), "status", "--porcelain"), git(Path(), "rev-parse", "HEAD")) == (status, head)
+    assert (git(entered, "status", "--porcelain"), git(entered, "rev-parse", "HEAD", "main")) == there
+    assert git(entered, "diff", "--name-only", "main", branch) == "data/raw/mine.dvc"
+    assert git(entered, "log", "-1", "--format=%an %s", branch) == "flows.retrain words"
+    assert git(entered, "rev-parse", branch) == made
+    assert clone.free_branch("retrain/2026-01-05") == "retrain/2026-01-05.2"
+
+
+def test_what_is_committed_already_is_not_committed_again(entered: Path) -> None:
+    assert clone.commit("refs/heads/retrain/x", "words") == git(entered, "rev-parse", "HEAD")
+    assert not clone.refs("refs/heads/retrain/*")
+
+
+def test_a_branch_is_withdrawn_unless_it_went_on_or_is_checked_out(entered: Path) -> None:
+    made = {}
+    for name in ("a", "b", "c"):
+        Path("data/raw/mine.dvc").write_text(f"{name}\n")
+        made[name] = clone.commit(f"refs/heads/retrain/{name}", name)
+        clone.publish(f"retrain/{name}")
+    git(entered, "update-ref", "refs/heads/retrain/b", "HEAD")
+    git(entered, "checkout", "-q", "-f", "retrain/c")
+    for name, commit_ in made.items():
+        clone.withdraw(f"refs/heads/retrain/{name}", commit_)
+    left = git(entered, "for-each-ref", "--format=%(refname:short)", "refs/heads/retrain").split()
+    assert left == ["retrain/b", "retrain/c"]
+
+
+def test_a_lock_that_a_killed_git_left_is_no_obstacle(entered: Path) -> None:
+    Path(".git/index.lock").touch()
+    clone.synchronize(entered)
+    assert not Path(".git/index.lock").exists()
+
+
+def test_a_clone_that_was_cut_off_is_made_anew(house: Path) -> None:
+    (house / ".work/.clone.partial/.git").mkdir(parents=True)
+    with clone.entered(house):
+        clone.synchronize(house)
+        assert Path("params.yaml").is_file()
+
+
+def test_without_a_commit_there_is_nothing_to_work_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no commit here"), clone.entered(tmp_path):
+        pass
+    git(tmp_path, "init", "-q")
+    with pytest.raises(ConfigError, match="no commit here"), clone.entered(tmp_path):
+        pass
+    (tmp_path / "inner").mkdir()
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    with pytest.raises(ConfigError, match="is a folder within the git repository"), clone.entered(tmp_path / "inner"):
+        pass
+
+
+def test_what_git_says_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError, match="git rev-parse: fatal: not a git repository"):
+        clone.git("rev-parse", "--verify", "nothing", folder=tmp_path)
