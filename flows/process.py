@@ -57,18 +57,18 @@ def run(
     timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                if line := line.rstrip():
-                    tell(line)
+        for line in process.stdout:
+            if line := line.rstrip():
+                tell(line)
         process.wait()
     except BaseException:  # cancelled as well: nothing may go on behind the flow's back
         _end(process)
         raise
     finally:
         timer.cancel()
+        process.stdout.close()  # not before it has ended: what it says while it clears up must not break it off
     if too_long.is_set():
         timer.join()
         raise TooLongError
