@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError, TemporaryError
 
 _POLL_SECONDS = 2.0
 _GRACE_SECONDS = 75.0  # for a training to write a state
+_REPORT_SECONDS = 10.0  # to tell Prefect, whose server may be gone too
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def end_with_the_scheduler() -> None:
     if not others and "PREFECT__FLOW_RUN_ID" in os.environ:
         others = alive.starters()
     if others:
-        alive.end_with(others, _GRACE_SECONDS)
+        alive.end_with(others, _GRACE_SECONDS, _REPORT_SECONDS)
 
 
 def in_words(work: Callable[[], State | None]) -> State | None:

@@ -71,14 +71,25 @@ def _is_shell_of_one_command(command: list[str]) -> bool:
     return "-c" in command[1:-1] and "python" not in Path(command[0]).name
 
 
-def end_with(others: Sequence[str], grace_seconds: float) -> None:
-    """Start a thread that sends this process SIGTERM once one of `others` is gone, and after a while ends it."""
+def end_with(others: Sequence[str], grace_seconds: float, childless_seconds: float | None = None) -> None:
+    """Start a thread that sends this process SIGTERM once one of `others` is gone, and after a while ends it.
+
+    Args:
+        others: as `identity` names them.
+        grace_seconds: that it has to end by itself.
+        childless_seconds: fewer, from when it has no children any more, for one that does nothing without them.
+    """
 
     def watch() -> None:
         while all(is_alive(process) for process in others):
             time.sleep(_WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(grace_seconds)
+        deadline = time.monotonic() + grace_seconds
+        while time.monotonic() < deadline:
+            if childless_seconds is not None and not psutil.Process().children():
+                time.sleep(childless_seconds)
+                break
+            time.sleep(_WATCH_SECONDS)
         os._exit(75)
 
     threading.Thread(target=watch, name="end-with-others", daemon=True).start()

@@ -66,7 +66,31 @@ def see_the_page(folder: Path, home: Path) -> None:
             os.killpg(server.pid, signal.SIGTERM)
 
 
-def test_every_command_works_as_it_stands(clone: Callable[[], Path], tmp_path: Path) -> None:
+class Schedule:
+    """`flows.serve` stays: it is started, the commands after it find it, and it is ended with them."""
+
+    def __init__(self, folder: Path, home: Path, command: str) -> None:
+        quick = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
+        self._log = home / "schedule.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                ["bash", "-c", f". .venv/bin/activate && exec {command}"],
+                cwd=folder, env=environment(**quick), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        end = time.monotonic() + 150
+        while "Ctrl-C ends this" not in self._log.read_text():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.5)
+
+    def end(self) -> None:
+        self._process.terminate()
+        assert self._process.wait(timeout=100) == 0, self._log.read_text()
+
+
+def test_every_command_works_as_it_stands(
+    clone: Callable[[], Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     folder, home = clone(), tmp_path / "home"
     downloads = home / "Downloads"
     write_sample(downloads, pictures=70, seed=2)
@@ -81,11 +105,15 @@ def test_every_command_works_as_it_stands(clone: Callable[[], Path], tmp_path: P
     (settings,) = blocks("yaml")
 
     ran = []
+    schedules: list[Schedule] = []
+    request.addfinalizer(lambda: [schedule.end() for schedule in schedules])
     for command in commands():
-        if command == "make test":
-            continue  # this is what runs here
+        if command == "make test" or "webbrowser" in command:
+            continue  # the first is what runs here, and for the second there is no screen
         if command == "make ui":
             see_the_page(folder, home)
+        elif command.startswith("python -m flows.serve"):
+            schedules.append(Schedule(folder, home, command))
         else:
             if command == "dvc repro":  # between the two commands, README has the user edit params.yaml
                 chosen = YAML(typ="safe").load(settings)
@@ -98,9 +126,12 @@ def test_every_command_works_as_it_stands(clone: Callable[[], Path], tmp_path: P
             if command == "make demo":
                 assert "registered as  models:/image-captioning/1" in done.stdout
                 assert done.stdout.splitlines()[-1].startswith("summary: done; next:")
+            if "prefect deployment run" in command:
+                assert "Flow run finished successfully" in done.stdout
         ran.append(command)
     for expected in ("make demo", "dvc add data/raw/mine", "dvc repro", "make register", "python -m flows.train"):
         assert expected in ran
+    assert len(schedules) == 1
     account = (folder / "reports/ingest/mine.json").read_text()
     assert '"pictures_kept": 70' in account or '"pictures_kept": 69' in account
 
@@ -122,6 +153,7 @@ def test_the_files_that_readme_names_are_there() -> None:
         "mlartifacts/",
         ".venv",
         "data/raw/mine",
+        "retrain/",
     )
     for name in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:yaml|md))`", README):
         if not name.startswith(made) and "NAME" not in name and name not in ("microsoft/git-base", "data/raw"):

@@ -1,0 +1,272 @@
+"""The schedule: retraining by the clock and by event, on this machine, one at a time.
+
+    python -m flows.serve --cron "0 3 * * 1"
+
+Starts Prefect's own server (SQLite, on 127.0.0.1), unless PREFECT_API_URL or Prefect's profile names one that runs. The
+runs that it starts are ended, and shown as cancelled, when it is asked to end. `prefect.yaml` has the same deployments
+for a work pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from flows import clone
+from pipeline import alive, paths
+from pipeline.claim import OWNER
+from pipeline.errors import ConfigError, PipelineError, TemporaryError
+
+if TYPE_CHECKING:
+    from prefect.runner import Runner
+    from prefect.server.schemas.schedules import CronSchedule
+
+SCHEDULED, BY_HAND = "scheduled", "by-hand"  # the deployments retrain/scheduled and train/by-hand
+TAG = "image-captioning"
+CHANGED = "image-captioning.data.changed"  # the event that starts a retraining
+_LOCK = paths.WORK / "locks" / "scheduler.lock"
+_LOG = paths.WORK / "prefect-server.log"
+_START_SECONDS = 120.0  # of the server, the first time and on a busy machine
+_END_SECONDS = 120.0
+_AGAIN_SECONDS = 5.0
+
+
+def main() -> int:
+    """Run the schedule until it is asked to end; returns the exit code."""
+    args = _arguments()
+    try:
+        if not paths.PARAMS.is_file():
+            raise ConfigError(f"{paths.PARAMS}: not found in {Path.cwd()}; run this in the root of the repository")
+        clock = _clock(args.cron, args.timezone)
+        with _alone(), _server(args.port) as server:
+            _run(clock, server)
+        _say("ended")
+    except PipelineError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.serve",
+        description=(__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cron", required=True, help='minute, hour, day, month, weekday; "0 3 * * 1": Mondays at 3')
+    parser.add_argument("--timezone", default="UTC", help="of these, like Europe/Berlin (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=4200, help="of Prefect's server and pages (default: %(default)s)")
+    return parser.parse_args()
+
+
+def _clock(cron: str, timezone: str) -> CronSchedule:
+    """When retraining is due.
+
+    Raises:
+        ConfigError: that makes no sense.
+    """
+    from prefect.server.schemas.schedules import CronSchedule
+
+    try:
+        return CronSchedule(cron=cron, timezone=timezone)
+    except ValueError as error:
+        why = " ".join(str(problem["msg"]) for problem in error.errors()) if hasattr(error, "errors") else str(error)
+        raise ConfigError(f"--cron {cron!r}, --timezone {timezone!r}: {why}") from None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep a second scheduler out of this workspace.
+
+    Raises:
+        TemporaryError: there is one.
+    """
+    _LOCK.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(_LOCK)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise TemporaryError(f"another flows.serve runs in this workspace (it holds {_LOCK}); end it first") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+class _Server:
+    """A Prefect server; our own is started again where it dies."""
+
+    def __init__(self, address: str, port: int | None) -> None:
+        """`port`: of our own; None for one that others run."""
+        self.address = address
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def answers(self) -> bool:
+        """Whether it is there."""
+        try:
+            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def start(self) -> None:
+        """Start it, if it is our own, and wait until it answers.
+
+        Raises:
+            TemporaryError: it does not.
+        """
+        if self._port is not None:
+            with _LOG.open("ab" if self._process else "wb") as file:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "flows.server", "--port", str(self._port)],
+                    env={**os.environ, OWNER: alive.identity()},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.answers():
+            if self.has_died():
+                raise TemporaryError(f"Prefect's server does not start; {_LOG} says why")
+            if time.monotonic() > deadline or self._process is None:
+                raise TemporaryError(f"no Prefect server answers at {self.address}; start it, then run this again")
+            time.sleep(0.2)
+
+    def has_died(self) -> bool:
+        """Whether our own was started and is gone."""
+        return self._process is not None and self._process.poll() is not None
+
+    def end(self) -> None:
+        """End our own."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_AGAIN_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+@contextlib.contextmanager
+def _server(port: int) -> Iterator[_Server]:
+    """The server that is configured or runs at the port; else one of our own, while the block lasts."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    configured = PREFECT_API_URL.value()
+    own = f"http://127.0.0.1:{port}/api"
+    server = _Server(configured or own, None)
+    if not configured and not server.answers():
+        _say("starts Prefect's server ...")
+        server = _Server(own, port)
+    server.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: server.address}):
+            yield server
+    finally:
+        server.end()
+
+
+def _run(clock: CronSchedule, server: _Server) -> None:
+    """Reconcile what a crash left, then run what is due until this is asked to end."""
+    from flows import reconcile
+
+    os.environ[OWNER] = alive.identity()  # what this starts ends when this does
+    reconcile.dead_runs(Path(), _say)
+    reconcile.runs_of_deployments([f"retrain/{SCHEDULED}", f"train/{BY_HAND}"], _say)
+    asyncio.run(_schedule(clock, server))
+
+
+async def _schedule(clock: CronSchedule, server: _Server) -> None:
+    stop = asyncio.Event()
+    runner = await _runner(clock)
+    await _tell(clock, server)
+    if (clone.FOLDER / clone.BEFORE).is_dir():
+        _say("the last retraining did not come to its end; it goes on now")
+        await _start_now()
+    while True:
+        work = asyncio.create_task(runner.start())
+        await asyncio.sleep(0)  # it sets a signal handler of its own, with which it ends neither itself nor a run
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        while not stop.is_set() and not work.done():
+            await _pause(stop, 1)
+            if server.has_died():
+                _say("Prefect's server had died; it is started again")
+                await asyncio.to_thread(server.start)
+        if stop.is_set():
+            await _end(runner, work)
+            return
+        _say(f"Prefect's server does not answer ({work.exception()}); waits until it does")
+        while not stop.is_set() and not server.answers():
+            await _pause(stop, _AGAIN_SECONDS)
+        runner = await _runner(clock)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+
+
+async def _runner(clock: CronSchedule) -> Runner:
+    """What starts the runs that are due, one at a time."""
+    from prefect.events import DeploymentEventTrigger
+    from prefect.runner import Runner
+    from prefect.schedules import Cron
+
+    from flows.retrain import retrain
+    from flows.train import train
+
+    runner = Runner(name="image-captioning", pause_on_shutdown=False, limit=1)
+    due = [Cron(clock.cron, timezone=clock.timezone)]
+    trigger = DeploymentEventTrigger(name="retrain when data changed", expect={CHANGED})
+    await runner.aadd_flow(retrain, name=SCHEDULED, schedules=due, triggers=[trigger], tags=[TAG])
+    await runner.aadd_flow(train, name=BY_HAND, tags=[TAG])
+    return runner
+
+
+async def _tell(clock: CronSchedule, server: _Server) -> None:
+    (due,) = await clock.get_dates(1)
+    _say(f"Prefect's pages: {server.address.removesuffix('/api')}/deployments")
+    _say(f"the next retraining is due {due:%A %Y-%m-%d %H:%M %Z}; to start one now, in another shell:")
+    _say(f"PREFECT_API_URL={server.address} prefect deployment run retrain/{SCHEDULED}")
+    _say("Ctrl-C ends this, and a run that goes on with it")
+
+
+async def _start_now() -> None:
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        deployment = await client.read_deployment_by_name(f"retrain/{SCHEDULED}")
+        await client.create_flow_run_from_deployment(deployment.id)
+
+
+async def _end(runner: Runner, work: asyncio.Task[None]) -> None:
+    """End the run that goes on, with all its processes, and then the runner."""
+    _say("ends; a run that goes on is cancelled, and goes on where it was next time")
+    try:
+        await runner.astop()
+        await asyncio.wait_for(work, _END_SECONDS)
+    except Exception as error:  # the server may be gone; what was started ends with this process
+        _say(f"not all was put in order, the next start will: {type(error).__name__}: {error}")
+
+
+def _say(words: str) -> None:
+    print(f"serve: {words}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

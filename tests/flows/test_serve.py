@@ -1,0 +1,239 @@
+"""The scheduler: started, asked to run, ended and killed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows import serve
+from pipeline import alive
+from tests.conftest import ROOT, run
+from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
+from tests.flows.test_retrain import registry
+
+Start = Callable[..., subprocess.Popen[str]]
+MONDAYS = ("flows.serve", "--cron", "0 3 * * 1")
+QUICK = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+
+
+def until(process: subprocess.Popen[str], words: str) -> str:
+    """What a process says until it says some words."""
+    said = ""
+    assert process.stdout
+    for line in iter(process.stdout.readline, ""):
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"{words!r} was not said:\n{said}")
+
+
+def scheduled(api: Api) -> dict[str, Any]:
+    return dict(api.ask("deployments/filter", deployments={"name": {"any_": ["scheduled"]}})[0])
+
+
+def run_now(api: Api) -> dict[str, Any]:
+    return dict(api.ask(f"deployments/{scheduled(api)['id']}/create_flow_run"))
+
+
+def state_of(api: Api, run: dict[str, Any]) -> str:
+    (found,) = api.ask("flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    return str(found["state_name"])
+
+
+def bring(house: Path, text: str) -> None:
+    file = house / "data/raw/mine/captions.csv"
+    file.unlink()
+    file.write_text(text)
+
+
+def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
+    house: Path, start: Start, api: Api, prefect: dict[str, str]
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    said = until(scheduler, "Ctrl-C ends this")
+    assert re.search(r"the next retraining is due Monday \d{4}-\d\d-\d\d 03:00 UTC", said)
+    assert scheduled(api)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
+    second = run(house, sys.executable, "-m", *MONDAYS, **prefect)
+    assert second.returncode == 75
+    assert second.stderr.startswith("serve: another flows.serve runs in this workspace")
+    assert second.stderr.count("\n") == 1
+
+    begun = run_now(api)
+    until(scheduler, "finetune: sleeps")
+    scheduler.terminate()
+    before = time.monotonic()
+    assert scheduler.wait(timeout=60) == 0
+    assert time.monotonic() - before < 30
+    assert not processes_in(house)
+    assert state_of(api, begun) == "Cancelled"
+    assert not list((house / ".work/runs").iterdir())
+
+
+@pytest.mark.slow
+def test_what_was_cut_off_goes_on_at_the_next_start_and_missed_runs_do_not_pile_up(
+    house: Path, start: Start, api: Api
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    until(scheduler, "Ctrl-C ends this")
+    run_now(api)
+    until(scheduler, "finetune: sleeps")
+    scheduler.terminate()
+    scheduler.wait(timeout=60)
+
+    # Three weeks while nothing runs.
+    deployment = scheduled(api)["id"]
+    missed = [
+        api.ask(
+            f"deployments/{deployment}/create_flow_run",
+            state={
+                "type": "SCHEDULED",
+                "state_details": {"scheduled_time": (datetime.now(UTC) - timedelta(weeks=weeks)).isoformat()},
+            },
+        )
+        for weeks in (3, 2, 1)
+    ]
+    scheduler = start(house, *MONDAYS, **QUICK)
+    said = until(scheduler, "models:/m/2 is promoted as the first champion")
+    assert "serve: the last retraining did not come to its end; it goes on now" in said
+    assert len(re.findall(r"is cancelled: one run does for all", said)) == 3
+    assert "fetch: " not in said
+    wait_until(lambda: sorted(state_of(api, run) for run in missed).count("Cancelled") >= 2)
+    assert registry(house)["versions"] == [2]
+    scheduler.terminate()
+    assert scheduler.wait(timeout=60) == 0
+
+
+@pytest.mark.slow
+def test_an_event_starts_a_run_and_what_was_killed_is_closed_at_the_next_start(
+    house: Path, start: Start, api: Api, prefect: dict[str, str]
+) -> None:
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    until(scheduler, "Ctrl-C ends this")
+    emitted = run(house, "prefect", "event", "emit", serve.CHANGED, "--resource-id", "image-captioning.data", **prefect)
+    assert emitted.returncode == 0, emitted.stderr
+    said = until(scheduler, "finetune: sleeps")
+    begun = api.run_of(said)
+    scheduler.kill()
+    wait_until(lambda: not processes_in(house), 20)
+    scheduler = start(house, *MONDAYS, **QUICK)
+    until(scheduler, "models:/m/2 is promoted as the first champion")
+    assert state_of(api, begun) == "Crashed"
+    scheduler.terminate()
+    assert scheduler.wait(timeout=60) == 0
+
+
+@pytest.mark.slow
+def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_gone_with_it(
+    house: Path, start: Start, prefect: dict[str, str], tmp_path: Path
+) -> None:
+    port = free_port()
+    own = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect"), **QUICK}
+    scheduler = start(house, *MONDAYS, "--port", str(port), WORKS="finetune=sleep", **own)
+    said = until(scheduler, "Ctrl-C ends this")
+    assert f"serve: Prefect's pages: http://127.0.0.1:{port}/deployments" in said
+    url = f"http://127.0.0.1:{port}/api"
+    assert answers(f"{url}/health")
+    (server,) = [p for p in processes_in(house) if "flows.server" in p.cmdline()]
+    listening = [c.laddr for c in server.net_connections() if c.status == "LISTEN"]
+    assert [address.ip for address in listening] == ["127.0.0.1"]
+
+    api = Api(url)
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    begun = run_now(api)
+    until(scheduler, "finetune: sleeps")
+    server.kill()
+    until(scheduler, "Prefect's server had died; it is started again")
+    wait_until(lambda: answers(f"{url}/health"), 60)
+    assert state_of(api, begun) == "Running"
+    scheduler.kill()
+    wait_until(lambda: not processes_in(house), 30)
+    assert not answers(f"{url}/health")
+
+    scheduler = start(house, *MONDAYS, "--port", str(port), **own)
+    said = until(scheduler, "models:/m/2 is promoted as the first champion")
+    assert re.search(rf"serve: the run {begun['name']} was Running, but its process died", said)
+    assert state_of(api, begun) == "Crashed"
+    scheduler.send_signal(signal.SIGINT)
+    assert scheduler.wait(timeout=60) == 0
+    assert not processes_in(house)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--cron", "0 3 * * 9"), "Invalid cron"),
+        (("--cron", "0 3 * * 1", "--timezone", "Mars/Base"), "Mars/Base"),
+    ],
+)
+def test_a_clock_that_makes_no_sense_is_told_in_one_line(house: Path, words: tuple[str, ...], why: str) -> None:
+    done = run(house, sys.executable, "-m", "flows.serve", *words)
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    assert why in done.stderr
+
+
+def test_prefect_yaml_has_the_same_deployments() -> None:
+    deployments = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    named = {f"{d['entrypoint'].rpartition(':')[2]}/{d['name']}": d for d in deployments}
+    assert set(named) == {f"retrain/{serve.SCHEDULED}", f"train/{serve.BY_HAND}"}
+    for deployment in deployments:
+        path, _, function = deployment["entrypoint"].partition(":")
+        assert f"def {function}(" in (ROOT / path).read_text()
+        assert deployment["tags"] == [serve.TAG]
+    (trigger,) = named["retrain/scheduled"]["triggers"]
+    assert trigger["expect"] == [serve.CHANGED]
+    assert named["retrain/scheduled"]["schedules"][0]["cron"] == "0 3 * * 1"
+    assert "schedules" not in named["train/by-hand"]
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_process_pool_runs_them_and_a_killed_worker_takes_its_run_along(
+    house: Path, start: Start, api: Api, prefect: dict[str, str]
+) -> None:
+    (house / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
+    for words in (
+        ("work-pool", "create", "--type", "process", "image-captioning"),
+        ("--no-prompt", "deploy", "--all"),
+    ):
+        done = run(house, "prefect", *words, **prefect)
+        assert done.returncode == 0, done.stdout + done.stderr
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    worker = start(house, "prefect", "worker", "start", "--pool", "image-captioning", WORKS="finetune=sleep")
+    begun = run_now(api)
+    until(worker, "finetune: sleeps")
+    worker.kill()
+    wait_until(lambda: not processes_in(house), 20)
+    assert state_of(api, begun) == "Crashed"
+    start(house, "prefect", "worker", "start", "--pool", "image-captioning")
+    again = run_now(api)
+    wait_until(lambda: state_of(api, again) == "Promoted", 90)
+
+
+def test_a_server_ends_with_its_owner_and_without_one_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import server
+
+    called: list[list[str]] = []
+    watched: list[list[str]] = []
+    monkeypatch.setattr(server.runpy, "run_module", lambda name, run_name: called.append([name, *sys.argv]))
+    monkeypatch.setattr(alive, "end_with", lambda others, *seconds: watched.append(others))
+    monkeypatch.setattr(sys, "argv", ["server", "--port", "4321"])
+    monkeypatch.setenv("IMAGE_CAPTIONING_OWNER", "12:3.4")
+    server.main()
+    assert watched == [["12:3.4"]]
+    assert called == [["prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", "4321"]]
+    monkeypatch.setattr(sys, "argv", ["server", "--port", "4321"])
+    server.main()  # the owner is not its children's
+    assert len(watched) == 1
