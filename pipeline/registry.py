@@ -12,8 +12,9 @@ ROLLED_BACK = "rolled_back"  # a tag: it was champion, and was taken back
 
 def champion(store: Any, model: str) -> int | None:
     """The version in use, if there is one."""
-    version = store.get_registered_model(model).aliases.get(CHAMPION)
-    return None if version is None else int(version)
+    from pipeline import tracking
+
+    return tracking.version_of_alias(store, model, CHAMPION)
 
 
 def tags(store: Any, model: str, version: int) -> dict[str, str]:

@@ -30,7 +30,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         if version is None or training is None:
             raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
         mine = tracking.figures(store, training)
-        number = tracking.version_of_alias(store, name, registry.CHAMPION)
+        number = registry.champion(store, name)
         best = tracking.figures(store, tracking.run_of(store, name, number)) if number else None
     champion: dict[str, Any] | None = None
     if best and number != version.number:

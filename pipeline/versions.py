@@ -49,7 +49,7 @@ def _start(params: Params) -> str:
     from pipeline import tracking
 
     name = params.register_.model
-    number = tracking.version_of_alias(tracking.client(), name, registry.CHAMPION)
+    number = registry.champion(tracking.client(), name)
     checkpoint = f"models:/{name}/{number}" if number else params.finetune.checkpoint
     with swapped_in(paths.START) as (place,):
         write_json(place, checkpoint)
@@ -74,7 +74,7 @@ def _tidy(params: Params, keep: int) -> str:
 
     store, name = tracking.client(), params.register_.model
     named = tracking.aliased(store, name)
-    if champion := tracking.version_of_alias(store, name, registry.CHAMPION):
+    if champion := registry.champion(store, name):
         before = registry.tags(store, name, champion).get(registry.BEFORE)
         named |= {int(before)} if before else set()
     ours = [version for version in tracking.versions_with_tags(store, name) if COMMIT in version.tags]
