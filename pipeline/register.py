@@ -231,7 +231,7 @@ def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any],
     return f"""# {name}
 
 A GIT model (image in, caption out), fine-tuned from `{training["checkpoint"]}` for up to {params["epochs"]} epochs;
-epoch {training["best_epoch"]} had the lowest validation loss and is this one.
+epoch {training["best_epoch"]} did best on the validation pictures and is this one.
 
 ## Figures
 

@@ -16,7 +16,7 @@ from pipeline.drawn.sample import write_sample
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, sha256_of
 from pipeline.model import checkpoint, git
-from pipeline.model.curve import Epoch, read_curve
+from pipeline.model.curve import Epoch, best_by_cider, read_curve
 from pipeline.model.training import Training
 from pipeline.model.weights import weights_hash
 from tests.conftest import environment, run, set_params
@@ -330,10 +330,7 @@ def test_the_best_epoch_is_judged_by_cider_where_enough_pictures_are_captioned(
     made = train(epochs=4, learning_rate=0.01, validation_captions=captions, best_by=best_by)
     assert read_json(Path("reports/finetune.json"))["best_by"] == judged
     curve = read_curve(Path("reports/finetune.csv"))
-    if judged == "loss":
-        best = min(curve, key=lambda epoch: epoch.validation_loss)
-    else:
-        best = max(curve, key=lambda epoch: (epoch.validation_cider, -epoch.validation_loss))
+    best = min(curve, key=lambda epoch: epoch.validation_loss) if judged == "loss" else best_by_cider(curve)
     assert made["best_epoch"] == best.epoch
 
 

@@ -19,6 +19,7 @@ class Epoch:
         validation_loss: after it, nats a token.
         learning_rate: at its end.
         validation_cider: CIDEr-D of generated captions of validation pictures; NaN where none were generated.
+        validation_cider_error: the standard error of that mean over the pictures.
         distinct_captions: the part of these that differ from each other.
     """
 
@@ -27,6 +28,7 @@ class Epoch:
     validation_loss: float
     learning_rate: float
     validation_cider: float
+    validation_cider_error: float
     distinct_captions: float
 
     def metrics(self) -> dict[str, float]:
@@ -41,6 +43,24 @@ class Epoch:
         if not math.isnan(self.validation_cider):
             line += f"  CIDEr-D {self.validation_cider:.3f}  distinct captions {self.distinct_captions:.0%}"
         return line
+
+
+def best_by_cider(epochs: Sequence[Epoch]) -> Epoch:
+    """The epoch to keep: of those about as good as the best by CIDEr-D the one with the lowest loss.
+
+    About as good is what lies within a standard error of the best (Breiman et al. 1984, "Classification and Regression
+    Trees", 3.4.3): the highest of many noisy means is mostly luck. Whether an epoch is kept is known when it ends, for
+    only the kept one's weights are there: of two that both are as good as the best so far the one with the lower loss
+    stays, and one that no longer is goes.
+    """
+    kept = top = epochs[0]
+    for epoch in epochs[1:]:
+        top = max(top, epoch, key=lambda e: e.validation_cider)
+        enough = top.validation_cider - top.validation_cider_error
+        is_lower = epoch.validation_loss < kept.validation_loss
+        if epoch.validation_cider >= enough and (is_lower or kept.validation_cider < enough):
+            kept = epoch
+    return kept
 
 
 _COLUMNS = [field.name for field in fields(Epoch)]

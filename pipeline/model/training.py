@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from pipeline.data.records import Example
 from pipeline.errors import ConfigError, is_out_of_memory
 from pipeline.model.batches import Batch, Captioned, batches, epoch_captions, groups_of, tokenize
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.curve import Epoch
+from pipeline.model.curve import Epoch, best_by_cider
 from pipeline.model.git import GitForCausalLM
 from pipeline.model.lora import add_lora, plain_weights
 from pipeline.model.memory import memory_in_use, peak_memory
@@ -174,9 +175,9 @@ class Training:
 
     @property
     def best_epoch(self) -> Epoch:
-        """The best of those that have ended, by CIDEr-D, then by loss; or by loss alone. Of equal ones the first."""
+        """The best of those that have ended, by CIDEr-D (see `best_by_cider`) or by loss; of equal ones the first."""
         if self.by_cider:
-            return max(self.progress.epochs, key=lambda epoch: (epoch.validation_cider, -epoch.validation_loss))
+            return best_by_cider(self.progress.epochs)
         return min(self.progress.epochs, key=lambda epoch: epoch.validation_loss)
 
     @property
@@ -297,12 +298,14 @@ class Training:
                 f"finetune: epoch {epoch}: the model says {captions[0]!r} of each of {len(captions)} pictures;"
                 " where that goes on, lower finetune.learning_rate or train more epochs"
             )
+        cider, error = self._cider(captions)
         ended = Epoch(
             epoch=epoch,
             train_loss=self.progress.loss_sum / self.progress.tokens,
             validation_loss=self.validation_loss(),
             learning_rate=self._schedule.get_last_lr()[0],
-            validation_cider=self._cider(captions),
+            validation_cider=cider,
+            validation_cider_error=error,
             distinct_captions=len(set(captions)) / len(captions) if captions else math.nan,
         )
         return ended, captions
@@ -339,12 +342,14 @@ class Training:
             if turn < len(mine):
                 yield mine[turn][0], next(loader).to(self._device)
 
-    def _cider(self, captions: Sequence[str]) -> float:
+    def _cider(self, captions: Sequence[str]) -> tuple[float, float]:
+        """The mean over the pictures and its standard error."""
         if not captions:
-            return math.nan
+            return math.nan, math.nan
         references = [[words_of(c) for c in example.captions] for example in self._validation[: len(captions)]]
         scores = cider_d([words_of(caption) for caption in captions], references)
-        return math.fsum(scores) / len(scores)
+        error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        return math.fsum(scores) / len(scores), error
 
     # Before the first step -----------------------------------------------------------------------------------------
 
