@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import Figure, ratio, seconds
+from benchmarks._workspace import set_params
 from benchmarks.overhead import ENVIRONMENT, NEW, ROOT, command
 
 ARCHIVE = "IMAGE_CAPTIONING_ARCHIVE"
@@ -88,11 +89,7 @@ def _workspace(folder: Path, sources: Sequence[str]) -> Path:
 
 
 def _use(folder: Path, sources: Sequence[str]) -> None:
-    params = folder / "params.yaml"
-    lines = params.read_text().split("\n")
-    place = next(k for k, line in enumerate(lines) if line.startswith("  sources: ["))
-    lines[place] = f"  sources: [{', '.join(sources)}]"
-    params.write_text("\n".join(lines))
+    set_params(folder, {"ingest.sources": list(sources)})
 
 
 def _stages(folder: Path, *names: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import Figure, ratio
+from benchmarks._workspace import set_params
 from pipeline.drawn.sample import write_sample
 
 ROOT = Path(__file__).parent.parent
@@ -40,11 +41,7 @@ def ours(folder: Path) -> Path:
     for path in ("models/git-demo", "data/excluded"):
         shutil.copytree(ROOT / path, folder / path)
     write_sample(folder / "data" / "raw" / "small", pictures=60)
-    params = (folder / "params.yaml").read_text()
-    for shipped, small in (("sources: [sample]", "sources: [small]"), ("epochs: 12", "epochs: 1")):
-        assert shipped in params, f"params.yaml no longer has {shipped!r}"
-        params = params.replace(shipped, small)
-    (folder / "params.yaml").write_text(params)
+    set_params(folder, {"ingest.sources": ["small"], "finetune.epochs": 1})
     for words in (*NEW, ["dvc", "add", "-q", "data/raw/small"], ["dvc", "repro"]):
         command(folder, *words)()
     return folder
