@@ -46,7 +46,7 @@ def _checkpoint(model: str) -> Path:
         return Path(model)
     if not model.startswith("models:/"):
         raise ConfigError(f"--model {model}: is no folder; name one, or models:/NAME@ALIAS, or models:/NAME/VERSION")
-    from pipeline.tracking import checkpoint_of
+    from pipeline.registry import checkpoint_of
 
     return checkpoint_of(model)
 

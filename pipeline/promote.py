@@ -47,7 +47,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     model = params.register_.model
     with tracking.reachable():
         store = tracking.client()
-        numbers = tracking.versions(store, model)
+        numbers = registry.versions(store, model)
         if not numbers:
             raise ConfigError(f"models:/{model}: has no version in MLflow; run `dvc repro` first")
         champion = registry.champion(store, model)
@@ -98,11 +98,9 @@ def _compare(
 
 def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example]) -> set[int]:
     """The test pictures that one of the versions was trained on, or on one nearly the same."""
-    from pipeline import tracking
-
     pictures, model, out = printed(test), params.register_.model, set()
     for number in numbers:
-        listed = tracking.training_pictures(model, number)
+        listed = registry.training_pictures(model, number)
         if listed is None:
             print(f"promote: version {number} does not tell what it was trained on; no picture is left out for it")
         else:
@@ -119,11 +117,9 @@ def _version(captions: Sequence[str], test: Sequence[Example], compared: Sequenc
 
 def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) -> list[str]:
     """What a version says of the test pictures; what it said of the same pictures before is kept."""
-    from pipeline import tracking
-
     model = params.register_.model
     deciding = [
-        registry.tags(store, model, number).get(tracking.MODEL_SHA256, f"models:/{model}/{number}"),
+        registry.tags(store, model, number).get(registry.MODEL_SHA256, f"models:/{model}/{number}"),
         sha256_of(paths.DATASET / "test"),
         len(test),
         params.evaluate.beams,
@@ -134,7 +130,7 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
         return list(read_json(kept))
     from pipeline.model.captioner import Captioner
 
-    captioner = Captioner.from_folder(tracking.checkpoint_of(f"models:/{model}/{number}"))
+    captioner = Captioner.from_folder(registry.checkpoint_of(f"models:/{model}/{number}"))
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
     captions = captioner.caption_all(pictures, params.evaluate, params.finetune.max_tokens, f"promote version {number}")

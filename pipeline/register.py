@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
-from pipeline import paths, stage
+from pipeline import paths, registry, stage
 from pipeline.closure import closure
 from pipeline.data.pictures import data_url
 from pipeline.data.printed import printed, write_printed
@@ -55,7 +55,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         known = tracking.find_run(store, experiment_id, key) is not None
         tags = {} if known else {tracking.RESTORED: "true"}
         with tracking.training_run(store, experiment_id, key, tags) as training_run:
-            version = tracking.find_version(store, name, model_sha256)
+            version = registry.find_version(store, name, model_sha256)
             # Where a version came from is told when it is made; today's commit and data are not those of an old one.
             facts = _facts(training, model_sha256, params) if version is None else version.tags
             facts = {tag: value for tag, value in facts.items() if tag != _SCORE}
@@ -144,14 +144,13 @@ def _table() -> dict[str, list[Any]]:
 def _register(
     store: Any, run: tracking.TrainingRun, name: str, folder: Path, card: str, tags: Mapping[str, str]
 ) -> int:
-    from pipeline import tracking
 
-    pictures = folder / tracking.TRAINED_ON
+    pictures = folder / registry.TRAINED_ON
     (folder / CARD).write_text(card, encoding="utf-8")
     write_printed(pictures, printed(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
-    uri = tracking.log_model(
+    uri = registry.log_model(
         run,
         code=SERVED.parent,
         served=SERVED,
@@ -159,7 +158,7 @@ def _register(
         example=example,
         requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
     )
-    return tracking.register(store, run, name, uri, tags, card)
+    return registry.register(store, run, name, uri, tags, card)
 
 
 def _facts(training: Mapping[str, Any], model_sha256: str, params: Params) -> dict[str, str]:
@@ -170,7 +169,7 @@ def _facts(training: Mapping[str, Any], model_sha256: str, params: Params) -> di
     root = Path(__file__).parent.parent
     same_code = training["code_sha256"] == sha256_of(*(root / file for file in closure("pipeline.finetune")))
     return {
-        tracking.MODEL_SHA256: model_sha256,
+        registry.MODEL_SHA256: model_sha256,
         tracking.TRAINING_KEY: training["training_key"],
         "data_sha256": training["data_sha256"],
         "code_sha256": training["code_sha256"],
@@ -219,8 +218,6 @@ def _figure(scores: Mapping[str, Any], name: str) -> str:
 
 def _card(name: str, training: Mapping[str, Any], evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """The model card: what it is, from what, how good, what it is not for."""
-    from pipeline import tracking
-
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
     names = list(systems["model"]["intervals_95"])
     table = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -245,7 +242,7 @@ In brackets: 95 % intervals (bootstrap over the pictures). Words: {evaluation["t
 
 {facts}
 
-The SHA-256 and the perceptual hash of every picture that it was trained on stand in `{tracking.TRAINED_ON}`.
+The SHA-256 and the perceptual hash of every picture that it was trained on stand in `{registry.TRAINED_ON}`.
 
 ## Use
 

@@ -25,13 +25,13 @@ def run(params: Params, args: argparse.Namespace) -> str:
     with tracking.reachable():
         store = tracking.client()
         experiment_id = tracking.experiment(store, params.register_.experiment)
-        version = tracking.find_version(store, name, registered["model_sha256"])
+        version = registry.find_version(store, name, registered["model_sha256"])
         training = tracking.find_run(store, experiment_id, registered["training_key"])
         if version is None or training is None:
             raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
-        mine = tracking.figures(store, training)
+        mine = registry.figures(store, training)
         number = registry.champion(store, name)
-        best = tracking.figures(store, tracking.run_of(store, name, number)) if number else None
+        best = registry.figures(store, registry.run_of(store, name, number)) if number else None
     champion: dict[str, Any] | None = None
     if best and number != version.number:
         same = best.test_sha256 is not None and best.test_sha256 == mine.test_sha256
@@ -42,7 +42,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
             {
                 "model": name,
                 "version": version.number,
-                "newest": version.number == tracking.versions(store, name)[-1],
+                "newest": version.number == registry.versions(store, name)[-1],
                 "rolled_back": registry.ROLLED_BACK in version.tags,
                 "tracking_uri": tracking.uri(),
                 "experiment_id": experiment_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline import paths, stage
+from pipeline import paths, registry, stage
 from pipeline.errors import DataError
 from pipeline.files import read_json, read_json_lines
 from pipeline.params import Params
@@ -32,7 +32,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
             print(f"{name:<15}{example['captions'][system]}")
     print(f"people         {example['references'][0]}")
     model = registered["model"]
-    version = tracking.find_version(tracking.client(), model, registered["model_sha256"])
+    version = registry.find_version(tracking.client(), model, registered["model_sha256"])
     print(f"\nthe model      {paths.MODEL}")
     print(
         f"registered as  {f'models:/{model}/{version.number}' if version else 'nothing here yet: run `make register`'}"

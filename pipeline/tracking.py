@@ -1,4 +1,4 @@
-"""The one door to MLflow: training runs, what they learned, and registered versions of the model.
+"""The door to MLflow: its store, and training runs with what they learned. (`registry` has the versions.)
 
 A training has one run, found again by its tag `training_key`. SQLite in the workspace by default
 (`mlflow.db`, artifacts in `mlartifacts/`); any server through `MLFLOW_TRACKING_URI`.
@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,20 @@ import mlflow
 import numpy as np
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from PIL import Image
 
 from pipeline import alive, paths
 from pipeline.errors import ConfigError, TemporaryError
-from pipeline.files import read_json
 
 TRAINING_KEY = "training_key"
-MODEL_SHA256 = "model_sha256"
-TRAINED_ON = "training_pictures.txt"  # stands with a version: the pictures that it was trained on, see data/printed.py
 RESTORED = "restored"  # the run was made from the files of a training that this server never saw
 
 _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
 _LOCK_SECONDS = 120
 _SQLITE = "sqlite:///"
-_LOGGED = "model"  # the name of what is logged
-_DAY = 24 * 3600  # seconds
-_MODEL = "models:/"
-_TEST = "test/"  # begins the names of test figures
-_FAILURES = (MlflowException, OSError)  # what an MLflow store that can't be reached raises
+FAILURES = (MlflowException, OSError)  # what an MLflow store that can't be reached raises
 
 
 def client() -> mlflow.MlflowClient:
@@ -70,7 +60,7 @@ def client() -> mlflow.MlflowClient:
             store = mlflow.MlflowClient()
             store.search_experiments(max_results=1)
         return store
-    except _FAILURES as error:
+    except FAILURES as error:
         raise _unreachable(error) from None
 
 
@@ -84,13 +74,14 @@ def _home() -> Path:
     return Path(uri().removeprefix(_SQLITE)).parent if uri().startswith(_SQLITE) else Path()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows below."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _unreachable(error: Exception) -> TemporaryError:
     return TemporaryError(
-        f"MLflow at {uri()} can't be used ({_first_line(error)}); start that server or"
+        f"MLflow at {uri()} can't be used ({first_line(error)}); start that server or"
         " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
     )
 
@@ -280,7 +271,7 @@ def training_run(
 
     def beat() -> None:
         while not ended.wait(_HEARTBEAT_SECONDS):
-            with contextlib.suppress(*_FAILURES):
+            with contextlib.suppress(*FAILURES):
                 store.set_tag(run.info.run_id, "heartbeat", f"{time.time():.0f}")
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -337,244 +328,9 @@ class Live:
     def _forgiven(self) -> Iterator[None]:
         try:
             yield
-        except (*_FAILURES, TemporaryError) as error:
+        except (*FAILURES, TemporaryError) as error:
             self._run = None
             print(
-                f"finetune: no live curves: {_first_line(error)} (training goes on; `register` will log them)",
+                f"finetune: no live curves: {first_line(error)} (training goes on; `register` will log them)",
                 file=sys.stderr,
             )
-
-
-@dataclass(frozen=True)
-class Version:
-    """A registered version of the model."""
-
-    number: int
-    tags: dict[str, str]
-
-
-def find_version(store: mlflow.MlflowClient, model: str, model_sha256: str) -> Version | None:
-    """The registered version that has exactly these weights, if there is one."""
-    found = store.search_model_versions(f"name = '{model}' and tags.{MODEL_SHA256} = '{model_sha256}'")
-    ready = [Version(int(version.version), dict(version.tags)) for version in found if version.status == "READY"]
-    return max(ready, key=lambda version: version.number, default=None)
-
-
-def versions(store: mlflow.MlflowClient, model: str) -> list[int]:
-    """The numbers of all registered versions of the model, in order."""
-    return [version.number for version in versions_with_tags(store, model)]
-
-
-def versions_with_tags(store: mlflow.MlflowClient, model: str) -> list[Version]:
-    """All registered versions of the model, in order."""
-    found = [Version(int(version.version), dict(version.tags)) for version in _search_versions(store, model)]
-    return sorted(found, key=lambda version: version.number)
-
-
-def _search_versions(store: mlflow.MlflowClient, model: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = store.search_model_versions(f"name = '{model}'", max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
-def version_of_alias(store: mlflow.MlflowClient, model: str, alias: str) -> int | None:
-    """The number of the version that an alias names, if there is one."""
-    try:
-        return int(store.get_model_version_by_alias(model, alias).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def run_of(store: mlflow.MlflowClient, model: str, version: int) -> Run:
-    """The run that a registered version came from."""
-    return store.get_run(store.get_model_version(model, str(version)).run_id)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The test figures of a run.
-
-    Attributes:
-        metrics: of the model alone, not of what it was compared with.
-        test_sha256: of the test split that they were measured on, where the run tells.
-    """
-
-    metrics: dict[str, float]
-    test_sha256: str | None
-
-
-def figures(store: mlflow.MlflowClient, run: Run) -> Figures:
-    """What a run tells of its test figures."""
-    test_sha256 = None
-    if paths.EVALUATE_REPORT.name in {file.path for file in store.list_artifacts(run.info.run_id)}:
-        with contextlib.suppress(*_FAILURES, ValueError):
-            file = store.download_artifacts(run.info.run_id, paths.EVALUATE_REPORT.name)
-            test_sha256 = read_json(Path(file)).get("test_sha256")
-    metrics = {
-        key.removeprefix(_TEST): value
-        for key, value in sorted(run.data.metrics.items())
-        if key.startswith(_TEST) and "/" not in key.removeprefix(_TEST)
-    }
-    return Figures(metrics, test_sha256)
-
-
-def aliased(store: mlflow.MlflowClient, model: str) -> set[int]:
-    """The numbers of the versions that some alias names; none where there is no such model."""
-    try:
-        return {int(version) for version in store.get_registered_model(model).aliases.values()}
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return set()
-        raise
-
-
-def delete_version(store: mlflow.MlflowClient, model: str, version: int) -> None:
-    """Delete a registered version, its logged model, and the files of its run where no other version has the same.
-
-    The run stays, with params, curves and figures.
-    """
-    gone = store.get_model_version(model, str(version))
-    store.delete_model_version(model, str(version))  # first: cut off here, it leaves files, and no version without any
-    others = _search_versions(store, model)
-    model_id = _model_id(gone)
-    if model_id and model_id not in map(_model_id, others):
-        _delete_logged_model(store, model_id)
-    if gone.run_id and gone.run_id not in {other.run_id for other in others}:
-        get_artifact_repository(store.get_run(gone.run_id).info.artifact_uri).delete_artifacts()
-
-
-def delete_orphaned_models(store: mlflow.MlflowClient, experiment_id: str, model: str) -> int:
-    """Delete the models that trainings of ours logged and no version has, if they are a day old; gives their number.
-
-    A registration that was killed leaves one.
-    """
-    used = set(map(_model_id, _search_versions(store, model)))
-    yesterday = (time.time() - _DAY) * 1000
-    found = []
-    token = None
-    while True:
-        page = store.search_logged_models([experiment_id], page_token=token)
-        found += [logged for logged in page if logged.name == _LOGGED and logged.creation_timestamp < yesterday]
-        token = page.token
-        if not token:
-            break
-    orphans = [
-        logged
-        for logged in found
-        if logged.model_id not in used and TRAINING_KEY in store.get_run(logged.source_run_id).data.tags
-    ]
-    for logged in orphans:
-        _delete_logged_model(store, logged.model_id)
-    return len(orphans)
-
-
-def _model_id(version: ModelVersion) -> str | None:
-    """The logged model that a version is; MLflow's SQL store keeps it in the version's source only."""
-    source = str(version.source or "")
-    return version.model_id or (source.removeprefix(_MODEL) if source.startswith(_MODEL) else None)
-
-
-def _delete_logged_model(store: mlflow.MlflowClient, model_id: str) -> None:
-    place = store.get_logged_model(model_id).artifact_location
-    store.delete_logged_model(model_id)
-    get_artifact_repository(place).delete_artifacts()
-
-
-def training_pictures(model: str, version: int) -> Path | None:
-    """The list of pictures that a version was trained on; None where the version does not tell."""
-    try:
-        return Path(mlflow.artifacts.download_artifacts(f"models:/{model}/{version}/artifacts/{TRAINED_ON}"))
-    except _FAILURES:
-        return None
-
-
-def log_model(
-    run: TrainingRun,
-    *,
-    code: Path,
-    served: Path,
-    artifacts: Mapping[str, Path],
-    example: str,
-    requirements: Sequence[str],
-) -> str:
-    """Log the fine-tuned model as a `pyfunc` (models from code) beside the run; returns its URI.
-
-    Args:
-        code: the package that the model takes along, so that it is served without this repository.
-        served: the file that defines the model.
-        artifacts: files and folders that it finds in its context, by name.
-        example: a picture as a data: URL, for the input example.
-        requirements: pinned, as pip reads them.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType
-
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image")]),  # bytes in Python; over HTTP base64 or a data: URL
-        outputs=Schema([ColSpec("string", "caption"), ColSpec("string", "error")]),
-        params=ParamSchema([ParamSpec("beams", "integer", 3)]),
-    )
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    with mlflow.start_run(run_id=run.id):
-        info = mlflow.pyfunc.log_model(
-            name=_LOGGED,
-            python_model=str(served),
-            code_paths=[str(code)],
-            artifacts={name: str(path) for name, path in artifacts.items()},
-            signature=signature,
-            input_example={"image": [example]},
-            pip_requirements=list(requirements),
-        )
-    return str(info.model_uri)
-
-
-def register(
-    store: mlflow.MlflowClient, run: TrainingRun, model: str, uri: str, tags: Mapping[str, str], description: str
-) -> int:
-    """Register a logged model as a new version of `model`; returns the version's number."""
-    with contextlib.suppress(MlflowException):  # it is there already
-        store.create_registered_model(model, description="Captions pictures; fine-tuned from a GIT checkpoint.")
-    version = store.create_model_version(
-        model,
-        source=uri,
-        run_id=run.id,
-        tags=dict(tags),
-        description=description,
-        model_id=uri.removeprefix("models:/"),
-    )
-    return int(version.version)
-
-
-def checkpoint_of(model: str) -> Path:
-    """The checkpoint's folder of a registered model, downloaded where it is not on this machine.
-
-    Args:
-        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `models:/NAME` for the newest version.
-
-    Raises:
-        ConfigError: the registry has no such model.
-        TemporaryError: the registry can't be reached.
-    """
-    store = client()
-    name = model.removeprefix("models:/")
-    try:
-        if "@" not in name and "/" not in name:
-            numbers = versions(store, name)
-            if not numbers:
-                raise ConfigError(f"{model}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
-            model = f"models:/{name}/{numbers[-1]}"
-        folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
-    except MlflowException as error:
-        raise ConfigError(
-            f"{model}: not to be had from MLflow at {uri()} ({_first_line(error)});"
-            " `make ui` shows the versions and aliases that there are"
-        ) from None
-    return Path(folder)

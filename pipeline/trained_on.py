@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import stage
+from pipeline import registry, stage
 from pipeline.data import pictures
 from pipeline.data.printed import Printed, ingested, read_printed
 from pipeline.data.split import Prints
@@ -28,7 +28,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     model = params.register_.model
     with tracking.reachable():
         listed = {
-            number: tracking.training_pictures(model, number) for number in tracking.versions(tracking.client(), model)
+            number: registry.training_pictures(model, number) for number in registry.versions(tracking.client(), model)
         }
     known = {number: read_printed(path) for number, path in listed.items() if path}
     for name in args.picture:

@@ -62,7 +62,7 @@ def _note(commit: str, branch: str) -> str:
     store = tracking.client()
     registered = read_json(paths.REGISTER_REPORT)
     name = registered["model"]
-    version = tracking.find_version(store, name, registered["model_sha256"])
+    version = registry.find_version(store, name, registered["model_sha256"])
     if version is None:
         raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
     registry.note(store, name, version.number, {COMMIT: commit, BRANCH: branch})
@@ -73,16 +73,16 @@ def _tidy(params: Params, keep: int) -> str:
     from pipeline import tracking
 
     store, name = tracking.client(), params.register_.model
-    named = tracking.aliased(store, name)
+    named = registry.aliased(store, name)
     if champion := registry.champion(store, name):
         before = registry.tags(store, name, champion).get(registry.BEFORE)
         named |= {int(before)} if before else set()
-    ours = [version for version in tracking.versions_with_tags(store, name) if COMMIT in version.tags]
+    ours = [version for version in registry.versions_with_tags(store, name) if COMMIT in version.tags]
     newest = {version.number for version in ours[-keep:]}
     old = [version for version in ours if version.number not in newest | named]
     for version in old:
-        tracking.delete_version(store, name, version.number)
-    orphans = tracking.delete_orphaned_models(store, tracking.experiment(store, params.register_.experiment), name)
+        registry.delete_version(store, name, version.number)
+    orphans = registry.delete_orphaned_models(store, tracking.experiment(store, params.register_.experiment), name)
     kept = [version for version in ours if version not in old]
     with swapped_in(paths.VERSIONS) as (place,):
         write_json(place, {"commits": [version.tags[COMMIT] for version in kept]})

@@ -48,7 +48,7 @@ def says(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         folder = Path.cwd() / "versions" / str(len(spoken) + 1)
         (folder / "artifacts").mkdir(parents=True)
         if pictures is not None:
-            write_printed(folder / "artifacts" / tracking.TRAINED_ON, pictures)
+            write_printed(folder / "artifacts" / registry.TRAINED_ON, pictures)
         number = int(store.create_model_version(MODEL, source=folder.as_uri()).version)
         spoken[number] = say
         return number

@@ -29,8 +29,8 @@ def version(store: mlflow.MlflowClient, key: str, cider: float, test: str, folde
     with tracking.training_run(store, experiment, key, {}) as run:
         run.replace_metrics({"test/CIDEr-D": cider, "test/CIDEr-D/nearest_picture": 9.0, "epoch/train_loss": 1.0})
         run.file(folder / "evaluate.json", again=True)
-        tags = {tracking.MODEL_SHA256: f"sha of {key}"}
-        return tracking.register(store, run, MODEL, f"runs:/{run.id}/model", tags, "")
+        tags = {registry.MODEL_SHA256: f"sha of {key}"}
+        return registry.register(store, run, MODEL, f"runs:/{run.id}/model", tags, "")
 
 
 def stands(key: str) -> dict:

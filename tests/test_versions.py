@@ -24,7 +24,7 @@ def store(workspace: Path, mlflow_db: Path) -> mlflow.MlflowClient:
 
 
 def logged(store: mlflow.MlflowClient, run: tracking.TrainingRun, experiment: str) -> str:
-    """A logged model with a file, as `tracking.log_model` leaves one; gives its id."""
+    """A logged model with a file, as `registry.log_model` leaves one; gives its id."""
     model = store.create_logged_model(experiment, name="model", source_run_id=run.id)
     place = Path(model.artifact_location.removeprefix("file://").replace("%20", " "))
     place.mkdir(parents=True)
@@ -38,9 +38,9 @@ def version(store: mlflow.MlflowClient, key: str, retrained: bool = True) -> int
     with tracking.training_run(store, experiment, key, {}) as run:
         run.page("gallery.html", "x")
         run.metrics({"loss": 1.0}, 1)
-        tags = {tracking.MODEL_SHA256: f"sha of {key}"}
+        tags = {registry.MODEL_SHA256: f"sha of {key}"}
         model_id = logged(store, run, experiment)
-        number = tracking.register(store, run, MODEL, f"models:/{model_id}", tags, "")
+        number = registry.register(store, run, MODEL, f"models:/{model_id}", tags, "")
     if retrained:
         registry.note(store, MODEL, number, {versions.COMMIT: f"commit of {key}"})
     return number
@@ -62,7 +62,7 @@ def test_old_versions_of_retrainings_go_with_their_files_and_the_others_stay(sto
     registry.note(store, MODEL, 4, {registry.BEFORE: "2"})  # where a roll-back would go
     store.set_registered_model_alias(MODEL, "someones", "3")
     do("tidy", keep=1)
-    assert tracking.versions(store, MODEL) == [1, 2, 3, 4, 7]
+    assert registry.versions(store, MODEL) == [1, 2, 3, 4, 7]
     assert files("weights") == files("gallery.html") == 5
     assert read_json(paths.VERSIONS) == {"commits": [f"commit of {key}" for key in "abcf"]}
     gone = tracking.find_run(store, tracking.experiment(store, MODEL), "d")

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from pipeline import registry
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.model.git import GitForCausalLM
 from pipeline.params import REGISTERED, Scratch
@@ -69,9 +70,7 @@ def locate(name: str, revision: str | None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.startswith(REGISTERED):
-        from pipeline import tracking
-
-        return tracking.checkpoint_of(name)
+        return registry.checkpoint_of(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
