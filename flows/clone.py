@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
@@ -216,11 +217,19 @@ def _bring_excluded(workspace: Path, params: Mapping[str, Any]) -> None:
 
 
 def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
+    """Params name a checkpoint that has to be there before anything else can be asked."""
     name = str(params.get("finetune", {}).get("checkpoint", ""))
-    there = workspace / name
-    if name and there.is_dir() and not Path(name).exists() and not Path(f"{name}.dvc").exists():
+    if not name or Path(name).exists():
+        return
+    if Path(f"{name}.dvc").is_file():
+        words = [str(Path(sys.executable).with_name("dvc")), "pull", "--quiet", f"{name}.dvc"]
+        quiet = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+        done = subprocess.run(words, env=quiet, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise TemporaryError(f"{name}: can't be brought by DVC: {' '.join(done.stderr.split())}")
+    elif (workspace / name).is_dir():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).symlink_to(there.resolve())
+        Path(name).symlink_to((workspace / name).resolve())
 
 
 def commit(ref: str, message: str) -> str:

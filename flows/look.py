@@ -54,10 +54,15 @@ def _bring(repo: Repo, stages: list[Stage]) -> set[str]:
     from dvc.config import NoRemoteError
 
     repo.checkout([stage.addressing for stage in stages], force=True, allow_missing=True)
-    # What a stage makes can be made again; raw data may lie in a remote.
-    if away := [data.addressing for data in stages if not data.cmd and not data.outs[0].exists]:
+    # What a stage makes can be made again; raw data may lie in a remote. DVC does not go below folders that git ignores
+    # (models/), so the `.dvc` files of what lies there are named.
+    away = {stage.addressing for stage in stages if not stage.cmd and not stage.outs[0].exists}
+    for needed in {dep.fs_path for user in stages for dep in user.deps if dep.protocol == "local"}:
+        if not Path(needed).exists() and Path(f"{needed}.dvc").is_file():
+            away.add(str(Path(f"{needed}.dvc").relative_to(repo.root_dir)))
+    if away:
         with contextlib.suppress(NoRemoteError):
-            repo.pull(away, allow_missing=True)
+            repo.pull(sorted(away), allow_missing=True)
     return {stage.addressing for stage in stages if not all(out.exists for out in stage.outs)}
 
 

@@ -64,6 +64,8 @@ def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
     said = until(scheduler, "Ctrl-C ends this")
     assert re.search(r"the next retraining is due Monday \d{4}-\d\d-\d\d 03:00 UTC", said)
     assert scheduled(api)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
+    due = {"deployments": {"name": {"any_": ["scheduled"]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    wait_until(lambda: any(run["auto_scheduled"] for run in api.ask("flow_runs/filter", **due)))
     second = run(house, sys.executable, "-m", *MONDAYS, **prefect)
     assert second.returncode == 75
     assert second.stderr.startswith("serve: another flows.serve runs in this workspace")
