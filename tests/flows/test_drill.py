@@ -310,7 +310,9 @@ def test_kills_at_random_moments(workspace_of_the_real_stages: Path, web: Web, t
             wait_until(lambda: any(run["state_type"] == "RUNNING" for run in drill.runs()), 60)
             struck = strike(drill, target, rng.uniform(0, 0.8 * longest))
             drill.say(f"kill {kill}: {struck}")
-            if drill.scheduler and drill.scheduler.poll() is not None:
+            if struck.startswith("scheduler"):
+                assert drill.scheduler
+                drill.scheduler.wait(10)
                 wait_until(lambda: not processes_in(drill.folder), 100)
                 drill.serve(never)
             settled(drill)

@@ -200,3 +200,10 @@ def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes
     first.wait()
     monkeypatch.chdir(house)
     assert claim._read() is None
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:
+    done = run(house, sys.executable, "-m", "flows.train", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("flows.train: Failed to reach API at http://127.0.0.1:9/api; start")
+    assert "Traceback" not in done.stderr
