@@ -75,11 +75,13 @@ def figures(standing: Mapping[str, Any]) -> None:
     for name, value in standing["metrics"].items():
         row = {"figure": name, "this model": f"{value:.4f}"}
         if name in beside:
-            row |= {"champion": f"{beside[name]:.4f}", "change": f"{value - beside[name]:+.4f}"}
+            row["champion"] = f"{beside[name]:.4f}"
+            if champion["same_test"]:
+                row["change"] = f"{value - beside[name]:+.4f}"
         rows.append(row)
     words = f"Test figures of version {standing['version']} of {standing['model']}"
     if champion:
-        same = "on the same test pictures" if champion["same_test"] else "**on other test pictures: no comparison**"
+        same = "on the same test pictures" if champion["same_test"] else "on the test pictures of its day"
         words += f" beside the champion, version {champion['version']}, measured {same}"
     place = standing["tracking_uri"] if standing["tracking_uri"].startswith("http") else _MLFLOW_HERE
     link = f"{place}/#/experiments/{standing['experiment_id']}/runs/{standing['run_id']}"
@@ -94,9 +96,9 @@ def figures(standing: Mapping[str, Any]) -> None:
     )
 
 
-def words(name: str, markdown: str) -> None:
+def words(name: str, markdown: str, description: str) -> None:
     """Show a text."""
-    _attempt(lambda: create_markdown_artifact(markdown, key=_key(name)))
+    _attempt(lambda: create_markdown_artifact(markdown, key=_key(name), description=description))
 
 
 def _leaves(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -136,12 +136,24 @@ def _bring_up_to_date(before: Path, kept: Mapping[str, bytes]) -> None:
 
 
 def remember() -> None:
-    """Keep the data files as they are, to go back to, unless those of an earlier state are kept already."""
+    """Keep the data files as they are, to go back to, for a retraining that begins.
+
+    Where an earlier one did not come to its end, those before it stay kept; what it had fetched is put aside.
+    """
     if not BEFORE.is_dir():
         with swapped_in(BEFORE) as (place,):
             place.mkdir()
             for path in data_files():
                 _write(place / path, Path(path).read_bytes())
+    elif {path: Path(path).read_bytes() for path in data_files()} != {
+        path: (BEFORE / path).read_bytes() for path in _files_below(BEFORE)
+    }:
+        put_aside("overtaken")
+
+
+def is_unfinished(workspace: Path) -> bool:
+    """Whether a retraining of this workspace has begun and did not come to its end."""
+    return (workspace / FOLDER / BEFORE).is_dir()
 
 
 def go_back() -> None:
@@ -232,27 +244,48 @@ def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
         Path(name).symlink_to((workspace / name).resolve())
 
 
-def commit(ref: str, message: str) -> str:
-    """Commit the data files and the params, on the workspace's commit, under a new ref; gives the commit.
+def commit(wanted: str, message: str) -> tuple[str, str | None]:
+    """Commit the data files and the params, on the workspace's commit, as a branch of the clone.
 
-    Where they are as the workspace has committed them, that commit is given, and no ref made. Neither what is checked
-    out nor the index is touched.
+    Neither what is checked out nor the index is touched.
+
+    Args:
+        wanted: the name of the branch, if it is free.
+        message: of the commit.
+
+    Returns:
+        The commit, and its branch: a new one, or the one that a retraining which was cut off made of the same; None
+        where the workspace's own commit has all this already.
     """
+    tree, base = _tree(), git("rev-parse", _NEW)
+    if tree == git("rev-parse", f"{base}^{{tree}}"):
+        return base, None
+    for ref, made in refs(f"{BRANCHES}{wanted.partition('/')[0]}/*").items():
+        if git("rev-parse", f"{made}^{{tree}}", f"{made}^").split() == [tree, base]:
+            return made, ref.removeprefix(BRANCHES)
+    branch = _free_branch(wanted)
+    made = git("commit-tree", tree, "-p", base, "-m", message)
+    git("update-ref", BRANCHES + branch, made)
+    return made, branch
+
+
+def put_aside(message: str) -> None:
+    """Commit the data files as they are under a ref of their own, for `flows.tidy` to clear what came to nothing."""
+    git("update-ref", f"{REFUSED}{time.time_ns()}", git("commit-tree", _tree(), "-p", _NEW, "-m", message))
+
+
+def _tree() -> str:
+    """The workspace's commit with the data files and params as they are here, as a tree of git."""
     index = {"GIT_INDEX_FILE": str(Path(".git/retrain-index").absolute())}
     try:
         git("read-tree", _NEW, environment=index)
         git("add", "--force", "--", *data_files(), str(paths.PARAMS), environment=index)
-        tree = git("write-tree", environment=index)
+        return git("write-tree", environment=index)
     finally:
         Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
-    if tree == git("rev-parse", f"{_NEW}^{{tree}}"):
-        return git("rev-parse", _NEW)
-    made = git("commit-tree", tree, "-p", _NEW, "-m", message)
-    git("update-ref", ref, made)
-    return made
 
 
-def free_branch(wanted: str) -> str:
+def _free_branch(wanted: str) -> str:
     """The name of a branch that neither the clone nor the workspace has, `wanted` if possible."""
     taken = {*refs(f"{BRANCHES}{wanted}*"), *_theirs(f"{BRANCHES}{wanted}*")}
     names = [wanted, *(f"{wanted}.{number}" for number in range(2, len(taken) + 3))]
@@ -273,11 +306,6 @@ def _theirs(pattern: str) -> dict[str, str]:
 def publish(branch: str) -> None:
     """Give the workspace's repository a branch of the clone."""
     git("push", "--quiet", "origin", f"{BRANCHES}{branch}:{BRANCHES}{branch}")
-
-
-def put_aside(message: str) -> None:
-    """Commit the data files as they are under a ref of their own, for `flows.tidy` to clear what came to nothing."""
-    commit(f"{REFUSED}{time.time_ns()}", message)
 
 
 def withdraw(ref: str, of: str) -> None:

@@ -21,9 +21,6 @@ def run(params: Params, args: argparse.Namespace) -> str:
         with opened() as repo:
             repo.checkout(force=True, allow_missing=True)
         return "the data, and what the stages had made of them, are as they were before"
-    if clone.BEFORE.is_dir():  # a retraining fetched something before, and did not come to its end
-        clone.put_aside("overtaken")
-    clone.remember()
     wanted = set(read_json(LOOK)["changed"])
     with opened() as repo:
         # They are listed before the first is fetched: DVC then reads its files anew.

@@ -22,15 +22,13 @@ FOLDER = "retrain"  # begins the names of the branches
 def run(params: Params, args: argparse.Namespace) -> str:
     """Publish; returns the last line to print."""
     pushed = _push() if params.retrain.publish else None
-    branch = clone.free_branch(f"{FOLDER}/{datetime.now(UTC):%Y-%m-%d}")
-    commit = clone.commit(clone.BRANCHES + branch, args.message)
-    made = bool(clone.refs(clone.BRANCHES + branch))
-    if made and params.retrain.publish:
+    commit, branch = clone.commit(f"{FOLDER}/{datetime.now(UTC):%Y-%m-%d}", args.message)
+    if branch and params.retrain.publish:
         clone.publish(branch)
     with swapped_in(PUBLISHED) as (place,):
-        write_json(place, {"branch": branch if made else "none", "commit": commit})
+        write_json(place, {"branch": branch or "none", "commit": commit})
     where = f"pushed to DVC's remote {pushed}" if pushed else "only DVC's cache has the data: it has no default remote"
-    if not made:
+    if branch is None:
         return f"the commit {commit[:12]} of this repository has it already; {where}"
     if not params.retrain.publish:
         return f"retrain.publish is off; the commit {commit[:12]} stays in the clone ({clone.FOLDER})"

@@ -77,6 +77,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     found = read_json(LOOK)
     if not found["changed"] and not found["stale"] and found["ended"]:
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
+    clone.remember()
     try:
         if found["changed"]:
             tasks.step(params, "fetch", "flows.fetch", *where, ours=True)
@@ -103,12 +104,11 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     named = ("--commit", published["commit"], "--branch", published["branch"])
     tasks.step(params, "note", "pipeline.versions", "note", *named, ours=True)
     _end()
-    artifacts.words("retraining", _page(head, reasons, promoted, published, found["changed"]))
+    artifacts.words("retraining", _page(reasons, promoted, published, found["changed"]), head)
     words = f"{head}: {'; '.join(promoted['reasons'])}"
     facts = {**promoted, **published}
     notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
-    tasks.step(params, "keep", "pipeline.versions", "tidy", "--keep", str(params.retrain.keep), ours=True)
-    tasks.step(params, "tidy", "flows.tidy", *where, ours=True)
+    _tidy(params, where)
     return Completed(name=_ENDS[promoted["decision"]], message=words)
 
 
@@ -123,8 +123,14 @@ def _undo(params: Params, where: tuple[str, str]) -> None:
     """Put back what was there before the fetch; where that fails, what failed before stays the run's message."""
     try:
         tasks.step(params, "undo", "flows.fetch", "--undo", *where, ours=True)
+        _tidy(params, where)
     except stages.StageError as failure:
-        get_run_logger().error("the data of before are not put back: %s", failure)
+        get_run_logger().error("the data of before are not put back, or not all is tidied: %s", failure)
+
+
+def _tidy(params: Params, where: tuple[str, str]) -> None:
+    tasks.step(params, "keep", "pipeline.versions", "tidy", "--keep", str(params.retrain.keep), ours=True)
+    tasks.step(params, "tidy", "flows.tidy", *where, ours=True)
 
 
 def _last_start() -> str | None:
@@ -166,9 +172,7 @@ def _headline(promoted: Mapping[str, Any]) -> str:
     return f"models:/{model}/{challenger} is promoted {instead}"
 
 
-def _page(
-    head: str, reasons: str, promoted: Mapping[str, Any], published: Mapping[str, str], changed: Sequence[str]
-) -> str:
+def _page(reasons: str, promoted: Mapping[str, Any], published: Mapping[str, str], changed: Sequence[str]) -> str:
     """What was done and why, in Markdown."""
     champion = promoted["metrics"].get("champion") or {}
     lines = ["| figure | challenger | champion | change |", "|---|---:|---:|---:|"]
@@ -177,9 +181,7 @@ def _page(
         rest = f"{beside:.4f} | {value - beside:+.4f}" if isinstance(beside, int | float) else " | "
         lines.append(f"| {name} | {value:.4f} | {rest} |")
     news = ", ".join(f"`{name}`" for name in changed) or "no data; stages were stale, or the last run had not ended"
-    return f"""### {head}
-
-{reasons}
+    return f"""{reasons}
 {chr(10).join(lines)}
 
 * What was new: {news}.

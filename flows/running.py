@@ -11,12 +11,14 @@ from contextlib import contextmanager
 
 from prefect import Flow
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Failed
 
-from flows.stages import StageError
+from flows.stages import TEMPORARY, StageError
 from pipeline import alive, claim
 from pipeline.errors import PipelineError, TemporaryError
 
+_NO_SERVER = "Failed to reach API"  # begins what Prefect says then
 _POLL_SECONDS = 2.0
 _GRACE_SECONDS = 75.0  # for a training to write a state
 _REPORT_SECONDS = 10.0  # to tell Prefect, whose server may be gone too
@@ -76,7 +78,14 @@ def main(flow: Flow[[], State | None], done: str) -> int:
         flow: that ends in a state with a message.
         done: the last line where that has none.
     """
-    state = flow(return_state=True)
+    try:
+        state = flow(return_state=True)
+    except (PrefectHTTPStatusError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
+            raise
+        why = str(error).splitlines()[0].rstrip("/")
+        print(f"flows.{flow.name}: {why}; start that server, or unset PREFECT_API_URL to do without", file=sys.stderr)
+        return TEMPORARY
     code, words = 0, state.message or done
     if not state.is_completed():
         failure = state.result(raise_on_failure=False)

@@ -194,7 +194,7 @@ async def _schedule(clock: CronSchedule, server: _Server) -> None:
     stop = asyncio.Event()
     runner = await _runner(clock)
     await _tell(clock, server)
-    if (clone.FOLDER / clone.BEFORE).is_dir():
+    if clone.is_unfinished(Path()):
         _say("the last retraining did not come to its end; it goes on now")
         await _start_now()
     while True:

@@ -23,6 +23,8 @@ def main() -> None:
     args = parser.parse_args()
     if owner := os.environ.pop(OWNER, None):
         alive.end_with([owner], _GRACE_SECONDS)
+    # Else the pages ask the default port, whichever the server has.
+    os.environ.setdefault("PREFECT_UI_API_URL", f"http://127.0.0.1:{args.port}/api")
     sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(args.port)]
     runpy.run_module("prefect", run_name="__main__")
 

@@ -9,12 +9,13 @@ longer waits; bad data (65) and bad configuration (78) fail at once, with the st
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 
-from flows import artifacts, running, stages, tasks
+from flows import artifacts, reconcile, running, stages, tasks
 from flows.settle import SETTLED
 from pipeline import paths
 from pipeline.files import read_json
@@ -28,8 +29,11 @@ def train() -> State | None:
 
 
 def _train() -> None:
-    params = load()
-    with running.claimed("`flows.train`", params.flow.wait_minutes, get_run_logger().info):
+    params, tell = load(), get_run_logger().info
+    died = reconcile.dead_runs(Path(), tell)
+    with reconcile.slip(Path()), running.claimed("`flows.train`", params.flow.wait_minutes, tell):
+        if died:
+            tasks.step(params, "close", "pipeline.versions", "close", ours=True)
         run_stages(params)
 
 

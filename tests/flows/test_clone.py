@@ -90,6 +90,7 @@ def test_data_go_on_in_the_clone_and_code_and_params_come_from_the_workspace(ent
 def test_where_the_workspace_has_committed_other_data_those_count(entered: Path) -> None:
     Path("data/raw/mine.dvc").write_text("of the clone\n")
     clone.remember()
+    assert clone.is_unfinished(entered)
     Path("data/raw/mine.dvc").write_text("fetched since\n")
     Path("dvc.lock").write_text("of the clone\n")
     commit(entered, **{"data/raw/mine_dvc": "of the workspace\n"})
@@ -138,19 +139,21 @@ def test_a_commit_touches_neither_what_is_checked_out_nor_the_index(entered: Pat
     Path("works/ingest.py").write_text("not meant\n")
     status, head = git(Path(), "status", "--porcelain"), git(Path(), "rev-parse", "HEAD")
     there = git(entered, "status", "--porcelain"), git(entered, "rev-parse", "HEAD", "main")
-    branch = clone.free_branch("retrain/2026-01-05")
-    made = clone.commit(clone.BRANCHES + branch, "words\n\n* a reason")
+    made, branch = clone.commit("retrain/2026-01-05", "words\n\n* a reason")
+    assert branch == "retrain/2026-01-05"
     clone.publish(branch)
     assert (git(Path(), "status", "--porcelain"), git(Path(), "rev-parse", "HEAD")) == (status, head)
     assert (git(entered, "status", "--porcelain"), git(entered, "rev-parse", "HEAD", "main")) == there
     assert git(entered, "diff", "--name-only", "main", branch) == "data/raw/mine.dvc"
     assert git(entered, "log", "-1", "--format=%an %s", branch) == "flows.retrain words"
     assert git(entered, "rev-parse", branch) == made
-    assert clone.free_branch("retrain/2026-01-05") == "retrain/2026-01-05.2"
+    assert clone.commit("retrain/2026-01-06", "the same once more") == (made, branch)
+    Path("data/raw/mine.dvc").write_text("newer\n")
+    assert clone.commit("retrain/2026-01-05", "words")[1] == "retrain/2026-01-05.2"
 
 
 def test_what_is_committed_already_is_not_committed_again(entered: Path) -> None:
-    assert clone.commit("refs/heads/retrain/x", "words") == git(entered, "rev-parse", "HEAD")
+    assert clone.commit("retrain/x", "words") == (git(entered, "rev-parse", "HEAD"), None)
     assert not clone.refs("refs/heads/retrain/*")
 
 
@@ -158,7 +161,7 @@ def test_a_branch_is_withdrawn_unless_it_went_on_or_is_checked_out(entered: Path
     made = {}
     for name in ("a", "b", "c"):
         Path("data/raw/mine.dvc").write_text(f"{name}\n")
-        made[name] = clone.commit(f"refs/heads/retrain/{name}", name)
+        made[name], _ = clone.commit(f"retrain/{name}", name)
         clone.publish(f"retrain/{name}")
     git(entered, "update-ref", "refs/heads/retrain/b", "HEAD")
     git(entered, "checkout", "-q", "-f", "retrain/c")
@@ -196,3 +199,17 @@ def test_without_a_commit_there_is_nothing_to_work_on(tmp_path: Path) -> None:
 def test_what_git_says_is_told(tmp_path: Path) -> None:
     with pytest.raises(TemporaryError, match="git rev-parse: fatal: not a git repository"):
         clone.git("rev-parse", "--verify", "nothing", folder=tmp_path)
+
+
+def test_a_retraining_that_begins_after_one_that_was_cut_off_goes_back_to_before_both(entered: Path) -> None:
+    good = Path("data/raw/mine.dvc").read_text()
+    clone.remember()
+    clone.remember()
+    assert not clone.refs(f"{clone.REFUSED}*")
+    Path("data/raw/mine.dvc").write_text("fetched, and then it was cut off\n")
+    clone.remember()
+    assert len(clone.refs(f"{clone.REFUSED}*")) == 1  # for flows.tidy
+    Path("data/raw/mine.dvc").write_text("fetched, and bad\n")
+    clone.go_back()
+    assert Path("data/raw/mine.dvc").read_text() == good
+    assert not clone.is_unfinished(entered)

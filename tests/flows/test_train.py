@@ -38,25 +38,36 @@ def bring(folder: Path, text: str) -> None:
     file.write_text(text)
 
 
-def test_it_has_the_result_of_dvc_repro_with_the_dvc_files_and_the_lock(
-    house: Path, prefect: dict[str, str], api: Api
+def test_it_has_the_result_of_dvc_repro_also_where_a_stage_was_killed_and_a_person_can_browse_what_it_did(
+    house: Path, prefect: dict[str, str], api: Api, tmp_path: Path
 ) -> None:
     other = house.parent / "the same"
     shutil.copytree(house, other)
     for folder in (house, other):
         bring(folder, "a.jpg,a boat\nb.jpg,a red house\n")
     assert run(other, "dvc", "repro").returncode == 0
-    done = train(house, prefect)
+    done = train(house, prefect, WORKS=f"build=75@{tmp_path}/once evaluate=kill@{tmp_path}/twice finetune=bars")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("flows.train: every stage is up to date")
     assert result(house) == result(other)
     assert git(house, "status", "--short").split() == ["M", "data/raw/mine.dvc", "M", "dvc.lock"]
-    tasks = api.tasks(api.run_of(done.stderr))
+
+    found = api.run_of(done.stderr)
+    tasks = api.tasks(found)
     assert [*tasks] == ["settle", "ingest", "build", "finetune", "evaluate", "register", "standing"]
     assert {task["state_type"] for task in tasks.values()} == {"COMPLETED"}
+    assert {name for name, task in tasks.items() if task["run_count"] == 2} == {"build", "evaluate"}
     assert set(tasks["build"]["tags"]) == {"image-captioning", "build"}
+    shown = api.artifacts(found)
+    assert set(shown) == {"ingest-mine-account", "build-account", "figures", "mlflow-run", "finetune-progress"}
+    assert '{"what": "rows / in", "count": 2}' in shown["ingest-mine-account"]["data"]
+    assert '"champion": "1.2500", "change": "+0.2500"' in shown["figures"]["data"]
+    assert "http://127.0.0.1:5000/#/experiments/1/runs/r" in shown["mlflow-run"]["data"]
+    assert shown["finetune-progress"]["data"] == 100
+    assert len(re.findall(r"finetune: +\d+% \d+ of 40 steps", done.stderr)) <= 2
 
 
+@pytest.mark.slow
 def test_what_comes_in_while_it_runs_is_the_next_runs(house: Path, start: Start) -> None:
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
     flow = start(house, "flows.train", WORKS_SECONDS="1")
@@ -83,7 +94,7 @@ def test_what_is_up_to_date_is_not_run_and_shows_nothing(house: Path, prefect: d
     assert result(house) == before
 
 
-@pytest.mark.parametrize(("works", "code"), [("build=65", 65), ("build=78", 78)])
+@pytest.mark.parametrize(("works", "code"), [("build=65", 65), pytest.param("build=78", 78, marks=pytest.mark.slow)])
 def test_bad_data_and_bad_configuration_fail_at_once_with_the_stages_own_words(
     house: Path, prefect: dict[str, str], api: Api, works: str, code: int
 ) -> None:
@@ -99,16 +110,7 @@ def test_bad_data_and_bad_configuration_fail_at_once_with_the_stages_own_words(
     assert tasks["build"]["run_count"] == 1
 
 
-@pytest.mark.parametrize("how", ["75", "kill"])
-def test_what_may_pass_is_tried_again_after_a_while(
-    house: Path, prefect: dict[str, str], api: Api, tmp_path: Path, how: str
-) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    done = train(house, prefect, WORKS=f"finetune={how}@{tmp_path}/once")
-    assert done.returncode == 0, done.stderr
-    assert api.tasks(api.run_of(done.stderr))["finetune"]["run_count"] == 2
-
-
+@pytest.mark.slow
 def test_it_gives_up_in_the_end(house: Path, prefect: dict[str, str], api: Api) -> None:
     set_params(house, {"flow.retries": 2})
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
@@ -117,6 +119,7 @@ def test_it_gives_up_in_the_end(house: Path, prefect: dict[str, str], api: Api) 
     assert api.tasks(api.run_of(done.stderr))["ingest"]["run_count"] == 3
 
 
+@pytest.mark.slow
 def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
     house: Path, prefect: dict[str, str], api: Api
 ) -> None:
@@ -132,7 +135,7 @@ def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
     assert train(house, prefect).returncode == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_well(
     house: Path, prefect: dict[str, str], start: Start, how: signal.Signals
 ) -> None:
@@ -151,6 +154,7 @@ def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_wel
     assert run(house, "dvc", "status").stdout.strip() == NOTHING
 
 
+@pytest.mark.slow
 def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
     house: Path, start: Start, prefect: dict[str, str]
 ) -> None:
@@ -180,6 +184,7 @@ def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
     assert run(house, "dvc", "status").stdout.strip() == NOTHING
 
 
+@pytest.mark.slow
 def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes_too_long(
     house: Path, start: Start, prefect: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,16 +202,8 @@ def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes
     assert claim._read() is None
 
 
-def test_a_person_can_browse_the_account_the_figures_and_the_progress(
-    house: Path, prefect: dict[str, str], api: Api
-) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    done = train(house, prefect, WORKS="finetune=bars")
-    assert done.returncode == 0, done.stderr
-    shown = api.artifacts(api.run_of(done.stderr))
-    assert set(shown) == {"ingest-mine-account", "build-account", "figures", "mlflow-run", "finetune-progress"}
-    assert '{"what": "rows / in", "count": 2}' in shown["ingest-mine-account"]["data"]
-    assert '"champion": "1.2500", "change": "+0.2500"' in shown["figures"]["data"]
-    assert "http://127.0.0.1:5000/#/experiments/1/runs/r" in shown["mlflow-run"]["data"]
-    assert shown["finetune-progress"]["data"] == 100
-    assert len(re.findall(r"finetune: +\d+% \d+ of 40 steps", done.stderr)) <= 2
+def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:
+    done = run(house, sys.executable, "-m", "flows.train", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("flows.train: Failed to reach API at http://127.0.0.1:9/api; start")
+    assert "Traceback" not in done.stderr
