@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.drawn.sample import write_sample
 from pipeline.files import sha256_of
-from pipeline.tracking import MODEL_SHA256
+from pipeline.registry import MODEL_SHA256
 from tests.conftest import TINY, environment, run, set_params
 from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
 from tests.flows.house import GIT, git
