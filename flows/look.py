@@ -53,7 +53,8 @@ def _bring(repo: Repo, stages: list[Stage]) -> set[str]:
     """Put into place what DVC's cache or a remote has of the stages' files; gives those of which some are missing."""
     from dvc.config import NoRemoteError
 
-    repo.checkout([stage.addressing for stage in stages], force=True, allow_missing=True)
+    if ran := [stage.addressing for stage in stages if all(out.hash_info for out in stage.outs)]:
+        repo.checkout(ran, force=True, allow_missing=True)
     # What a stage makes can be made again; raw data may lie in a remote. DVC does not go below folders that git ignores
     # (models/), so the `.dvc` files of what lies there are named.
     away = {stage.addressing for stage in stages if not stage.cmd and not stage.outs[0].exists}

@@ -46,12 +46,13 @@ TINY = {
 # Before xdist, which reads the groups of tests.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Of two processes one makes the loop and does all that is done in it, in the order that is written; README's
-    # commands take as long, so the other begins with them.
+    # Of two processes one makes the loop and does all that is done in it, in the order that is written, and one starts
+    # a Prefect server and uses it; README's commands take as long, so the other begins with them.
     items.sort(key=lambda item: "test_every_command" not in item.name)
     for item in items:
-        if config.pluginmanager.hasplugin("xdist") and "loop" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("loop"))
+        if config.pluginmanager.hasplugin("xdist"):
+            for shared in {"loop", "prefect"}.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(pytest.mark.xdist_group(shared))
         if item.get_closest_marker("real") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="needs real pictures in ../shared/data"))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -38,7 +39,8 @@ def test_a_process_that_has_ended_is_not_alive_although_nobody_has_waited_for_it
 
 def test_the_one_who_started_a_process_is_found_behind_shells() -> None:
     code = "from pipeline import alive; print(*alive.starters())"
-    command = f'sh -c "{sys.executable} -c \\"{code}\\"; true"; true'
+    inner = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}; true"
+    command = f"sh -c {shlex.quote(inner)}; true"
     # As DVC calls bash.
     done = subprocess.run(["bash", "--noprofile", "--norc", "-c", command], capture_output=True, text=True, check=True)
     *shells, last = done.stdout.split()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ def test_a_stage_of_who_has_the_workspace_comes_in_and_others_are_refused(stage:
 
 
 def test_a_dvc_repro_takes_the_workspace_with_its_first_stage_and_has_it_till_it_ends(stage: Path) -> None:
-    code = f"import subprocess; subprocess.run(['sh', '-c', {sys.executable + ' build.py; true'!r}]); input()"
+    shell = f"{shlex.quote(sys.executable)} build.py; true"
+    code = f"import subprocess; subprocess.run(['sh', '-c', {shell!r}]); input()"
     more = {"DVC_STAGE": "build", "PYTHONPATH": os.fspath(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=stage, env=environment(**more), stdin=subprocess.PIPE, stdout=subprocess.PIPE
