@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pipeline.model.layers import attend, attend_and_sum, cross_entropy_of, dropout, normed_feed_forward
+from pipeline.model.layers import attend, attend_and_sum, cross_entropy_of, dropout, linear, normed_feed_forward
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -182,7 +182,7 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
         hidden = self.git.embeddings(input_ids=input_ids, position_ids=positions[None])
         for index, (layer, (keys, values)) in enumerate(zip(self.git.encoder.layer, prefix.layers, strict=True)):
             attention = layer.attention.self
-            queries = _heads(attention.query(hidden), attention.attention_head_size)
+            queries = _heads(linear(hidden, attention.query), attention.attention_head_size)
             text_keys, text_values = past_key_values.update(*_keys_values(attention, hidden), index)
             # One softmax over picture and text, but the picture's keys and values are never copied for its rows:
             # the rows of a picture are taken as so many queries of it.
@@ -192,7 +192,7 @@ class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # tran
             share = torch.sigmoid(text_sums - _unfold(picture_sums, each)).to(of_text.dtype)
             mixed = torch.lerp(_unfold(of_picture, each), of_text, share)
             hidden = _rest_of_layer(layer, hidden, _together(mixed))
-        logits = self.output(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        logits = linear(hidden[:, -logits_to_keep:] if logits_to_keep else hidden, self.output)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     @torch.inference_mode()
@@ -240,7 +240,7 @@ def _layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: torch.Tens
         mask: for the text tokens, `(pictures, 1, width, image_tokens + width)`, see `_Packed.mask`.
     """
     attention = layer.attention.self
-    queries = _heads(attention.query(hidden), attention.attention_head_size)
+    queries = _heads(linear(hidden, attention.query), attention.attention_head_size)
     keys, values = _keys_values(attention, hidden)
     part = _part(attention.dropout)
     of_image = slice(image_tokens)
@@ -254,7 +254,7 @@ def _last_layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: torch
     """As `_layer`, of the text tokens only: of the picture only keys and values are used in the last layer."""
     attention = layer.attention.self
     text = hidden[:, image_tokens:]
-    queries = _heads(attention.query(text), attention.attention_head_size)
+    queries = _heads(linear(text, attention.query), attention.attention_head_size)
     part = _part(attention.dropout)
     mixed = attend(queries, *_keys_values(attention, hidden), mask, part)
     return _rest_of_layer(layer, text, _together(mixed))
@@ -267,7 +267,7 @@ def _part(module: torch.nn.Dropout) -> float:
 
 def _keys_values(attention: Any, hidden: torch.Tensor) -> KeysValues:
     size = attention.attention_head_size
-    return _heads(attention.key(hidden), size), _heads(attention.value(hidden), size)
+    return _heads(linear(hidden, attention.key), size), _heads(linear(hidden, attention.value), size)
 
 
 def _heads(projected: torch.Tensor, size: int) -> torch.Tensor:
@@ -283,7 +283,7 @@ def _together(mixed: torch.Tensor) -> torch.Tensor:
 def _rest_of_layer(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
     """What follows attention in a layer: projection, feed-forward, both with their residuals and norms."""
     after, outer = layer.attention.output, layer.output
-    summed = dropout(after.dense(mixed), _part(after.dropout)) + hidden
+    summed = dropout(linear(mixed, after.dense), _part(after.dropout)) + hidden
     activation = layer.intermediate.intermediate_act_fn
     normed, out = normed_feed_forward(summed, after.LayerNorm, layer.intermediate.dense, activation, outer.dense)
     result: torch.Tensor = outer.LayerNorm(dropout(out, _part(outer.dropout)) + normed)

