@@ -53,6 +53,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
         champion = registry.champion(store, model)
         if args.rollback:
             return _roll_back(store, model, champion, args.dry_run)
+        if not (paths.DATASET / "test").is_dir():
+            raise DataError(f"{paths.DATASET / 'test'}: not found; run `dvc repro build`, which makes it")
         challenger = _challenger(numbers, args.challenger, model)
         if challenger == champion:
             return _tell(args, _report(model, "kept", challenger, champion, ["it is the champion already"], {}))

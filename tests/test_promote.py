@@ -218,6 +218,10 @@ def test_what_is_not_there_is_told(store: Any, says: Any) -> None:
     build.run(params.load(), Namespace())
     with pytest.raises(ConfigError, match=r"build\.test: is 0"):
         run()
+    store.set_registered_model_alias(MODEL, "champion", 1)
+    shutil.rmtree("data/dataset/test")
+    with pytest.raises(DataError, match="data/dataset/test: not found; run `dvc repro build`"):
+        run()
 
 
 @pytest.mark.parametrize("metric", ["CIDEr-D", "ROUGE-L", "BLEU-4"])
