@@ -304,7 +304,7 @@ def test_kills_at_random_moments(workspace_of_the_real_stages: Path, web: Web, t
         longest = ends_well(drill)
         drill.check()
         for kill in range(1, kills + 1):
-            before = len(drill.versions())
+            before = int(drill.versions()[-1].version)
             target = TARGETS[kill % len(TARGETS)]
             bring_more(source, web, kill)
             begin(drill)
@@ -320,7 +320,7 @@ def test_kills_at_random_moments(workspace_of_the_real_stages: Path, web: Web, t
             begin(drill)
             ends_well(drill)
             drill.check()
-            assert len(drill.versions()) == before + 1, "the new data made one version"
+            assert int(drill.versions()[-1].version) > before, "the new data made a version"
     finally:
         drill.end()
     assert not processes_in(drill.folder)
