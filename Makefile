@@ -19,7 +19,7 @@ help: ## this menu
 setup: .venv/ready .venv/pulled ## a virtual environment in .venv, the sample pictures and git-demo
 
 .venv/ready: requirements.lock pyproject.toml
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	@python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, found " + sys.version)'
 	@echo "setup: installing into .venv; a few minutes the first time"
 	@test -x $(BIN)/python || python3 -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

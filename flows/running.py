@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -78,6 +79,8 @@ def main(flow: Flow[[], State | None], done: str) -> int:
         flow: that ends in a state with a message.
         done: the last line where that has none.
     """
+    # There is nothing to set but params.yaml; who asks for help, or mistypes, starts nothing.
+    argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=flow.description).parse_args()
     try:
         state = flow(return_state=True)
     except (PrefectHTTPStatusError, RuntimeError) as error:

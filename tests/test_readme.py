@@ -9,8 +9,9 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -26,6 +27,15 @@ MAKE = "make -o .venv/ready -o .venv/pulled"
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree, by their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def commands() -> list[str]:
@@ -118,9 +128,9 @@ def test_every_command_works_as_it_stands(
             if command == "dvc repro":  # between the two commands, README has the user edit params.yaml
                 chosen = YAML(typ="safe").load(settings)
                 assert chosen["finetune"]["checkpoint"] == "microsoft/git-base"
-                changes = {f"{section}.{key}": v for section, values in chosen.items() for key, v in values.items()}
                 # No network here: the same code path loads a checkpoint's folder (see test_finetune.py).
-                set_params(folder, {**changes, "finetune.checkpoint": "scratch"})
+                chosen["finetune"] |= {"checkpoint": "scratch", "revision": None}
+                set_params(folder, dict(leaves(chosen)))
             done = shell(folder, home, re.sub("^make", MAKE, command))
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             if command == "make demo":

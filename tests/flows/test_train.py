@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import claim
 from pipeline.files import read_json, sha256_of
-from tests.conftest import run, set_params
+from tests.conftest import ROOT, run, set_params
 from tests.flows.conftest import Api, processes_in, wait_until
 from tests.flows.house import git
 
@@ -207,3 +207,12 @@ def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("flows.train: Failed to reach API at http://127.0.0.1:9/api; start")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--dry-run", 2)])
+def test_who_asks_for_help_or_mistypes_starts_nothing(workspace: Path, word: str, code: int) -> None:
+    for name in ("train", "retrain"):
+        done = run(workspace, sys.executable, "-m", f"flows.{name}", word, PYTHONPATH=str(ROOT))
+        assert done.returncode == code
+        assert f"usage: python -m flows.{name} [-h]" in done.stdout + done.stderr
+    assert [path.name for path in workspace.iterdir()] == ["params.yaml"]
