@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline import paths
 from pipeline.errors import ConfigError, TemporaryError
@@ -31,6 +32,8 @@ BRANCHES = "refs/heads/"
 REFUSED = "refs/retrain/refused/"  # data that was fetched, and came to nothing
 _WHO = {"NAME": "flows.retrain", "EMAIL": "flows.retrain@localhost"}
 _SQLITE = "sqlite:///"
+# Git sets these for its hooks; with them it would work on another repository than that of the folder.
+_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
 
 
 def git(*words: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
@@ -40,10 +43,11 @@ def git(*words: str, folder: Path | None = None, environment: Mapping[str, str] 
         TemporaryError: it failed; in its own words.
     """
     who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _WHO.items()}
+    here = {key: value for key, value in os.environ.items() if key not in _ELSEWHERE}
     done = subprocess.run(
         ["git", "-c", "core.hooksPath=/dev/null", *words],  # hooks are for people's commits
         cwd=folder,
-        env={**os.environ, **who, "LC_ALL": "C", **(environment or {})},
+        env={**here, **who, "LC_ALL": "C", **(environment or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -67,7 +71,9 @@ def entered(workspace: Path) -> Iterator[None]:
         if not clone.exists():
             place = clone.with_name(f".{clone.name}{PARTIAL}")
             remove(place)
-            git("clone", "--quiet", "--no-checkout", str(workspace), str(place))
+            # No `git clone`: that brings the branch that is checked out there, which is no retraining's.
+            git("init", "--quiet", str(place))
+            git("remote", "add", "origin", str(workspace), folder=place)
             place.rename(clone)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = _mlflow(workspace, before)
@@ -110,6 +116,7 @@ def synchronize(workspace: Path) -> None:
     """
     for left in Path(".git").glob("**/*.lock"):  # of a git that was killed; the clone is ours alone
         left.unlink()
+    git("remote", "set-url", "origin", str(workspace))  # it may have been moved, or copied with its clone
     git("fetch", "--quiet", "--no-tags", "origin", "+HEAD:" + _NEW)
     mine = {path: Path(path).read_bytes() for path in data_files()}
     new, base = _blobs(_NEW), _blobs(_BASE)
@@ -120,7 +127,11 @@ def synchronize(workspace: Path) -> None:
     _bring_up_to_date(BEFORE, kept)
     git("update-ref", _BASE, _NEW)
     _configure_dvc(workspace)
-    params = YAML(typ="safe", pure=True).load(paths.PARAMS.read_text(encoding="utf-8"))
+    try:
+        params = YAML(typ="safe", pure=True).load(paths.PARAMS.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"params.yaml: as it was committed it is no YAML ({why}); commit one that is") from None
     _bring_excluded(workspace, params)
     _bring_checkpoint(workspace, params)
 
@@ -149,6 +160,11 @@ def remember() -> None:
         path: (BEFORE / path).read_bytes() for path in _files_below(BEFORE)
     }:
         put_aside("overtaken")
+
+
+def began() -> float:
+    """When the retraining that goes on began, in seconds since 1970; the first time, where it was cut off."""
+    return min(path.stat().st_mtime for path in (BEFORE, *BEFORE.rglob("*")))  # some may have been brought up to date
 
 
 def is_unfinished(workspace: Path) -> bool:
@@ -203,13 +219,12 @@ def _blobs(commit: str) -> dict[str, str]:
 
 def _configure_dvc(workspace: Path) -> None:
     """Give the clone the cache, remotes and settings that the workspace has on this machine."""
-    from dvc.config import Config
+    from dvc.config import Config, merge
 
     theirs: dict[str, Any] = {}
     there = Config(str(workspace / ".dvc"), validate=False)
     for level in ("repo", "local"):
-        for section, values in there.load_one(level).items():
-            theirs.setdefault(section, {}).update(values)
+        merge(theirs, there.load_one(level))
     theirs.setdefault("cache", {}).setdefault("dir", str(workspace / ".dvc" / "cache"))
     place = Path(".dvc/config.local")
     place.unlink(missing_ok=True)
@@ -219,7 +234,7 @@ def _configure_dvc(workspace: Path) -> None:
 
 
 def _bring_excluded(workspace: Path, params: Mapping[str, Any]) -> None:
-    for name in params.get("ingest", {}).get("exclude", []):
+    for name in (params.get("ingest") or {}).get("exclude") or []:
         there = workspace / name
         if there.is_dir() and not Path(name).is_absolute():
             if ".." in Path(name).parts:  # what must not be used would be used
@@ -230,9 +245,11 @@ def _bring_excluded(workspace: Path, params: Mapping[str, Any]) -> None:
 
 def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
     """Params name a checkpoint that has to be there before anything else can be asked."""
-    name = str(params.get("finetune", {}).get("checkpoint", ""))
+    name = str((params.get("finetune") or {}).get("checkpoint", ""))
     if not name or Path(name).exists():
         return
+    if Path(name).is_symlink():  # to where the workspace was before it was moved
+        Path(name).unlink()
     if Path(f"{name}.dvc").is_file():
         words = [str(Path(sys.executable).with_name("dvc")), "pull", "--quiet", f"{name}.dvc"]
         quiet = {**os.environ, "DVC_NO_ANALYTICS": "1"}
@@ -322,5 +339,7 @@ def forget_ref(ref: str) -> None:
 
 def commits_of_data(workspace: Path) -> list[str]:
     """The commits of the workspace, on whatever branch, tag, stash or reflog, that change its data files."""
-    words = ("rev-list", "--all", "--reflog", "--", "*.dvc", str(paths.DVC_LOCK), "dvc.yaml")
+    # `--full-history`: both sides of a merge that took one of them.
+    names = ("*.dvc", f"*{paths.DVC_LOCK}", "*dvc.yaml", str(paths.PARAMS))
+    words = ("rev-list", "--all", "--reflog", "--full-history", "--", *names)
     return git(*words, folder=workspace).split()

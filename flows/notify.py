@@ -37,4 +37,5 @@ def tell(how: str, words: str, webhook: str | None, warn: Callable[[str], None],
             with urllib.request.urlopen(request, timeout=_SECONDS):  # noqa: S310
                 pass
     except Exception as error:  # whatever it is, the model is trained
-        warn(f"nobody was told: {type(error).__name__}: {error}")
+        # Others than of the network name the address, which may be a secret.
+        warn(f"nobody was told: {type(error).__name__}" + (f": {error}" if isinstance(error, OSError) else ""))

@@ -43,7 +43,7 @@ def _retrain() -> State:
     workspace, tell = Path.cwd(), get_run_logger().info
     died = bool(reconcile.dead_runs(workspace, tell))
     reconcile.missed_runs(tell)
-    webhook: str | None = None
+    webhook = _webhook()
     try:
         with (
             reconcile.slip(workspace),
@@ -55,9 +55,19 @@ def _retrain() -> State:
             params = load()
             webhook = params.flow.webhook
             return _work(params, workspace, died)
-    except (stages.StageError, PipelineError) as failure:
-        notify.tell("failed", str(failure), webhook, get_run_logger().warning, {})
+    except Exception as failure:
+        own = isinstance(failure, stages.StageError | PipelineError)
+        words = str(failure) if own else f"{type(failure).__name__}; the run's log has more"
+        notify.tell("failed", words, webhook, get_run_logger().warning, {})
         raise
+
+
+def _webhook() -> str | None:
+    """Who is told, as the params of the current folder say, if they can be read."""
+    try:
+        return load().flow.webhook
+    except ConfigError:
+        return None
 
 
 def _wait_minutes() -> float:
@@ -101,7 +111,8 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
     tasks.step(params, "publish", "flows.publish", "--message", f"Retrained: {head}\n\n{reasons}", ours=True)
     published = read_json(PUBLISHED)
-    named = ("--commit", published["commit"], "--branch", published["branch"])
+    since = ("--since", str(clone.began()))
+    named = ("--commit", published["commit"], "--branch", published["branch"], *since)
     tasks.step(params, "note", "pipeline.versions", "note", *named, ours=True)
     _end()
     artifacts.words("retraining", _page(reasons, promoted, published, found["changed"]), head)
@@ -157,9 +168,8 @@ def _start_from(checkpoint: str | None) -> Params:
 
 
 def _challenger() -> tuple[str, ...]:
-    """The arguments that have this model compared: the newest version is without any, and one taken back is not."""
-    standing = read_json(paths.STANDING)
-    return () if standing["newest"] or standing["rolled_back"] else ("--challenger", str(standing["version"]))
+    """The arguments that have this model compared, which need not be the newest."""
+    return "--challenger", str(read_json(paths.STANDING)["version"]), "--unless-taken-back"
 
 
 def _headline(promoted: Mapping[str, Any]) -> str:

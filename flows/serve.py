@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
 
 SCHEDULED, BY_HAND = "scheduled", "by-hand"  # the deployments retrain/scheduled and train/by-hand
 TAG = "image-captioning"
+_WORKSPACE = "workspace:"  # begins the tag that says whose a deployment is
 CHANGED = "image-captioning.data.changed"  # the event that starts a retraining
 _LOCK = paths.WORK / "locks" / "scheduler.lock"
 _LOG = paths.WORK / "prefect-server.log"
 _START_SECONDS = 120.0  # of the server, the first time and on a busy machine
 _END_SECONDS = 120.0
 _AGAIN_SECONDS = 5.0
+_NO_SERVER = ("Failed to reach API", "Found incompatible versions")  # begin what Prefect says then
+_INTERRUPTED = 130  # what shells give for SIGINT
 
 
 def main() -> int:
@@ -50,9 +55,11 @@ def main() -> int:
         if not paths.PARAMS.is_file():
             raise ConfigError(f"{paths.PARAMS}: not found in {Path.cwd()}; run this in the root of the repository")
         clock = _clock(args.cron, args.timezone)
-        with _alone(), _server(args.port) as server:
+        with _alone(), _server(args.port) as server, _in_one_line(server):
             _run(clock, server)
         _say("ended")
+    except KeyboardInterrupt:  # before the schedule runs, which ends in order by itself
+        return _INTERRUPTED
     except PipelineError as error:
         print(f"serve: {error}", file=sys.stderr)
         return error.exit_code
@@ -114,12 +121,22 @@ class _Server:
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is our own, whose database is this machine's."""
+        return self._port is not None
+
+    @property
+    def environment(self) -> str:
+        """What goes before a command for it in a shell; our own is gone by then, and its database is the default."""
+        return f"PREFECT_API_URL={self.address} " if self._port is None else ""
+
     def answers(self) -> bool:
         """Whether it is there."""
         try:
             with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:  # noqa: S310
                 return bool(answer.status == 200)
-        except OSError:
+        except (OSError, ValueError, http.client.HTTPException):  # the last two: no address, no HTTP
             return False
 
     def start(self) -> None:
@@ -180,14 +197,78 @@ def _server(port: int) -> Iterator[_Server]:
         server.end()
 
 
+@contextlib.contextmanager
+def _in_one_line(server: _Server) -> Iterator[None]:
+    """Have what the server refuses, or a connection that fails, told in one line.
+
+    Raises:
+        TemporaryError: that happened.
+    """
+    import httpx
+
+    try:
+        yield
+    except (httpx.HTTPError, RuntimeError) as error:  # Prefect's own PrefectHTTPStatusError is one of the first
+        if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip("/")
+        raise TemporaryError(
+            f"the server at {server.address} can't be used ({why}); is it Prefect's, and PREFECT_API_AUTH_STRING what"
+            " it asks for? Mend that or give another --port, then run this again"
+        ) from None
+
+
 def _run(clock: CronSchedule, server: _Server) -> None:
     """Reconcile what a crash left, then run what is due until this is asked to end."""
     from flows import reconcile
 
+    _refuse_anothers(server)
     os.environ[OWNER] = alive.identity()  # what this starts ends when this does
     reconcile.dead_runs(Path(), _say)
     reconcile.runs_of_deployments([f"retrain/{SCHEDULED}", f"train/{BY_HAND}"], _say)
     asyncio.run(_schedule(clock, server))
+
+
+def _workspace_tag() -> str:
+    return f"{_WORKSPACE}{socket.gethostname()}:{Path.cwd()}"
+
+
+def _refuse_anothers(server: _Server) -> None:
+    """Keep out of a server on which another workspace is served: each would run and close the other's runs.
+
+    Raises:
+        ConfigError: one is.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            tags = client.read_deployment_by_name(f"retrain/{SCHEDULED}").tags
+        except ObjectNotFound:
+            return
+    for tag in tags:  # an older version's, and those of `prefect.yaml`, name no workspace
+        host, _, place = tag.removeprefix(_WORKSPACE).partition(":")
+        if tag.startswith(_WORKSPACE) and tag != _workspace_tag() and _is_served(server, host, Path(place)):
+            # Servers of our own with other ports have the same database, that of PREFECT_HOME.
+            raise ConfigError(
+                f"{server.address}: serves the workspace {host}:{place}; give this one a server of its own (another"
+                f" --port and another PREFECT_HOME), or end flows.serve there and run: {server.environment}prefect"
+                f" deployment delete retrain/{SCHEDULED}"
+            )
+
+
+def _is_served(server: _Server, host: str, place: Path) -> bool:
+    """Whether a `flows.serve` runs in a workspace; of other machines nobody knows."""
+    if not server.is_own and host != socket.gethostname():
+        return True
+    if not (place / _LOCK).is_file():  # the workspace is gone
+        return False
+    try:
+        with FileLock(place / _LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 async def _schedule(clock: CronSchedule, server: _Server) -> None:
@@ -232,9 +313,10 @@ async def _runner(clock: CronSchedule) -> Runner:
 
     runner = Runner(name="image-captioning", pause_on_shutdown=False, limit=1)
     due = [Cron(clock.cron, timezone=clock.timezone)]
+    tags = [TAG, _workspace_tag()]
     trigger = DeploymentEventTrigger(name="retrain when data changed", expect={CHANGED})
-    await runner.aadd_flow(retrain, name=SCHEDULED, schedules=due, triggers=[trigger], tags=[TAG])
-    await runner.aadd_flow(train, name=BY_HAND, tags=[TAG])
+    await runner.aadd_flow(retrain, name=SCHEDULED, schedules=due, triggers=[trigger], tags=tags)
+    await runner.aadd_flow(train, name=BY_HAND, tags=tags)
     return runner
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,8 @@ class Imported:
             TemporaryError: it is not there, or can't be reached.
         """
         (there,) = self.stage.deps
-        status = there.status()
+        with _whole(there.def_path):
+            status = there.status()
         if "deleted" in status.values():
             raise TemporaryError(
                 f"{self.addressing}: {there.def_path} is not there or can't be reached; run again when it can, or"
@@ -73,26 +76,32 @@ class Local:
     stage: Any | None
 
     def has_changed(self) -> bool:
-        """Whether its content is another one than that of the clone."""
+        """Whether its content is another one than that of the clone.
+
+        Raises:
+            TemporaryError: a file of it vanished meanwhile.
+        """
         from dvc.dependency import loads_from
 
         if self.stage is None:
             return True
         (there,) = loads_from(self.stage, [str(self.folder)])
-        return bool(there.get_hash() != self.stage.outs[0].hash_info)
+        with _whole(self.folder):
+            return bool(there.get_hash() != self.stage.outs[0].hash_info)
 
     def fetch(self, repo: Repo) -> None:
         """Bring it as it is now, once nobody has written into it for some seconds.
 
         Raises:
-            TemporaryError: somebody goes on writing into it.
+            TemporaryError: somebody goes on writing into it, or a file of it vanished meanwhile.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (wait := _newest(self.folder) + _QUIET_SECONDS - time.time()) > 0:
             if time.monotonic() > deadline:
                 raise TemporaryError(f"{self.folder}: is being written to; run again when that has ended")
             time.sleep(min(wait, _QUIET_SECONDS))
-        repo.add(str(self.folder), out=str(paths.RAW / self.name), force=True)
+        with _whole(self.folder):
+            repo.add(str(self.folder), out=str(paths.RAW / self.name), force=True)
 
 
 Source = Imported | Local
@@ -120,5 +129,26 @@ def sources(repo: Repo, params: Params, workspace: Path) -> Iterator[Source]:
 
 
 def _newest(folder: Path) -> float:
-    """When something in a folder was last written, in seconds."""
-    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    """When something in a folder was last written, in seconds; what vanishes meanwhile does not count."""
+    newest = folder.stat().st_mtime
+    for parent, folders, files in os.walk(folder):  # rglob fails where a folder vanishes
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                newest = max(newest, Path(parent, name).stat().st_mtime)
+    return newest
+
+
+@contextmanager
+def _whole(place: Path | str) -> Iterator[None]:
+    """Have it told in one line that a file was gone when DVC came to read it.
+
+    Raises:
+        TemporaryError: one was.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TemporaryError(
+            f"{error.filename or error}: vanished while {place} was read, or is a link to nothing; run again when"
+            " nobody writes there, or remove that link"
+        ) from None

@@ -50,7 +50,7 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
         candidates = _objects(repo, old)
         here = _objects(repo, kept)
     with opened(workspace) as repo:
-        if not Path(repo.cache.local.path).is_relative_to(workspace):
+        if not Path(repo.cache.local.path).resolve().is_relative_to(workspace.resolve()):
             print("tidy: DVC's cache lies outside the workspace, where others may use it: nothing is removed from it")
             return 0
         there = _objects(repo, clone.commits_of_data(workspace))
@@ -62,7 +62,10 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
 
 
 def _objects(repo: Repo, commits: Iterable[str]) -> set[Any]:
-    """The hashes of all that the workspace and some commits of a repository name."""
+    """The hashes of all that the workspace and some commits of a repository name.
+
+    Commits of which the cache lacks the listings of folders are left out.
+    """
     used = repo.used_objs(revs=sorted(commits) or None, skip_failed=True)
     return {found for objects in used.values() for found in objects}
 

@@ -1,13 +1,14 @@
 """Processes by their id and start time: whether they still live, and how one ends itself when another is gone.
 
-A process id alone is used again sooner or later; with the start time it is not. `PID:SECONDS` is written where
-another process, or another day's, will read it.
+A process id alone is used again sooner or later; with the start time it is not. `PID:START` is written where another
+process, or another day's, will read it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,31 +17,44 @@ from pathlib import Path
 import psutil
 
 _WATCH_SECONDS = 0.5
-_CLOCK_SECONDS = 5.0  # start times are told by a clock that may be set meanwhile
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def identity(process: psutil.Process | None = None) -> str:
-    """A process, this one if none is given, as `PID:SECONDS`.
+    """A process, this one if none is given, as `PID:START`.
 
     Raises:
         psutil.NoSuchProcess: it is gone.
     """
     process = process or psutil.Process()
-    return f"{process.pid}:{process.create_time():.2f}"
+    return f"{process.pid}:{_start(process.pid)}"
+
+
+def _start(pid: int) -> str:
+    """When a process began.
+
+    On Linux by the clock that counts from the start of the machine, and which start that was: the time of day may be
+    set meanwhile, and psutil's start times with it.
+    """
+    if not sys.platform.startswith("linux"):
+        return f"{psutil.Process(pid).create_time():.2f}"
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # of names that hold anything
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    return f"{fields[19]}-{_BOOT.read_text().strip()}"
 
 
 def pid_of(process: str) -> int:
-    """The process id within `PID:SECONDS`."""
+    """The process id within `PID:START`."""
     return int(process.partition(":")[0])
 
 
 def is_alive(process: str) -> bool:
-    """Whether the process `PID:SECONDS` of this machine still runs."""
+    """Whether the process `PID:START` of this machine still runs."""
     pid, _, started = process.partition(":")
     try:
-        found = psutil.Process(int(pid))
-        same = abs(found.create_time() - float(started)) < _CLOCK_SECONDS
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        return _start(int(pid)) == started and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
         return False
     except psutil.AccessDenied:

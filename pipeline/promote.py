@@ -52,13 +52,14 @@ def run(params: Params, args: argparse.Namespace) -> str:
             raise ConfigError(f"models:/{model}: has no version in MLflow; run `dvc repro` first")
         champion = registry.champion(store, model)
         if args.rollback:
-            return _roll_back(store, model, champion, args.dry_run)
+            return _roll_back(store, model, numbers, champion, args.dry_run)
         if not (paths.DATASET / "test").is_dir():
             raise DataError(f"{paths.DATASET / 'test'}: not found; run `dvc repro build`, which makes it")
         challenger = _challenger(numbers, args.challenger, model)
         if challenger == champion:
             return _tell(args, _report(model, "kept", challenger, champion, ["it is the champion already"], {}))
-        if args.challenger is None and registry.ROLLED_BACK in registry.tags(store, model, challenger):
+        spared = args.challenger is None or args.unless_taken_back
+        if spared and registry.ROLLED_BACK in registry.tags(store, model, challenger):
             reasons = [f"it was taken back; `--challenger {challenger}` compares it all the same"]
             return _tell(args, _report(model, "kept", challenger, champion, reasons, {}))
         found, figures = _compare(store, params, challenger, champion)
@@ -180,13 +181,15 @@ def _note(store: Any, report: dict[str, Any]) -> None:
         registry.note(store, model, champion, {**why, "gate.decision": outcome, "gate.against": str(challenger)})
 
 
-def _roll_back(store: Any, model: str, champion: int | None, dry_run: bool) -> str:
+def _roll_back(store: Any, model: str, numbers: Sequence[int], champion: int | None, dry_run: bool) -> str:
     """Make the version champion again that was it before."""
     if champion is None:
         raise ConfigError(f"models:/{model}: has no champion, so there is nothing to take back")
     before = registry.tags(store, model, champion).get(registry.BEFORE)
     if before is None:
         raise ConfigError(f"models:/{model}/{champion}: followed no other champion, so there is none to go back to")
+    if int(before) not in numbers:
+        raise ConfigError(f"models:/{model}/{before}: was champion before, and is deleted; there is none to go back to")
     if not dry_run:
         registry.note(store, model, champion, {registry.ROLLED_BACK: datetime.now(UTC).isoformat(timespec="seconds")})
         registry.make_champion(store, model, int(before))
@@ -212,6 +215,7 @@ def _tell(args: argparse.Namespace, report: dict[str, Any]) -> str:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--challenger", type=int, metavar="N", help="the version (default: the newest)")
+    parser.add_argument("--unless-taken-back", action="store_true", help="not one that a roll-back took back")
     parser.add_argument("--dry-run", action="store_true", help="tell what would be decided, and change nothing")
     parser.add_argument("--rollback", action="store_true", help="make the version champion that was it before")
 

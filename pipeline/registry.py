@@ -42,12 +42,13 @@ class Version:
 
     number: int
     tags: dict[str, str]
+    created: float  # seconds since 1970
 
 
 def find_version(store: MlflowClient, model: str, model_sha256: str) -> Version | None:
     """The registered version that has exactly these weights, if there is one."""
     found = store.search_model_versions(f"name = '{model}' and tags.{MODEL_SHA256} = '{model_sha256}'")
-    ready = [Version(int(version.version), dict(version.tags)) for version in found if version.status == "READY"]
+    ready = [_version(version) for version in found if version.status == "READY"]
     return max(ready, key=lambda version: version.number, default=None)
 
 
@@ -58,15 +59,20 @@ def versions(store: MlflowClient, model: str) -> list[int]:
 
 def versions_with_tags(store: MlflowClient, model: str) -> list[Version]:
     """All registered versions of the model, in order."""
-    found = [Version(int(version.version), dict(version.tags)) for version in _search_versions(store, model)]
+    found = map(_version, _search_versions(store, f"name = '{model}'"))
     return sorted(found, key=lambda version: version.number)
 
 
-def _search_versions(store: MlflowClient, model: str) -> list[ModelVersion]:
+def _version(found: ModelVersion) -> Version:
+    return Version(int(found.version), dict(found.tags), found.creation_timestamp / 1000)
+
+
+def _search_versions(store: MlflowClient, wanted: str | None) -> list[ModelVersion]:
+    """The versions that meet a condition; where there is none, those of every model."""
     found: list[ModelVersion] = []
     token = None
     while True:
-        page = store.search_model_versions(f"name = '{model}'", max_results=1000, page_token=token)
+        page = store.search_model_versions(wanted, max_results=1000, page_token=token)
         found += page
         token = page.token
         if not token:
@@ -168,22 +174,23 @@ def delete_version(store: MlflowClient, model: str, version: int) -> None:
 
     gone = store.get_model_version(model, str(version))
     store.delete_model_version(model, str(version))  # first: cut off here, it leaves files, and no version without any
-    others = _search_versions(store, model)
+    others = _search_versions(store, None)
     model_id = _model_id(gone)
-    if model_id and model_id not in map(_model_id, others):
+    if model_id and model_id not in map(_model_id, others) and gone.run_id not in _runs_of_copies(others):
         _delete_logged_model(store, model_id)
     if gone.run_id and gone.run_id not in {other.run_id for other in others}:
         get_artifact_repository(store.get_run(gone.run_id).info.artifact_uri).delete_artifacts()
 
 
-def delete_orphaned_models(store: MlflowClient, experiment_id: str, model: str) -> int:
+def delete_orphaned_models(store: MlflowClient, experiment_id: str) -> int:
     """Delete the models that trainings of ours logged and no version has, if they are a day old; gives their number.
 
     A registration that was killed leaves one.
     """
     from pipeline.tracking import TRAINING_KEY
 
-    used = set(map(_model_id, _search_versions(store, model)))
+    there = _search_versions(store, None)  # of other models too, which may have the same experiment
+    used, copied = set(map(_model_id, there)), _runs_of_copies(there)
     yesterday = (time.time() - _DAY) * 1000
     found = []
     token = None
@@ -196,7 +203,9 @@ def delete_orphaned_models(store: MlflowClient, experiment_id: str, model: str) 
     orphans = [
         logged
         for logged in found
-        if logged.model_id not in used and TRAINING_KEY in store.get_run(logged.source_run_id).data.tags
+        if logged.model_id not in used
+        and logged.source_run_id not in copied
+        and TRAINING_KEY in store.get_run(logged.source_run_id).data.tags
     ]
     for logged in orphans:
         _delete_logged_model(store, logged.model_id)
@@ -207,6 +216,11 @@ def _model_id(version: ModelVersion) -> str | None:
     """The logged model that a version is; MLflow's SQL store keeps it in the version's source only."""
     source = str(version.source or "")
     return version.model_id or (source.removeprefix(_MODEL) if source.startswith(_MODEL) else None)
+
+
+def _runs_of_copies(found: Sequence[ModelVersion]) -> set[str | None]:
+    """The runs of versions that are copies of others (`models:/NAME/VERSION`), with no logged model of their own."""
+    return {version.run_id for version in found if "/" in (_model_id(version) or "")}
 
 
 def _delete_logged_model(store: MlflowClient, model_id: str) -> None:
@@ -303,7 +317,7 @@ def checkpoint_of(model: str) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from pipeline.tracking import client, first_line, uri
+    from pipeline.tracking import client, first_line, shown, uri
 
     store = client()
     name = model.removeprefix("models:/")
@@ -316,7 +330,7 @@ def checkpoint_of(model: str) -> Path:
         folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
     except MlflowException as error:
         raise ConfigError(
-            f"{model}: not to be had from MLflow at {uri()} ({first_line(error)});"
+            f"{model}: not to be had from MLflow at {shown(uri())} ({first_line(error)});"
             " `make ui` shows the versions and aliases that there are"
         ) from None
     return Path(folder)

@@ -97,8 +97,8 @@ def _run(
             return _say(name, "out of memory; lower the batch size in params.yaml or free some, then run it again", 75)
         if _is_disk_full(error):
             where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            message = f"the disk is full{where}; the outputs of the last good run are in place; free some space"
-            return _say(name, f"{message} (`dvc gc --workspace` may help) and run it again", 75)
+            message = f"the disk is full{where}; the outputs of the last good run are in place"
+            return _say(name, f"{message}; free some space, then run it again", 75)
         raise
 
 

@@ -42,9 +42,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
             {
                 "model": name,
                 "version": version.number,
-                "newest": version.number == registry.versions(store, name)[-1],
-                "rolled_back": registry.ROLLED_BACK in version.tags,
-                "tracking_uri": tracking.uri(),
+                "tracking_uri": tracking.shown(tracking.uri()),
                 "experiment_id": experiment_id,
                 "run_id": training.info.run_id,
                 "run_name": training.info.run_name,

@@ -11,6 +11,7 @@ import getpass
 import io
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -76,12 +77,17 @@ def _home() -> Path:
 
 def first_line(error: Exception) -> str:
     """What an error says, without what follows below."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return shown((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def shown(text: str) -> str:
+    """A text for people without the names and passwords that an address in it may have before its host."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def _unreachable(error: Exception) -> TemporaryError:
     return TemporaryError(
-        f"MLflow at {uri()} can't be used ({first_line(error)}); start that server or"
+        f"MLflow at {shown(uri())} can't be used ({first_line(error)}); start that server or"
         " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
     )
 

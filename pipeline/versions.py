@@ -2,11 +2,12 @@
 
     python -m pipeline.versions close
     python -m pipeline.versions start
-    python -m pipeline.versions note --commit COMMIT --branch BRANCH
+    python -m pipeline.versions note --commit COMMIT --branch BRANCH --since SECONDS
     python -m pipeline.versions tidy --keep 8
 
 `close` closes the runs of trainings that died. `start` names the champion as a checkpoint, in .work/start.json. `note`
-tags the version of this workspace's model with the commit of its data. `tidy` deletes versions that retrainings made,
+tags the version of this workspace's model with the commit of its data, and as made by a retraining where it is no older
+than that; one that a person registered before stays theirs. `tidy` deletes versions that retrainings made,
 with their files, all but the newest, those that an alias names, and the one that a roll-back would go back to; their
 runs stay, with curves and figures. What it kept stands in .work/versions.json.
 """
@@ -20,7 +21,8 @@ from pipeline.errors import DataError
 from pipeline.files import read_json, swapped_in, write_json
 from pipeline.params import Params
 
-COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings made
+COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings looked at
+MADE = "retrain.made"  # a tag of those that they registered
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -33,7 +35,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         if args.what == "start":
             return _start(params)
         if args.what == "note":
-            return _note(args.commit, args.branch)
+            return _note(args.commit, args.branch, args.since)
         return _tidy(params, args.keep)
 
 
@@ -56,7 +58,7 @@ def _start(params: Params) -> str:
     return f"training starts from {checkpoint}" + ("" if number else f", for {name} has no champion yet")
 
 
-def _note(commit: str, branch: str) -> str:
+def _note(commit: str, branch: str, since: float) -> str:
     from pipeline import tracking
 
     store = tracking.client()
@@ -65,7 +67,8 @@ def _note(commit: str, branch: str) -> str:
     version = registry.find_version(store, name, registered["model_sha256"])
     if version is None:
         raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
-    registry.note(store, name, version.number, {COMMIT: commit, BRANCH: branch})
+    made = {MADE: "true"} if version.created >= since else {}
+    registry.note(store, name, version.number, {COMMIT: commit, BRANCH: branch, **made})
     return f"models:/{name}/{version.number} is tagged with the commit {commit[:12]} of its data"
 
 
@@ -77,15 +80,16 @@ def _tidy(params: Params, keep: int) -> str:
     if champion := registry.champion(store, name):
         before = registry.tags(store, name, champion).get(registry.BEFORE)
         named |= {int(before)} if before else set()
-    ours = [version for version in registry.versions_with_tags(store, name) if COMMIT in version.tags]
+    noted = [version for version in registry.versions_with_tags(store, name) if COMMIT in version.tags]
+    ours = [version for version in noted if MADE in version.tags]
     newest = {version.number for version in ours[-keep:]}
     old = [version for version in ours if version.number not in newest | named]
     for version in old:
         registry.delete_version(store, name, version.number)
-    orphans = registry.delete_orphaned_models(store, tracking.experiment(store, params.register_.experiment), name)
+    orphans = registry.delete_orphaned_models(store, tracking.experiment(store, params.register_.experiment))
     kept = [version for version in ours if version not in old]
     with swapped_in(paths.VERSIONS) as (place,):
-        write_json(place, {"commits": [version.tags[COMMIT] for version in kept]})
+        write_json(place, {"commits": [version.tags[COMMIT] for version in noted if version not in old]})
     return (
         f"{len(old)} versions of {name} deleted, {len(kept)} of retrainings kept"
         f" ({', '.join(str(version.number) for version in kept) or 'none'}); {orphans} models that no version has"
@@ -99,6 +103,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     note = commands.add_parser("note", help="tag the version of this workspace's model with the commit of its data")
     note.add_argument("--commit", required=True)
     note.add_argument("--branch", required=True)
+    note.add_argument("--since", type=float, required=True, help="when the retraining began, in seconds since 1970")
     tidy = commands.add_parser("tidy", help="delete old versions that retrainings made and no alias names")
     tidy.add_argument("--keep", type=int, required=True, help="so many, the newest, are kept beside those")
 

@@ -23,6 +23,7 @@ from tests.conftest import set_params
 
 MODEL = "image-captioning"
 NOTHING = Printed([], Prints.of([]))
+PLAIN = {"challenger": None, "unless_taken_back": False, "dry_run": False, "rollback": False}
 Say = Callable[[Example], str]
 
 
@@ -61,7 +62,7 @@ def says(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 def run(**changes: Any) -> str:
-    return promote.run(params.load(), Namespace(**{"challenger": None, "dry_run": False, "rollback": False, **changes}))
+    return promote.run(params.load(), Namespace(**{**PLAIN, **changes}))
 
 
 def people(example: Example) -> str:
@@ -155,11 +156,17 @@ def test_roll_back_returns_to_the_champion_before_and_the_one_taken_back_stays_o
     assert registry.champion(store, MODEL) == 1
     assert "it was taken back; `--challenger 2` compares it all the same" in run()
     assert registry.champion(store, MODEL) == 1
+    assert "it was taken back" in run(challenger=2, unless_taken_back=True)
     assert "version 2 is champion in place of version 1" in run(challenger=2)
     assert registry.ROLLED_BACK not in registry.tags(store, MODEL, 2)
     run(rollback=True)
     with pytest.raises(ConfigError, match="followed no other champion"):
         run(rollback=True)
+    run(challenger=2)
+    store.delete_model_version(MODEL, "1")
+    with pytest.raises(ConfigError, match="models:/image-captioning/1: was champion before, and is deleted"):
+        run(rollback=True)
+    assert registry.ROLLED_BACK not in registry.tags(store, MODEL, 2)
 
 
 def test_pictures_that_either_was_trained_on_or_ones_nearly_the_same_do_not_count(store: Any, says: Any) -> None:

@@ -53,9 +53,6 @@ def test_a_model_is_told_beside_the_champion_and_whether_both_saw_the_same_test_
     assert found["run_name"] == "git-b"
     assert found["champion"] == {"version": 1, "metrics": {"CIDEr-D": 1.0}, "same_test": True}
     assert stands("c")["champion"]["same_test"] is False
-    assert [stands(key)["newest"] for key in "ac"] == [False, True]
-    registry.note(store, MODEL, 1, {registry.ROLLED_BACK: "then"})
-    assert [stands(key)["rolled_back"] for key in "ac"] == [True, False]
 
 
 def test_a_model_that_was_not_registered_is_told(store: mlflow.MlflowClient) -> None:

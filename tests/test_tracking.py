@@ -133,3 +133,14 @@ def test_a_deleted_experiment_is_told_with_the_mend(store: mlflow.MlflowClient) 
     store.delete_experiment(tracking.experiment(store, "x"))
     with pytest.raises(ConfigError, match=r"the experiment x was deleted in MLflow; restore it"):
         tracking.experiment(store, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://mlflow:secret@db/x can't", "at postgresql://db/x can't"),
+        ("https://me@host:5000/#/a@b and sqlite:///a@b.db", "https://host:5000/#/a@b and sqlite:///a@b.db"),
+    ],
+)
+def test_secrets_in_addresses_are_not_shown(text: str, shown: str) -> None:
+    assert tracking.shown(text) == shown

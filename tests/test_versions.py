@@ -13,6 +13,7 @@ import pytest
 from pipeline import params, paths, registry, tracking, versions
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
+from tests.conftest import set_params
 
 MODEL = "image-captioning"
 
@@ -42,7 +43,7 @@ def version(store: mlflow.MlflowClient, key: str, retrained: bool = True) -> int
         model_id = logged(store, run, experiment)
         number = registry.register(store, run, MODEL, f"models:/{model_id}", tags, "")
     if retrained:
-        registry.note(store, MODEL, number, {versions.COMMIT: f"commit of {key}"})
+        registry.note(store, MODEL, number, {versions.COMMIT: f"commit of {key}", versions.MADE: "true"})
     return number
 
 
@@ -87,17 +88,35 @@ def test_what_a_registration_that_was_killed_left_goes_after_a_day(
     assert files("weights") == 2
 
 
+def test_what_versions_of_other_models_are_made_of_stays(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(store, "a")
+    later = time.time() + 2 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    set_params(Path.cwd(), {"register.model": "another", "register.experiment": MODEL})
+    assert "; 0 models that no version has" in do("tidy", keep=1)
+    store.create_registered_model("in-use")
+    store.copy_model_version(f"models:/{MODEL}/1", "in-use")
+    registry.delete_version(store, MODEL, 1)
+    assert "; 0 models that no version has" in do("tidy", keep=1)
+    assert files("weights") == 1
+
+
 def test_a_version_is_tagged_with_the_commit_of_its_data(store: mlflow.MlflowClient) -> None:
     for key in "ab":
         version(store, key, retrained=False)
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": "sha of b", "training_key": "b"})
-    do("note", commit="c" * 40, branch="retrain/2026-01-05")
+    do("note", commit="c" * 40, branch="retrain/2026-01-05", since=time.time() + 9)
     tags = store.get_model_version(MODEL, "2").tags
     assert tags["retrain.commit"] == "c" * 40
     assert tags["retrain.branch"] == "retrain/2026-01-05"
+    assert versions.MADE not in tags  # it was there before the retraining, so it is a person's
+    do("note", commit="c" * 40, branch="retrain/2026-01-05", since=time.time() - 99)
+    assert versions.MADE in store.get_model_version(MODEL, "2").tags
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": "another", "training_key": "b"})
     with pytest.raises(DataError, match="make register"):
-        do("note", commit="c", branch="b")
+        do("note", commit="c", branch="b", since=0.0)
 
 
 def test_a_retraining_starts_from_the_champion_or_where_params_say_while_there_is_none(

@@ -98,7 +98,7 @@ def arguments(parser):
     pass
 
 def run(params, args):
-    write_json(paths.STANDING, {"model": "m", "version": 1, "newest": True, "rolled_back": False,
+    write_json(paths.STANDING, {"model": "m", "version": 1,
         "tracking_uri": "sqlite:///mlflow.db", "experiment_id": "1", "run_id": "r", "run_name": "git-1",
         "metrics": {"CIDEr-D": 1.5}, "champion": {"version": 3, "metrics": {"CIDEr-D": 1.25}, "same_test": True}})
     return "stands"
@@ -116,7 +116,8 @@ def run(params, args):
 # As many rows as the champion's are no gain; the number of a version is that of its state of the data.
 PROMOTE = """
 def arguments(parser):
-    pass
+    parser.add_argument("--challenger")
+    parser.add_argument("--unless-taken-back", action="store_true")
 
 def run(params, args):
     known = registry()
@@ -143,6 +144,7 @@ def arguments(parser):
     parser.add_argument("what")
     parser.add_argument("--commit")
     parser.add_argument("--branch")
+    parser.add_argument("--since", type=float)
     parser.add_argument("--keep", type=int)
 
 def run(params, args):

@@ -214,3 +214,34 @@ def test_a_retraining_that_begins_after_one_that_was_cut_off_goes_back_to_before
     clone.go_back()
     assert Path("data/raw/mine.dvc").read_text() == good
     assert not clone.is_unfinished(entered)
+
+
+def test_a_moved_workspace_takes_its_clone_along_and_a_persons_branch_is_none_of_it(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(house, "checkout", "-q", "-b", "retrain/mine")
+    with clone.entered(house):
+        clone.synchronize(house)
+        assert not clone.refs(f"{clone.BRANCHES}*")
+    there = house.rename(house.with_name("another place"))
+    monkeypatch.setenv("GIT_DIR", "nowhere")  # as git sets it for its hooks
+    with clone.entered(there):
+        clone.synchronize(there)
+        assert clone.git("remote", "get-url", "origin") == str(there)
+
+
+def test_what_this_machine_sets_for_a_remote_adds_to_what_is_committed(house: Path) -> None:
+    for words in (["add", "-q", "-d", "store", "../store"], ["modify", "--local", "store", "jobs", "2"]):
+        subprocess.run(["dvc", "remote", *words], cwd=house, env=environment(), check=True)
+    git(house, "commit", "-qam", "a remote")
+    with clone.entered(house):
+        clone.synchronize(house)
+        words = ["dvc", "config", "--local", "remote.store.url"]
+        shown = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout
+    assert Path(shown.strip()) == house.parent / "store"
+
+
+def test_params_that_are_no_yaml_are_told(house: Path) -> None:
+    commit(house, params_yaml="<<<<<<< mine\ningest: [\n")
+    with clone.entered(house), pytest.raises(ConfigError, match=r"params\.yaml: as it was committed it is no YAML"):
+        clone.synchronize(house)

@@ -327,9 +327,9 @@ def test_kills_at_random_moments(workspace_of_the_real_stages: Path, web: Web, t
 
 
 def bring_more(source: Path, web: Web, step: int) -> None:
-    """A few pictures more each time."""
+    """A few pictures more each time; so many that some are to learn from, not all to test by."""
     shutil.rmtree(source, ignore_errors=True)
-    write_sample(source, pictures=90 + 2 * step, seed=8)
+    write_sample(source, pictures=90 + 6 * step, seed=8)
     bring(web, source)
 
 

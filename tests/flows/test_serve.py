@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,3 +240,17 @@ def test_a_server_ends_with_its_owner_and_without_one_by_itself(monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", ["server", "--port", "4321"])
     server.main()  # the owner is not its children's
     assert len(watched) == 1
+
+
+def test_two_workspaces_are_not_served_on_one_server(house: Path, start: Start, api: Api, tmp_path: Path) -> None:
+    scheduler = start(house, *MONDAYS, **QUICK)
+    until(scheduler, "Ctrl-C ends this")
+    other = Path(shutil.copytree(house, tmp_path / "another"))
+    refused = start(other, *MONDAYS, **QUICK)
+    said = refused.communicate(timeout=120)[0]
+    assert refused.returncode == 78, said
+    assert f"{house}; give this one a server of its own" in said
+    scheduler.terminate()
+    assert scheduler.wait(timeout=120) == 0
+    scheduler = start(other, *MONDAYS, **QUICK)
+    until(scheduler, "Ctrl-C ends this")  # nobody serves the first one any more
