@@ -86,6 +86,20 @@ def test_a_source_that_is_nowhere_is_told_in_one_line(entered: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_link_to_nothing_is_told_in_one_line_and_changes_nothing(entered: Path) -> None:
+    before = clone.data_state()
+    bring(entered / "data/raw/mine", "a.jpg,a boat\nb.jpg,a house\n")
+    assert look(entered).startswith("look: new: data/raw/mine.dvc")
+    (entered / "data/raw/mine/b.jpg").symlink_to("nowhere.jpg")
+    for name in ("look", "fetch"):
+        done = command(entered, name)
+        assert done.returncode == 75
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "data/raw/mine/b.jpg: vanished while " in done.stderr
+        assert "remove that link" in done.stderr
+    assert clone.data_state() == before
+
+
 def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(house: Path, tmp_path: Path) -> None:
     web = Web(tmp_path / "web")
     web.put("w.jpg,a boat\n")

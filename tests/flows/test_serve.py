@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,33 @@ def test_a_clock_that_makes_no_sense_is_told_in_one_line(house: Path, words: tup
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1
     assert why in done.stderr
+
+
+class Locked(BaseHTTPRequestHandler):
+    """A server that is well, and lets nobody in."""
+
+    def answer(self) -> None:
+        self.send_response(200 if self.path.endswith("/health") else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = answer  # noqa: N815 - the base class calls these names
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_lets_nobody_in_is_told_in_one_line(house: Path, start: Start) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Locked) as locked:
+        threading.Thread(target=locked.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{locked.server_port}/api"
+        refused = start(house, *MONDAYS, PREFECT_API_URL=address)
+        said = refused.communicate(timeout=120)[0]
+        locked.shutdown()
+    assert refused.returncode == 75, said
+    assert said.splitlines()[-1].startswith(f"serve: the server at {address} can't be used (")
+    assert "PREFECT_API_AUTH_STRING" in said
+    assert "Traceback" not in said
 
 
 def test_prefect_yaml_has_the_same_deployments() -> None:
