@@ -21,15 +21,17 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.repo import in_words
 from pipeline import paths
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.files import PARTIAL, remove, sha256_of, swapped_in
 
 FOLDER = paths.WORK / "clone"
+_KEPT = paths.WORK / "kept"  # the data files of the clone, while the workspace's commit is checked out over them
 BEFORE = paths.WORK / "before"  # the data files when a retraining last came to its end, while one has not
 _NEW, _BASE = "refs/retrain/new", "refs/retrain/base"  # the workspace's commit now, and when it was last looked at
 BRANCHES = "refs/heads/"
-REFUSED = "refs/retrain/refused/"  # data that was fetched, and came to nothing
+ASIDE = "refs/retrain/aside/"  # states of the data that are on no branch: refused, overtaken, or not yet published
 _WHO = {"NAME": "flows.retrain", "EMAIL": "flows.retrain@localhost"}
 _SQLITE = "sqlite:///"
 # Git sets these for its hooks; with them it would work on another repository than that of the folder.
@@ -117,23 +119,51 @@ def synchronize(workspace: Path) -> None:
     for left in Path(".git").glob("**/*.lock"):  # of a git that was killed; the clone is ours alone
         left.unlink()
     git("remote", "set-url", "origin", str(workspace))  # it may have been moved, or copied with its clone
-    git("fetch", "--quiet", "--no-tags", "origin", "+HEAD:" + _NEW)
+    # A workspace that is shallow is one whose boundary moves.
+    git("fetch", "--quiet", "--no-tags", "--update-shallow", "origin", "+HEAD:" + _NEW)
+    for path, content in _contents(_KEPT).items():  # the last time was cut off
+        _write(Path(path), content)
+    _drop_torn()
     mine = {path: Path(path).read_bytes() for path in data_files()}
     new, base = _blobs(_NEW), _blobs(_BASE)
     kept = {path: content for path, content in mine.items() if new.get(path) == base.get(path)} if base else {}
+    _save(kept, _KEPT)
     git("checkout", "--quiet", "--force", "--detach", _NEW)
     for path, content in kept.items():
         _write(Path(path), content)
     _bring_up_to_date(BEFORE, kept)
     git("update-ref", _BASE, _NEW)
+    _remove_whole(_KEPT)
     _configure_dvc(workspace)
-    try:
-        params = YAML(typ="safe", pure=True).load(paths.PARAMS.read_text(encoding="utf-8"))
-    except YAMLError as error:
-        why = " ".join(str(error).split())
-        raise ConfigError(f"params.yaml: as it was committed it is no YAML ({why}); commit one that is") from None
+    params = _committed_params()
     _bring_excluded(workspace, params)
     _bring_checkpoint(workspace, params)
+
+
+def _committed_params() -> dict[str, Any]:
+    try:
+        params = YAML(typ="safe", pure=True).load(paths.PARAMS.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{paths.PARAMS}: is not committed; `git add` and `git commit` it") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"params.yaml: as it was committed it is no YAML ({why}); commit one that is") from None
+    if not isinstance(params, dict):
+        raise ConfigError("params.yaml: as it was committed it has no sections; commit one that has")
+    return params
+
+
+def _drop_torn() -> None:
+    """Remove data files that DVC was killed in writing, for those of before to take their place."""
+    for path in map(Path, data_files()):
+        try:
+            whole = isinstance(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")), dict)
+        except (YAMLError, UnicodeDecodeError):
+            whole = False
+        if not whole:
+            path.unlink()
+            if (BEFORE / path).is_file():
+                _write(path, (BEFORE / path).read_bytes())
 
 
 def _bring_up_to_date(before: Path, kept: Mapping[str, bytes]) -> None:
@@ -151,14 +181,10 @@ def remember() -> None:
 
     Where an earlier one did not come to its end, those before it stay kept; what it had fetched is put aside.
     """
+    now = {path: Path(path).read_bytes() for path in data_files()}
     if not BEFORE.is_dir():
-        with swapped_in(BEFORE) as (place,):
-            place.mkdir()
-            for path in data_files():
-                _write(place / path, Path(path).read_bytes())
-    elif {path: Path(path).read_bytes() for path in data_files()} != {
-        path: (BEFORE / path).read_bytes() for path in _files_below(BEFORE)
-    }:
+        _save(now, BEFORE)
+    elif now != _contents(BEFORE):
         put_aside("overtaken")
 
 
@@ -184,16 +210,40 @@ def go_back() -> None:
 
 def forget() -> None:
     """Keep no earlier state of the data files."""
-    remove(BEFORE)
+    _remove_whole(BEFORE)
 
 
 def _files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != PARTIAL)
+    return {str(path.relative_to(folder)) for path in found}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path: (folder / path).read_bytes() for path in _files_below(folder)}
+
+
+def _save(files: Mapping[str, bytes], folder: Path) -> None:
+    with swapped_in(folder) as (place,):
+        place.mkdir()
+        for path, content in files.items():
+            _write(place / path, content)
+
+
+def _remove_whole(folder: Path) -> None:
+    """Remove a folder; cut off, it is whole or gone, and not a part of it."""
+    if folder.is_dir():
+        place = folder.with_name(f".{folder.name}{PARTIAL}")
+        remove(place)
+        folder.rename(place)
+        remove(place)
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    place = path.with_name(f".{path.name}{PARTIAL}")
+    place.write_bytes(content)
+    place.replace(path)
 
 
 def data_files() -> list[str]:
@@ -220,12 +270,17 @@ def _blobs(commit: str) -> dict[str, str]:
 def _configure_dvc(workspace: Path) -> None:
     """Give the clone the cache, remotes and settings that the workspace has on this machine."""
     from dvc.config import Config, merge
+    from dvc.config import ConfigError as BadDvcConfig
 
     theirs: dict[str, Any] = {}
-    there = Config(str(workspace / ".dvc"), validate=False)
-    for level in ("repo", "local"):
-        merge(theirs, there.load_one(level))
-    theirs.setdefault("cache", {}).setdefault("dir", str(workspace / ".dvc" / "cache"))
+    try:
+        there = Config(str(workspace / ".dvc"), validate=False)
+        for level in ("repo", "local"):
+            merge(theirs, there.load_one(level))
+        cache = there.read()["cache"].get("dir")  # which may be set for all of this machine
+    except BadDvcConfig as error:
+        raise ConfigError(f"{workspace / '.dvc'}: DVC can't read its config there: {in_words(error)}") from None
+    theirs.setdefault("cache", {})["dir"] = cache or str(workspace / ".dvc" / "cache")
     place = Path(".dvc/config.local")
     place.unlink(missing_ok=True)
     place.touch(mode=0o600)  # it may hold the key to a remote
@@ -286,9 +341,14 @@ def commit(wanted: str, message: str) -> tuple[str, str | None]:
     return made, branch
 
 
-def put_aside(message: str) -> None:
-    """Commit the data files as they are under a ref of their own, for `flows.tidy` to clear what came to nothing."""
-    git("update-ref", f"{REFUSED}{time.time_ns()}", git("commit-tree", _tree(), "-p", _NEW, "-m", message))
+def put_aside(message: str) -> tuple[str, str]:
+    """Commit the data files as they are under a ref of their own; gives both.
+
+    `flows.tidy` clears it where no version that is kept is tagged with that commit.
+    """
+    ref, commit = f"{ASIDE}{time.time_ns()}", git("commit-tree", _tree(), "-p", _NEW, "-m", message)
+    git("update-ref", ref, commit)
+    return ref, commit
 
 
 def _tree() -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from flows import clone
 from flows.repo import opened, used_stages
 from pipeline import paths, stage
+from pipeline.errors import TemporaryError
 from pipeline.files import swapped_in, write_json
 from pipeline.params import Params
 
@@ -37,10 +38,17 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 def _push() -> str | None:
     """Push the data to DVC's default remote, if there is one; gives its name."""
+    from dvc.exceptions import DvcException
+
     with opened() as repo:
         remote = repo.config["core"].get("remote")
         if remote:
-            repo.push([stage.addressing for stage in used_stages(repo)])
+            try:
+                repo.push([stage.addressing for stage in used_stages(repo)])
+            except DvcException:
+                raise
+            except Exception as error:  # each kind of storage has exceptions of its own
+                raise TemporaryError(f"DVC's remote {remote}: {type(error).__name__}: {error}; run again") from None
         return str(remote) if remote else None
 
 

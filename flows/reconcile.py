@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -32,6 +33,8 @@ from pipeline.files import PARTIAL, read_json, remove, write_json
 RUNS = paths.WORK / "runs"
 _BEGUN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 _PLACES = (paths.RAW, paths.INGEST, paths.INGEST_REPORTS, paths.DATASET.parent, paths.MODEL.parent, paths.REPORTS)
+
+_AT_WORK = Path(".dvc/tmp/rwlock")
 
 Tell = Callable[[str], None]
 
@@ -114,6 +117,34 @@ def missed_runs(tell: Tell) -> None:
                 words = f"{runtime.flow_run.name}, which looks at everything that is new, does for this one too"
                 client.set_flow_run_state(run.id, Cancelled(message=words), force=True)
                 tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run does for all")
+
+
+def dead_lock(tell: Tell) -> None:
+    """Remove DVC's list of who is at work in the current folder, where nobody is.
+
+    DVC tells whoever wrote there by the process id alone, which is another's after the machine has started again.
+    """
+    try:
+        written, listed = _AT_WORK.stat().st_mtime, read_json(_AT_WORK)
+        readers = [reader for those in listed["read"].values() for reader in those]
+        pids = {int(one["pid"]) for one in [*listed["write"].values(), *readers]}
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, AttributeError, KeyError):  # it was killed in writing it
+        pids = set()
+    else:
+        if not pids:
+            return
+    if not any(_began_before(pid, written) for pid in pids):
+        _AT_WORK.unlink(missing_ok=True)
+        tell(f"removed {_AT_WORK}: the DVC that wrote it has died")
+
+
+def _began_before(pid: int, moment: float) -> bool:
+    try:
+        return psutil.Process(pid).create_time() <= moment
+    except psutil.NoSuchProcess:
+        return False
 
 
 def half_written(tell: Tell) -> None:

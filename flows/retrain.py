@@ -51,6 +51,7 @@ def _retrain() -> State:
             running.claimed("`flows.retrain`", _wait_minutes(), tell),
         ):
             reconcile.half_written(tell)
+            reconcile.dead_lock(tell)
             clone.synchronize(workspace)
             params = load()
             webhook = params.flow.webhook
@@ -86,12 +87,14 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     tasks.step(params, "look", "flows.look", *where, ours=True)
     found = read_json(LOOK)
     if not found["changed"] and not found["stale"] and found["ended"]:
+        clone.forget()  # the last run may have been killed when it had noted its end
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
     clone.remember()
     try:
         if found["changed"]:
             tasks.step(params, "fetch", "flows.fetch", *where, ours=True)
-        if params.retrain.start == "champion":
+        # Where only the end is missing, the champion may be this very model, which is not to be trained on from itself.
+        if params.retrain.start == "champion" and (found["changed"] or found["stale"]):
             tasks.step(params, "start", "pipeline.versions", "start", ours=True)
             params = _start_from(read_json(paths.START))
         outcome = run_stages(params)
@@ -105,22 +108,31 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
             return Completed(name=_NOTHING, message="nothing new: the stages made what they had made before")
         register(params)
         show(params)
-    tasks.step(params, "promote", "pipeline.promote", *_challenger())
+    # Before it may become champion: from here on its data are kept, wherever this is cut off.
+    since = ("--since", str(clone.began()))
+    aside, commit = clone.put_aside("registered, and not yet published")
+    _note(params, commit, "none", since)
+    tasks.step(params, "promote", "pipeline.promote", *_challenger(), *since)
     promoted = read_json(paths.PROMOTE_REPORT)
     head = _headline(promoted)
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
     tasks.step(params, "publish", "flows.publish", "--message", f"Retrained: {head}\n\n{reasons}", ours=True)
     published = read_json(PUBLISHED)
-    since = ("--since", str(clone.began()))
-    named = ("--commit", published["commit"], "--branch", published["branch"], *since)
-    tasks.step(params, "note", "pipeline.versions", "note", *named, ours=True)
-    _end()
+    _note(params, published["commit"], published["branch"], since)
+    clone.forget_ref(aside)
     artifacts.words("retraining", _page(reasons, promoted, published, found["changed"]), head)
     words = f"{head}: {'; '.join(promoted['reasons'])}"
     facts = {**promoted, **published}
     notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
+    _end()  # after telling: cut off between the two, it is told twice and not never
     _tidy(params, where)
     return Completed(name=_ENDS[promoted["decision"]], message=words)
+
+
+def _note(params: Params, commit: str, branch: str, since: tuple[str, str]) -> None:
+    """Tag the version with the commit that keeps its data."""
+    named = ("--commit", commit, "--branch", branch, *since)
+    tasks.step(params, "note", "pipeline.versions", "note", *named, ours=True)
 
 
 def _end() -> None:

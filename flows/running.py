@@ -70,6 +70,9 @@ def in_words(work: Callable[[], State | None]) -> State | None:
         return work()
     except (StageError, PipelineError) as failure:
         return Failed(message=str(failure), data=failure)
+    except OSError as error:  # a full disk, a file that vanished
+        temporary = TemporaryError(f"{error}; mend that, then run again")
+        return Failed(message=str(temporary), data=temporary)
 
 
 def main(flow: Flow[[], State | None], done: str) -> int:
@@ -83,6 +86,9 @@ def main(flow: Flow[[], State | None], done: str) -> int:
     argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=flow.description).parse_args()
     try:
         state = flow(return_state=True)
+    except KeyboardInterrupt:
+        print(f"flows.{flow.name}: interrupted; run it again, it goes on where it was", file=sys.stderr)
+        return TEMPORARY
     except (PrefectHTTPStatusError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
             raise

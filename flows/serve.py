@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import multiprocessing
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from filelock import FileLock, Timeout
 
 from flows import clone
@@ -289,7 +291,7 @@ async def _schedule(clock: CronSchedule, server: _Server) -> None:
                 _say("Prefect's server had died; it is started again")
                 await asyncio.to_thread(server.start)
         if stop.is_set():
-            await _end(runner, work)
+            await _end(runner, work, server)
             return
         _say(f"Prefect's server does not answer ({work.exception()}); waits until it does")
         while not stop.is_set() and not server.answers():
@@ -336,14 +338,40 @@ async def _start_now() -> None:
         await client.create_flow_run_from_deployment(deployment.id)
 
 
-async def _end(runner: Runner, work: asyncio.Task[None]) -> None:
+async def _end(runner: Runner, work: asyncio.Task[None], server: _Server) -> None:
     """End the run that goes on, with all its processes, and then the runner."""
     _say("ends; a run that goes on is cancelled, and goes on where it was next time")
     try:
-        await runner.astop()
-        await asyncio.wait_for(work, _END_SECONDS)
-    except Exception as error:  # the server may be gone; what was started ends with this process
+        if await asyncio.to_thread(server.answers):
+            await asyncio.wait_for(runner.astop(), _END_SECONDS)
+        else:  # whom the runner asks what there is to end
+            _say(f"{server.address} does not answer; the next start will put in order what it shows")
+            await asyncio.to_thread(_end_runs)
+            work.cancel()
+        await asyncio.wait({work}, timeout=_END_SECONDS)
+    except Exception as error:
         _say(f"not all was put in order, the next start will: {type(error).__name__}: {error}")
+    for run in multiprocessing.active_children():  # this process could not end before it
+        run.kill()
+
+
+def _end_runs() -> None:
+    """End the runs that go on; once their stages have ended they wait for nothing but the server."""
+    runs = multiprocessing.active_children()
+    for run in runs:
+        run.terminate()
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline and any(map(_works, runs)):
+        time.sleep(0.2)
+    for run in runs:
+        run.kill()
+
+
+def _works(run: multiprocessing.process.BaseProcess) -> bool:
+    try:
+        return bool(psutil.Process(run.pid).children())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _say(words: str) -> None:

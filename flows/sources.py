@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.clone import git
 from flows.repo import in_words
 from pipeline import paths
 from pipeline.errors import DataError, TemporaryError
+from pipeline.files import remove
 from pipeline.params import Params
 
 if TYPE_CHECKING:
@@ -37,9 +39,18 @@ class Imported:
         Raises:
             TemporaryError: it is not there, or can't be reached.
         """
+        from dvc.exceptions import DvcException
+
         (there,) = self.stage.deps
-        with _whole(there.def_path):
-            status = there.status()
+        try:
+            with _whole(there.def_path):
+                status = there.status()
+        except (DvcException, TemporaryError):
+            raise
+        except Exception as error:  # each kind of storage has exceptions of its own
+            raise TemporaryError(
+                f"{self.addressing}: {there.def_path} can't be asked ({type(error).__name__}: {error})"
+            ) from None
         if "deleted" in status.values():
             raise TemporaryError(
                 f"{self.addressing}: {there.def_path} is not there or can't be reached; run again when it can, or"
@@ -53,12 +64,9 @@ class Imported:
         Raises:
             TemporaryError: it can't be had whole.
         """
-        from aiohttp import ClientError
-        from dvc.exceptions import DvcException
-
         try:
             repo.update([self.addressing])
-        except (DvcException, ClientError, TimeoutError, OSError) as error:
+        except Exception as error:  # each kind of storage has exceptions of its own
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise TemporaryError(
@@ -100,8 +108,11 @@ class Local:
             if time.monotonic() > deadline:
                 raise TemporaryError(f"{self.folder}: is being written to; run again when that has ended")
             time.sleep(min(wait, _QUIET_SECONDS))
+        place = paths.RAW / self.name
+        if self.stage is None:
+            remove(place)
         with _whole(self.folder):
-            repo.add(str(self.folder), out=str(paths.RAW / self.name), force=True)
+            repo.add(str(self.folder), out=str(place), force=True)
 
 
 Source = Imported | Local
@@ -122,9 +133,11 @@ def sources(repo: Repo, params: Params, workspace: Path) -> Iterator[Source]:
         if imported:
             continue
         folder = workspace / paths.RAW / name
-        if folder.is_dir() and (brought or not place.exists()):
+        # What lies there and neither DVC nor git knows, is a fetch that was cut off.
+        committed = not brought and bool(git("ls-files", "--", str(paths.RAW / name)))
+        if folder.is_dir() and not committed:
             yield Local(name, folder, f"{paths.RAW / name}.dvc", brought[0] if brought else None)
-        elif not brought and not place.exists():
+        elif not brought and not committed:
             raise DataError(f"{folder}: not found; put the archive there, or remove {name} from ingest.sources")
 
 

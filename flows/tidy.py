@@ -28,11 +28,12 @@ def run(params: Params, args: argparse.Namespace) -> str:
     made = clone.refs(f"{clone.BRANCHES}{publish.FOLDER}/*")
     of_versions = set(read_json(paths.VERSIONS)["commits"])
     newest = list(made)[: params.retrain.keep]
-    old = {ref: commit for ref, commit in made.items() if ref not in newest and commit not in of_versions}
-    old |= clone.refs(f"{clone.REFUSED}*")
+    states_of_data = {**made, **clone.refs(f"{clone.ASIDE}*")}
+    old = {ref: commit for ref, commit in states_of_data.items() if ref not in newest and commit not in of_versions}
     for ref, commit in old.items():
         clone.withdraw(ref, commit)
-    removed = _clear_cache(args.workspace, set(old.values()), set(made.values()) - set(old.values())) if old else 0
+    kept = set(states_of_data.values()) - set(old.values())
+    removed = _clear_cache(args.workspace, set(old.values()), kept) if old else 0
     for ref in old:  # last: cut off before, the next tidying does it again
         clone.forget_ref(ref)
     states = list(paths.TRAININGS.glob("*"))
@@ -46,6 +47,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
     """Remove what only `old` commits of the clone name; gives the number of objects."""
+    from dvc.exceptions import RevCollectionError
+
     with opened() as repo:
         candidates = _objects(repo, old)
         here = _objects(repo, kept)
@@ -53,9 +56,15 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
         if not Path(repo.cache.local.path).resolve().is_relative_to(workspace.resolve()):
             print("tidy: DVC's cache lies outside the workspace, where others may use it: nothing is removed from it")
             return 0
+        try:
+            repo.used_objs(force=True)
+        except RevCollectionError:  # somebody is editing it; what it names is not known
+            print(f"tidy: DVC can't read the files of {workspace} as they are now: nothing is removed from its cache")
+            return 0
         there = _objects(repo, clone.commits_of_data(workspace))
         superfluous = candidates - here - there
-        for found in superfluous:
+        # Listings of folders last: cut off before, the next tidying knows what else there is to delete.
+        for found in sorted(superfluous, key=lambda found: found.isdir):
             odb = repo.cache.local if found.name == "md5" else repo.cache.legacy
             odb.delete(found.value)
     return len(superfluous)
@@ -64,9 +73,9 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
 def _objects(repo: Repo, commits: Iterable[str]) -> set[Any]:
     """The hashes of all that the workspace and some commits of a repository name.
 
-    Commits of which the cache lacks the listings of folders are left out.
+    Left out are commits that DVC can't read at all, and the files of a folder whose listing the cache lacks.
     """
-    used = repo.used_objs(revs=sorted(commits) or None, skip_failed=True)
+    used = repo.used_objs(revs=sorted(commits) or None, force=True, skip_failed=True)
     return {found for objects in used.values() for found in objects}
 
 

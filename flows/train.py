@@ -32,6 +32,7 @@ def _train() -> None:
     params, tell = load(), get_run_logger().info
     died = reconcile.dead_runs(Path(), tell)
     with reconcile.slip(Path()), running.claimed("`flows.train`", params.flow.wait_minutes, tell):
+        reconcile.dead_lock(tell)
         if died:
             tasks.step(params, "close", "pipeline.versions", "close", ours=True)
         run_stages(params)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any
 from pipeline import paths, registry, stage
 from pipeline.data.printed import printed, read_printed
 from pipeline.data.records import Example, PictureReader, read_examples
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, TemporaryError
 from pipeline.files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.params import Params
 from pipeline.score.diversity import distinct_captions
@@ -27,6 +28,7 @@ from pipeline.score.metrics import Statistics, statistics
 from pipeline.score.tokens import tokenize
 
 _KEPT = 16  # files of captions, the newest
+_DECISION, _REASONS, _AT = "gate.decision", "gate.reasons", "gate.at"  # tags; the time to the second
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             raise DataError(f"{paths.DATASET / 'test'}: not found; run `dvc repro build`, which makes it")
         challenger = _challenger(numbers, args.challenger, model)
         if challenger == champion:
-            return _tell(args, _report(model, "kept", challenger, champion, ["it is the champion already"], {}))
+            report = _promoted_since(store, model, champion, args.since)
+            return _tell(args, report or _report(model, "kept", champion, champion, ["it is the champion already"], {}))
         spared = args.challenger is None or args.unless_taken_back
         if spared and registry.ROLLED_BACK in registry.tags(store, model, challenger):
             reasons = [f"it was taken back; `--challenger {challenger}` compares it all the same"]
@@ -66,11 +69,28 @@ def run(params: Params, args: argparse.Namespace) -> str:
         decision = "kept" if not found.promoted else "first" if champion is None else "promoted"
         report = _report(model, decision, challenger, champion, found.reasons, figures)
         if not args.dry_run:
+            now = registry.champion(store, model)
+            if now != champion:
+                raise TemporaryError(
+                    f"models:/{model}: the champion became version {now or 'none'} while {challenger} was compared with"
+                    f" {champion or 'none'}; run again"
+                )
             _note(store, report)
             if found.promoted:
                 registry.make_champion(store, model, challenger)
                 registry.forget(store, model, challenger, registry.ROLLED_BACK)
     return _tell(args, report)
+
+
+def _promoted_since(store: Any, model: str, champion: int, since: float) -> dict[str, Any] | None:
+    """What was decided when the champion became it, if that is no older: the run that decided did not come to tell."""
+    noted = registry.tags(store, model, champion)
+    decision = noted.get(_DECISION)
+    # The tag has whole seconds.
+    if decision not in ("promoted", "first") or datetime.fromisoformat(noted[_AT]).timestamp() + 1 <= since:
+        return None
+    before = int(noted[registry.BEFORE]) if decision == "promoted" else None
+    return _report(model, decision, champion, before, [noted[_REASONS]], {})
 
 
 def _challenger(numbers: Sequence[int], named: int | None, model: str) -> int:
@@ -167,10 +187,10 @@ def _note(store: Any, report: dict[str, Any]) -> None:
     """Note the decision and its reasons with both versions."""
     model, challenger, champion = report["model"], report["challenger"], report["champion"]
     why = {
-        "gate.decision": report["decision"],
-        "gate.reasons": "; ".join(report["reasons"]),
+        _DECISION: report["decision"],
+        _REASONS: "; ".join(report["reasons"]),
         "gate.test_sha256": report["test_sha256"],
-        "gate.at": datetime.now(UTC).isoformat(timespec="seconds"),
+        _AT: datetime.now(UTC).isoformat(timespec="seconds"),
     }
     against = {} if champion is None else {"gate.against": str(champion)}
     if report["decision"] == "promoted":
@@ -178,7 +198,7 @@ def _note(store: Any, report: dict[str, Any]) -> None:
     registry.note(store, model, challenger, {**why, **against})
     if champion is not None:
         outcome = "replaced" if report["decision"] == "promoted" else "stays"
-        registry.note(store, model, champion, {**why, "gate.decision": outcome, "gate.against": str(challenger)})
+        registry.note(store, model, champion, {**why, _DECISION: outcome, "gate.against": str(challenger)})
 
 
 def _roll_back(store: Any, model: str, numbers: Sequence[int], champion: int | None, dry_run: bool) -> str:
@@ -216,6 +236,13 @@ def _tell(args: argparse.Namespace, report: dict[str, Any]) -> str:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--challenger", type=int, metavar="N", help="the version (default: the newest)")
     parser.add_argument("--unless-taken-back", action="store_true", help="not one that a roll-back took back")
+    parser.add_argument(
+        "--since",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="tell of a promotion since then (in seconds since 1970) as if it were decided now",
+    )
     parser.add_argument("--dry-run", action="store_true", help="tell what would be decided, and change nothing")
     parser.add_argument("--rollback", action="store_true", help="make the version champion that was it before")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +18,20 @@ from pipeline.data.printed import Printed, printed, write_printed
 from pipeline.data.records import Example, read_examples
 from pipeline.data.split import Prints
 from pipeline.drawn.sample import write_sample
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, TemporaryError
 from pipeline.files import read_json
 from pipeline.score.metrics import NAMES
 from tests.conftest import set_params
 
 MODEL = "image-captioning"
 NOTHING = Printed([], Prints.of([]))
-PLAIN = {"challenger": None, "unless_taken_back": False, "dry_run": False, "rollback": False}
+PLAIN = {
+    "challenger": None,
+    "unless_taken_back": False,
+    "since": math.inf,
+    "dry_run": False,
+    "rollback": False,
+}
 Say = Callable[[Example], str]
 
 
@@ -239,3 +247,40 @@ def test_it_goes_by_the_metric_of_params(store: Any, says: Any, metric: str) -> 
     says(people)
     assert f" {metric}, 95% interval" in run()
     assert set(report()["metrics"]["champion"]) == {*NAMES, "distinct_captions"}
+
+
+def test_what_was_promoted_by_a_run_that_could_not_tell_is_told_as_promoted_and_older_ones_are_not(
+    store: Any, says: Any
+) -> None:
+    began = time.time()
+    first = says(half)
+    run()
+    assert run(since=began, challenger=first) == f"version {first} is the first champion: there is no champion yet"
+    second = says(people)
+    said = run()
+    told = run(since=began, challenger=second)
+    assert told == said.splitlines()[-1]
+    assert (report()["decision"], report()["challenger"], report()["champion"]) == ("promoted", second, first)
+    assert "it is the champion already" in run(since=time.time() + 2, challenger=second)
+    assert "it is the champion already" in run(challenger=second)
+
+
+def test_a_champion_that_changes_while_versions_are_compared_is_not_overwritten(
+    store: Any, says: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = says(half)
+    run()
+    second = says(half)
+    third = says(people)
+    compare = promote._compare
+
+    def meanwhile(*words: Any) -> Any:
+        found = compare(*words)
+        registry.make_champion(store, MODEL, second)
+        return found
+
+    monkeypatch.setattr(promote, "_compare", meanwhile)
+    with pytest.raises(TemporaryError, match=f"became version {second} while {third} was compared with {first}"):
+        run()
+    assert registry.champion(store, MODEL) == second
+    assert "gate.decision" not in registry.tags(store, MODEL, third)

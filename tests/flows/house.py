@@ -115,9 +115,12 @@ def run(params, args):
 
 # As many rows as the champion's are no gain; the number of a version is that of its state of the data.
 PROMOTE = """
+import time
+
 def arguments(parser):
     parser.add_argument("--challenger")
     parser.add_argument("--unless-taken-back", action="store_true")
+    parser.add_argument("--since", type=float)
 
 def run(params, args):
     known = registry()
@@ -129,6 +132,9 @@ def run(params, args):
     decision = "first" if champion is None else "promoted" if better else "kept"
     if better:
         known["champion"] = score
+        known["last"] = [time.time(), decision, champion]
+    elif score == champion and known["last"][0] >= args.since:  # it was killed before it could tell
+        _, decision, champion = known["last"]
     write_json(REGISTRY, known)
     write_json(paths.PROMOTE_REPORT, {"decision": decision, "model": "m", "challenger": score, "champion": champion,
         "reasons": [f"it has {score} rows"], "metrics": {"challenger": {"rows": score},

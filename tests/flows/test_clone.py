@@ -77,30 +77,30 @@ def test_dvcs_remotes_of_this_machine_come_along_with_their_paths(house: Path) -
 
 
 def test_data_go_on_in_the_clone_and_code_and_params_come_from_the_workspace(entered: Path) -> None:
-    Path("data/raw/mine.dvc").write_text("of the clone\n")
-    Path("dvc.lock").write_text("of the clone\n")
-    Path("data/raw/new.dvc").write_text("of the clone\n")
+    Path("data/raw/mine.dvc").write_text("of: the clone\n")
+    Path("dvc.lock").write_text("of: the clone\n")
+    Path("data/raw/new.dvc").write_text("of: the clone\n")
     Path("works/ingest.py").write_text("nobody may write here\n")
     commit(entered, **{"works/ingest_py": "# of the workspace\n"})
     clone.synchronize(entered)
     for name in ("data/raw/mine.dvc", "dvc.lock", "data/raw/new.dvc"):
-        assert Path(name).read_text() == "of the clone\n"
+        assert Path(name).read_text() == "of: the clone\n"
     assert Path("works/ingest.py").read_text() == "# of the workspace\n"
 
 
 def test_where_the_workspace_has_committed_other_data_those_count(entered: Path) -> None:
-    Path("data/raw/mine.dvc").write_text("of the clone\n")
+    Path("data/raw/mine.dvc").write_text("of: the clone\n")
     clone.remember()
     assert clone.is_unfinished(entered)
-    Path("data/raw/mine.dvc").write_text("fetched since\n")
-    Path("dvc.lock").write_text("of the clone\n")
-    commit(entered, **{"data/raw/mine_dvc": "of the workspace\n"})
+    Path("data/raw/mine.dvc").write_text("fetched: since\n")
+    Path("dvc.lock").write_text("of: the clone\n")
+    commit(entered, **{"data/raw/mine_dvc": "of: the workspace\n"})
     clone.synchronize(entered)
-    assert Path("data/raw/mine.dvc").read_text() == "of the workspace\n"
-    assert Path("dvc.lock").read_text() == "of the clone\n"
+    assert Path("data/raw/mine.dvc").read_text() == "of: the workspace\n"
+    assert Path("dvc.lock").read_text() == "of: the clone\n"
     clone.go_back()
-    assert Path("data/raw/mine.dvc").read_text() == "of the workspace\n"
-    assert Path("dvc.lock").read_text() != "of the clone\n"
+    assert Path("data/raw/mine.dvc").read_text() == "of: the workspace\n"
+    assert Path("dvc.lock").read_text() != "of: the clone\n"
 
     git(entered, "rm", "-q", "data/raw/mine.dvc")
     git(entered, "commit", "-qm", "no more of it")
@@ -206,10 +206,10 @@ def test_a_retraining_that_begins_after_one_that_was_cut_off_goes_back_to_before
     good = Path("data/raw/mine.dvc").read_text()
     clone.remember()
     clone.remember()
-    assert not clone.refs(f"{clone.REFUSED}*")
+    assert not clone.refs(f"{clone.ASIDE}*")
     Path("data/raw/mine.dvc").write_text("fetched, and then it was cut off\n")
     clone.remember()
-    assert len(clone.refs(f"{clone.REFUSED}*")) == 1  # for flows.tidy
+    assert len(clone.refs(f"{clone.ASIDE}*")) == 1  # for flows.tidy
     Path("data/raw/mine.dvc").write_text("fetched, and bad\n")
     clone.go_back()
     assert Path("data/raw/mine.dvc").read_text() == good
@@ -245,3 +245,84 @@ def test_params_that_are_no_yaml_are_told(house: Path) -> None:
     commit(house, params_yaml="<<<<<<< mine\ningest: [\n")
     with clone.entered(house), pytest.raises(ConfigError, match=r"params\.yaml: as it was committed it is no YAML"):
         clone.synchronize(house)
+
+
+def test_data_files_outlive_a_synchronizing_that_is_cut_off(entered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("dvc.lock").write_text("of: the clone\n")
+    commit(entered, **{"works/ingest_py": "# of the workspace\n"})
+    git_ = clone.git
+
+    def cut_off(*words: str, **more: object) -> str:
+        said = git_(*words, **more)  # type: ignore[arg-type]
+        if words[0] == "checkout":
+            raise KeyboardInterrupt
+        return said
+
+    monkeypatch.setattr(clone, "git", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        clone.synchronize(entered)
+    assert Path("dvc.lock").read_text() != "of: the clone\n"
+    monkeypatch.setattr(clone, "git", git_)
+    clone.synchronize(entered)
+    assert Path("dvc.lock").read_text() == "of: the clone\n"
+
+
+@pytest.mark.parametrize("torn", ["", "outs:\n- md5: [", "\udcff"])
+def test_a_data_file_that_dvc_was_killed_in_writing_is_that_of_before(entered: Path, torn: str) -> None:
+    lock, mine = (Path(name).read_bytes() for name in ("dvc.lock", "data/raw/mine.dvc"))
+    for name in ("dvc.lock", "data/raw/mine.dvc"):
+        Path(name).write_text(torn, errors="surrogateescape")
+    clone.synchronize(entered)
+    assert (Path("dvc.lock").read_bytes(), Path("data/raw/mine.dvc").read_bytes()) == (lock, mine)
+
+    Path("dvc.lock").write_text("of: the clone\n")
+    clone.remember()
+    Path("dvc.lock").write_text(torn, errors="surrogateescape")
+    clone.synchronize(entered)
+    assert Path("dvc.lock").read_text() == "of: the clone\n"
+
+
+def test_a_shallow_workspace_is_followed(house: Path, tmp_path: Path) -> None:
+    commit(house, **{"works/ingest_py": "# of the second commit\n"})
+    shallow = tmp_path / "shallow"
+    git(house, "clone", "-q", "--depth", "1", house.as_uri(), str(shallow))
+    for words, then in (("second", "third"), ("third", "fourth")):
+        with clone.entered(shallow):
+            clone.synchronize(shallow)
+            assert Path("works/ingest.py").read_text() == f"# of the {words} commit\n"
+        commit(house, **{"works/ingest_py": f"# of the {then} commit\n"})
+        git(shallow, "fetch", "-q", "--depth", "1")
+        git(shallow, "reset", "-q", "--hard", "FETCH_HEAD")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("params.yaml", None, "is not committed"),
+        ("params.yaml", b"", "has no sections"),
+        ("params.yaml", b"caf\xe9: 1\n", "is no YAML"),
+        (".dvc/config", b"[core\n", "DVC can't read its config there"),
+    ],
+)
+def test_a_commit_that_can_not_be_worked_with_is_told_in_one_line(
+    house: Path, name: str, content: bytes | None, why: str
+) -> None:
+    (house / name).unlink()
+    if content is not None:
+        (house / name).write_bytes(content)
+    commit(house)
+    with clone.entered(house), pytest.raises(ConfigError, match=why) as refused:
+        clone.synchronize(house)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cache_that_is_set_for_all_of_the_machine_is_the_clones_too(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    words = ["dvc", "cache", "dir", "--global", str(tmp_path / "shared")]
+    subprocess.run(words, cwd=house, env=environment(), check=True)
+    with clone.entered(house):
+        clone.synchronize(house)
+        shown = subprocess.run(["dvc", "cache", "dir"], env=environment(), capture_output=True, text=True, check=True)
+    assert Path(shown.stdout.strip()) == tmp_path / "shared"

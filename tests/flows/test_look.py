@@ -62,10 +62,13 @@ def test_a_changed_folder_and_a_new_one_are_fetched_and_put_back(entered: Path) 
     bring(entered / "data/raw/mine", "a.jpg,a boat\nb.jpg,a house\n")
     bring(entered / "data/raw/new", "c.jpg,a tree\n")
     clone.synchronize(entered)
+    Path("data/raw/new").mkdir()
+    Path("data/raw/new/left.csv").write_text("d.jpg,of a fetch that was cut off\n")
     assert look(entered).startswith("look: new: data/raw/mine.dvc; new: data/raw/new.dvc")
     clone.remember()
     fetched = command(entered, "fetch")
     assert fetched.returncode == 0, fetched.stderr
+    assert [path.name for path in Path("data/raw/new").iterdir()] == ["captions.csv"]
     assert Path("data/raw/new/captions.csv").read_text() == "c.jpg,a tree\n"
     assert Path("data/raw/mine/captions.csv").read_text().count("\n") == 2
     assert "new:" not in look(entered)

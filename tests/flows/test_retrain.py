@@ -134,7 +134,7 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     assert (found["state_type"], found["state_name"]) == ("COMPLETED", "Promoted")
     assert found["state"]["message"] == "models:/m/3 is promoted in the place of version 2: it has 3 rows"
     stages = ["settle", "ingest", "build", "finetune", "evaluate", "register", "standing"]
-    after = ["promote", "publish", "note", "keep", "tidy"]
+    after = ["note", "promote", "publish", "keep", "tidy"]  # note: before promoting, and after publishing
     assert [*api.tasks(found)] == ["look", "fetch", *stages, *after]
     page = api.artifacts(found)["retraining"]["data"]
     assert "* it has 3 rows" in page
@@ -393,6 +393,49 @@ def test_training_may_start_from_the_champion_and_that_alone_is_nothing_new(
     assert starts == ["scratch", "models:/m/2", "models:/m/3"]
     assert "checkpoint: models:/m/3" in git(feed, "show", f"{branches(feed)[-1]}:params.yaml")
     assert "checkpoint: scratch" in (feed / "params.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_what_was_promoted_and_not_published_goes_on_from_there_and_keeps_its_data(
+    feed: Path, web: Web, prefect: dict[str, str]
+) -> None:
+    """The data of the champion are its own though others came before it could be published."""
+    set_params(feed, {"retrain.start": "champion", "retrain.keep": 1, "flow.retries": 0})
+    git(feed, "commit", "-qam", "from the champion")
+    assert retrain(feed, prefect).returncode == 0
+    remote = feed.parent / "store"
+
+    web.put("w.jpg,a boat\n" * 2)
+    remote.rename(feed.parent / "away")
+    remote.write_text("no folder")
+    failed = retrain(feed, prefect)
+    assert failed.returncode in (65, 75), failed.stderr
+    assert registry(feed)["champion"] == 3
+    remote.unlink()
+    (feed.parent / "away").rename(remote)
+    hook: list[dict] = []
+    with listening(hook) as address:
+        again = retrain(feed, prefect, IMAGE_CAPTIONING_WEBHOOK=address)
+    assert again.returncode == 0, again.stderr
+    assert "Running stage" not in again.stderr  # it is not trained again, from itself
+    assert "models:/m/3 is promoted in the place of version 2" in again.stdout
+    assert [told["event"] for told in hook] == ["image-captioning.retrain.promoted"]
+
+    web.put("w.jpg,the best\n" * 3)
+    remote.rename(feed.parent / "away")
+    remote.write_text("no folder")
+    assert retrain(feed, prefect).returncode in (65, 75)
+    assert registry(feed)["champion"] == 4
+    remote.unlink()
+    (feed.parent / "away").rename(remote)
+    web.put("w.jpg,worse\n")
+    worse = retrain(feed, prefect)
+    assert worse.returncode == 0, worse.stderr
+    assert "version 4 stays" in worse.stdout
+    texts = [path.read_text() for path in (feed / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    assert "w.jpg,the best\n" * 3 in texts
+    commit = registry(feed)["tags"]["4"]
+    assert "captions.csv" in git(feed / ".work/clone", "show", f"{commit}:data/raw/feed/captions.csv.dvc")
 
 
 @pytest.mark.slow

@@ -176,6 +176,29 @@ def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_
     assert not processes_in(house)
 
 
+@pytest.mark.slow
+def test_it_ends_with_its_run_though_a_server_of_others_does_not_answer(
+    house: Path, start: Start, prefect: dict[str, str], tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    others = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")}
+    server = start(tmp_path, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), **others)
+    wait_until(lambda: answers(f"{url}/health"), 60)
+    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", PREFECT_API_URL=url, **QUICK)
+    until(scheduler, "Ctrl-C ends this")
+    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
+    run_now(Api(url))
+    until(scheduler, "finetune: sleeps")
+    server.kill()
+    wait_until(lambda: not answers(f"{url}/health"), 20)
+    scheduler.terminate()
+    said = scheduler.communicate(timeout=150)[0]
+    assert scheduler.returncode == 0, said
+    assert f"{url} does not answer" in said
+    assert not processes_in(house)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

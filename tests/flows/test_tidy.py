@@ -19,13 +19,18 @@ def dvc(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def week(number: int) -> str:
-    """A retraining's data, committed and published; gives the commit."""
+def bring(number: int) -> None:
+    """Data of a retraining."""
     file = Path("data/raw/mine/captions.csv")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)  # DVC may have linked it to its cache
     file.write_text(f"week {number}\n")
     dvc(Path(), "add", "-q", "data/raw/mine")
+
+
+def week(number: int) -> str:
+    """A retraining's data, committed and published; gives the commit."""
+    bring(number)
     made, branch = clone.commit(f"retrain/2026-01-0{number}", f"week {number}")
     assert branch
     clone.publish(branch)
@@ -94,7 +99,7 @@ def test_data_that_were_fetched_and_refused_go_and_the_training_states_of_what_h
         assert weeks_in_cache(house) == []
         assert file.read_text() == "a.jpg,a boat\n"
         assert not list(paths.TRAININGS.glob("*"))
-        assert not clone.refs(f"{clone.REFUSED}*")
+        assert not clone.refs(f"{clone.ASIDE}*")
     dvc(house, "status", "-q")
 
 
@@ -107,3 +112,50 @@ def test_a_cache_that_others_may_share_is_left_alone(house: Path, tmp_path: Path
         before = sorted((tmp_path / "shared").rglob("*"))
         assert "nothing is removed from it" in tidy(house, [])
     assert sorted((tmp_path / "shared").rglob("*")) == before
+
+
+def listing(text: str, house: Path) -> Path:
+    """The listing in the cache of the folder that holds `captions.csv` with a text."""
+    (file,) = [p for p in (house / ".dvc/cache/files/md5").rglob("*") if p.is_file() and p.read_text() == text]
+    hash_ = file.parent.name + file.name
+    (found,) = [p for p in (house / ".dvc/cache/files/md5").rglob("*.dir") if hash_ in p.read_text()]
+    return found
+
+
+def test_data_of_a_version_that_is_kept_stay_though_it_was_overtaken_before_it_was_published(house: Path) -> None:
+    with clone.entered(house):
+        clone.synchronize(house)
+        clone.remember()
+        bring(1)
+        _, kept = clone.put_aside("registered, and not yet published")
+        bring(2)
+        clone.put_aside("overtaken")
+        clone.go_back()
+        dvc(Path(), "checkout", "-q", "-f", "data/raw/mine.dvc")
+        tidy(house, [kept])
+        assert weeks_in_cache(house) == [1]
+        assert [*clone.refs(f"{clone.ASIDE}*").values()] == [kept]
+        tidy(house, [])
+        assert weeks_in_cache(house) == []
+
+
+def test_a_folder_whose_listing_is_not_here_takes_nothing_else_of_its_commit_with_it(
+    house: Path, year: dict[int, str]
+) -> None:
+    (house / "data/raw/more").mkdir()
+    (house / "data/raw/more/captions.csv").write_text("more\n")
+    dvc(house, "add", "-q", "data/raw/more")
+    git(house, "add", "-A")
+    git(house, "commit", "-qm", "another source, of which this cache has nothing")
+    git(house, "merge", "-q", "--no-edit", "retrain/2026-01-02")
+    listing("more\n", house).unlink()
+    with clone.entered(house):
+        tidy(house, [])
+        assert weeks_in_cache(house) == [2, 5, 6]
+
+
+def test_nothing_goes_while_the_workspaces_own_files_can_not_be_read(house: Path, year: dict[int, str]) -> None:
+    (house / "dvc.yaml").write_text("stages: [being edited\n")
+    with clone.entered(house):
+        assert "nothing is removed from its cache" in tidy(house, [])
+        assert weeks_in_cache(house) == [1, 2, 3, 4, 5, 6]

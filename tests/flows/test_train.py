@@ -135,7 +135,9 @@ def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
     assert train(house, prefect).returncode == 0
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGINT)), signal.SIGKILL]
+)
 def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_well(
     house: Path, prefect: dict[str, str], start: Start, how: signal.Signals
 ) -> None:
@@ -145,7 +147,10 @@ def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_wel
     next(line for line in flow.stdout if "finetune: sleeps" in line)
     assert len(processes_in(house)) >= 3  # the flow, dvc, the stage
     flow.send_signal(how)
-    assert flow.wait(timeout=20) != 0
+    rest = flow.stdout.read()
+    assert flow.wait(timeout=20) == (75 if how == signal.SIGINT else -how)
+    if how == signal.SIGINT:
+        assert rest.splitlines()[-1].startswith("flows.train: interrupted; run it again")
     wait_until(lambda: not processes_in(house), 10)
     done = train(house, prefect)
     assert done.returncode == 0, done.stderr
