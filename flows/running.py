@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from prefect import Flow
 from prefect.client.schemas.objects import State
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Failed
 
@@ -22,6 +23,7 @@ from pipeline.errors import PipelineError, TemporaryError
 _NO_SERVER = "Failed to reach API"  # begins what Prefect says then
 _POLL_SECONDS = 2.0
 _GRACE_SECONDS = 75.0  # for a training to write a state
+_DRAIN_SECONDS = 5.0
 _REPORT_SECONDS = 10.0  # to tell Prefect, whose server may be gone too
 
 
@@ -73,6 +75,10 @@ def in_words(work: Callable[[], State | None]) -> State | None:
     except OSError as error:  # a full disk, a file that vanished
         temporary = TemporaryError(f"{error}; mend that, then run again")
         return Failed(message=str(temporary), data=temporary)
+    except BaseException:
+        # Asked to end: Prefect tells its server how a task ended in the background, and does not wait for that.
+        EventsWorker.drain_all(timeout=_DRAIN_SECONDS)
+        raise
 
 
 def main(flow: Flow[[], State | None], done: str) -> int:
