@@ -214,8 +214,7 @@ def forget() -> None:
 
 
 def _files_below(folder: Path) -> set[str]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != PARTIAL)
-    return {str(path.relative_to(folder)) for path in found}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -241,7 +240,8 @@ def _remove_whole(folder: Path) -> None:
 def _write(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.with_name(f".{path.name}{PARTIAL}")
+    place = paths.WORK / f"{path.name}{PARTIAL}"  # not beside it: a source's folder holds raw files and nothing else
+    place.parent.mkdir(exist_ok=True)
     place.write_bytes(content)
     place.replace(path)
 
