@@ -27,6 +27,7 @@ from pipeline.params import Captions, Params
 from pipeline.progress import progress_bar
 
 _MOST_UNKNOWN = 0.02  # of a caption's tokens; above it a model misses what people wrote
+_CHARACTERS_A_WORD = 50  # so many more than words have is no caption
 _EXAMPLES = 20  # captions before and after, in the report
 
 
@@ -170,7 +171,8 @@ def _wrong_with(caption: str, picture: _Picture, policy: Captions) -> str | None
     words = len(words_of(caption))
     if words < policy.min_words:
         return "too_few_words"
-    if words > policy.max_words:
+    # Not only words: the tokenizer's time grows with the square of what holds no space.
+    if words > policy.max_words or len(caption) > _CHARACTERS_A_WORD * policy.max_words:
         return "too_many_words"
     return "same_caption" if caption in picture.captions else None
 

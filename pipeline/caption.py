@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import stage
 from pipeline.data.pictures import PictureError, decode
 from pipeline.errors import ConfigError, DataError
 from pipeline.params import Params
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 def run(params: Params, args: argparse.Namespace) -> str:
     """Print each photo's captions; returns the last line to print."""
-    images, problems = [], []
-    for photo in args.photo:
-        try:
-            images.append((photo, decode(photo.read_bytes(), params.ingest.max_pixels)))
-        except OSError as error:
-            problems.append(f"{photo}: {error.strerror}")
-        except PictureError as error:
-            problems.append(f"{photo}: {error}")
-    if not images:
+    problems: list[str] = []
+    photos = _opened(args.photo, params.ingest.max_pixels, problems)
+    first = next(photos, None)  # before the model is loaded
+    if first is None:
         raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
 
     folder = _checkpoint(args.model or f"models:/{params.register_.model}")
     from pipeline.model.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
-    for photo, image in images:
+    captioned = 0
+    for name, image in itertools.chain([first], photos):
         if args.several == 1:
             captions = captioner.caption([image], beams=params.evaluate.beams)
         else:
             captions = captioner.several([image], args.several, seed=args.seed)[0]
         for caption in captions:
-            print(f"{photo}: {caption}")
+            print(f"{name}: {caption}")
+        captioned += 1
     for problem in problems:
         print(f"caption: {problem}; left out", file=sys.stderr)
-    return f"{len(images)} of {len(args.photo)} photos captioned by {args.model or 'the newest version'} ({folder})"
+    return f"{captioned} of {len(args.photo)} photos captioned by {args.model or 'the newest version'} ({folder})"
+
+
+def _opened(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:
+    """Each photo with its name to print, one at a time; what is wrong with the others goes to `problems`."""
+    for photo in photos:
+        name = os.fsencode(photo).decode(errors="replace")
+        try:
+            image = decode(photo.read_bytes(), max_pixels)
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+        except PictureError as error:
+            problems.append(f"{name}: {error}")
+        else:
+            yield name, image
 
 
 def _checkpoint(model: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import paths, stage
 from pipeline.data.pictures import data_url
-from pipeline.data.records import Example, PictureReader, read_examples
+from pipeline.data.records import Example, PictureReader, fair_share, read_examples
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 from pipeline.params import Evaluate, Params
@@ -35,7 +35,7 @@ _BEFORE = "before_finetuning"
 def run(params: Params, args: argparse.Namespace) -> str:
     """Caption, score, and return the last line to print."""
     settings = params.evaluate
-    test = read_examples(paths.DATASET / "test")[: settings.max_pictures]
+    test = fair_share(read_examples(paths.DATASET / "test"), settings.max_pictures)
     if not test:
         raise ConfigError("params.yaml: build.test: is 0, so there is nothing to evaluate on; set it to 0.15")
     with swapped_in(paths.EVALUATE_REPORT, paths.EVALUATE_FOLDER) as (report, folder):

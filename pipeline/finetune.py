@@ -13,13 +13,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import paths, stage
 from pipeline.closure import closure
-from pipeline.data.records import Example, PictureReader, read_examples
+from pipeline.data.records import Example, PictureReader, fair_share, read_examples
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.files import remove, sha256_of, swapped_in, write_json
 from pipeline.model.curve import write_curve
@@ -45,7 +46,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     # For bit-for-bit repeatable matrix products on a GPU; cuBLAS reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from pipeline.model import processes
     from pipeline.model.memory import keep_freed_memory
@@ -60,7 +61,9 @@ def run(params: Params, args: argparse.Namespace) -> str:
     gpu = torch.cuda.is_available()
     if settings.launch.together > 1 and not processes.is_one_of_several():
         raise SystemExit(processes.run_several("pipeline.finetune", settings.launch, args.machine, gpu))
-    accelerator = Accelerator(cpu=not gpu)
+    # One process fills the cache of features for all, and another machine may be started hours later.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(cpu=not gpu, kwargs_handlers=[patience])
     device, first = accelerator.device, accelerator.is_main_process
     dtype = chosen(settings.precision, device)
     computed_in = in_words(device, dtype, accelerator.num_processes)
@@ -68,6 +71,9 @@ def run(params: Params, args: argparse.Namespace) -> str:
         print(f"finetune: computes in {computed_in}")
     check_loss()
     train, validation = read_examples(paths.DATASET / "train"), read_examples(paths.DATASET / "validation")
+    captioned = fair_share(validation, settings.validation_captions)  # the first ones are captioned each epoch
+    first_ones = {example.sha256 for example in captioned}
+    validation = [*captioned, *(example for example in validation if example.sha256 not in first_ones)]
     if not validation:
         raise ConfigError("params.yaml: build.validation: is 0, but the best epoch is chosen by it; set it to 0.1")
     torch.manual_seed(settings.seed)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import paths, registry, stage
 from pipeline.data.printed import printed, read_printed
-from pipeline.data.records import Example, PictureReader, read_examples
+from pipeline.data.records import Example, PictureReader, fair_share, read_examples
 from pipeline.errors import ConfigError, DataError, TemporaryError
 from pipeline.files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.params import Params
@@ -104,7 +104,7 @@ def _compare(
 ) -> tuple[Verdict, dict[str, dict[str, float]]]:
     """The verdict, and the figures of each on the pictures that both were compared on."""
     rule = params.promote
-    test = read_examples(paths.DATASET / "test")[: params.evaluate.max_pictures]
+    test = fair_share(read_examples(paths.DATASET / "test"), params.evaluate.max_pictures)
     if not test:
         raise ConfigError("params.yaml: build.test: is 0, so there is nothing to compare on; set it to 0.15")
     numbers = [challenger] if champion is None else [challenger, champion]
@@ -144,7 +144,7 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
     deciding = [
         registry.tags(store, model, number).get(registry.MODEL_SHA256, f"models:/{model}/{number}"),
         sha256_of(paths.DATASET / "test"),
-        len(test),
+        [example.sha256 for example in test],
         params.evaluate.beams,
         params.finetune.max_tokens,
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TemporaryError
 from pipeline.files import read_json
 
 if TYPE_CHECKING:
@@ -332,5 +332,11 @@ def checkpoint_of(model: str) -> Path:
         raise ConfigError(
             f"{model}: not to be had from MLflow at {shown(uri())} ({first_line(error)});"
             " `make ui` shows the versions and aliases that there are"
+        ) from None
+    except OSError as error:
+        if error.errno is not None:  # this machine's; that of an HTTP answer has none
+            raise
+        raise TemporaryError(
+            f"{model}: MLflow at {shown(uri())} does not give its files ({error}); run again"
         ) from None
     return Path(folder)

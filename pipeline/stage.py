@@ -34,6 +34,10 @@ _QUIET = {
 }
 
 
+# A disk or network folder that fails, or is somebody else's; what else an OSError tells of is a fault of the program.
+_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 class _Terminated(BaseException):
     """SIGTERM came; not an `Exception`, so that no handler on the way takes it for a failure of its own."""
 
@@ -99,6 +103,9 @@ def _run(
             where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
             message = f"the disk is full{where}; the outputs of the last good run are in place"
             return _say(name, f"{message}; free some space, then run it again", 75)
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            where = f"{error.filename}: " if error.filename else ""
+            return _say(name, f"{where}{error.strerror}; mend that, then run it again", 75)
         raise
 
 
@@ -139,12 +146,13 @@ def ending_itself() -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether the stage was asked to end, by SIGTERM or Ctrl-C, within the block.
 
     The block then ends itself when it has put its work in order; after it the stage ends as it would have at once.
-    Asked a second time, it ends at once.
+    Ctrl-C after that ends it at once. SIGTERM does not: it comes twice where a whole group of processes is asked to
+    end, once to each and once more from those that watch over each other.
     """
     asked: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if asked:
+        if asked and signum == signal.SIGINT:
             _raise(signum)
         asked.append(signum)
 

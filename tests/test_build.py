@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import build, ingest, params
-from pipeline.data.account import Aside, read_set_aside
-from pipeline.data.records import PictureReader, read_examples
+from pipeline.data.account import Aside, read_set_aside, write_set_aside
+from pipeline.data.records import Example, PictureReader, fair_share, read_examples
 from pipeline.data.split import SPLITS
 from pipeline.drawn.sample import write_sample
 from pipeline.errors import DataError
@@ -59,7 +60,9 @@ def test_every_picture_and_caption_is_accounted_for_from_the_raw_data_on(workspa
     assert report["captions"]["set_aside"]["same_caption"] == 1
 
 
-faults = st.sampled_from(["good", "good", "good", "cut", "no picture", "no caption", "empty", "lost", "long", "again"])
+faults = st.sampled_from(
+    ["good", "good", "good", "cut", "no picture", "no caption", "empty", "lost", "long", "endless", "again"]
+)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,7 +77,7 @@ def test_whatever_is_wrong_with_the_sources_the_account_holds(
         for k, kind in enumerate(kinds):
             picture = jpeg("red", (30 + k, 30 + 3 * len(kind)))  # the same in both sources where kinds agree
             files[f"{k}.jpg"] = {"cut": picture[:200], "no picture": b"text"}.get(kind, picture)
-            caption = {"empty": " ", "long": "word " * 101}.get(kind, f"caption {k} 🔥")
+            caption = {"empty": " ", "long": "word " * 101, "endless": "a," * 3000}.get(kind, f"caption {k} 🔥")
             if kind == "lost":
                 del files[f"{k}.jpg"]
             if kind != "no caption":
@@ -91,6 +94,7 @@ def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
 ) -> None:
     write_sample(workspace / "data/raw/more", pictures=40, seed=5)
     rows = [["a.jpg", "so good🔥"], ["a.jpg", "so good fire"], ["a.jpg", "one"], ["b.jpg", "@someone ..."]]
+    rows += [["a.jpg", f"so {'a,' * 2500}"]]
     bring("s", {"a.jpg": jpeg(size=(50, 60)), "b.jpg": jpeg("blue", (90, 30))}, rows)
     set_params(workspace, {"build.captions.emoji": "words", "build.captions.min_words": 2})
     report = build_from("s", "more")
@@ -103,6 +107,7 @@ def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
         Aside("row", "s", "captions.csv", 3, "same_caption"),
         Aside("row", "s", "captions.csv", 4, "too_few_words"),
         Aside("row", "s", "captions.csv", 5, "too_few_words"),
+        Aside("row", "s", "captions.csv", 6, "too_many_words"),
     ]
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
@@ -307,3 +312,20 @@ def test_lines_are_plain_json_that_a_person_can_read(workspace: Path) -> None:
     build_from("sample")
     line = json.loads((Path("data/dataset/train/captions.jsonl")).read_text().split("\n")[0])
     assert set(line) == {"file_name", "captions", "sha256", "sources", "origins"}
+
+
+def test_names_that_a_spreadsheet_would_run_are_written_so_that_it_does_not(tmp_path: Path) -> None:
+    names = ['=HYPERLINK("http://x.org","open").jpg', "+1.jpg", "-1.jpg", "@a.jpg", "'quoted.jpg", "plain.jpg"]
+    aside = [Aside("file", "s", name, None, "damaged") for name in names]
+    write_set_aside(tmp_path / "set_aside.csv", aside)
+    with (tmp_path / "set_aside.csv").open(newline="") as file:
+        assert [row["file"][0] for row in csv.DictReader(file)] == ["'"] * 5 + ["p"]
+    assert list(read_set_aside(tmp_path / "set_aside.csv")) == aside
+
+
+def test_of_many_pictures_no_source_comes_first() -> None:
+    examples = [Example(f"{k}.jpg", ["x"], f"{(7 * k) % 10}", ["s"], ["o"]) for k in range(10)]
+    chosen = fair_share(examples, 3)
+    assert {example.sha256 for example in chosen} == {"0", "1", "2"}
+    assert chosen == [example for example in examples if example in chosen]
+    assert fair_share(examples, 10) == examples

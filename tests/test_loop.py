@@ -245,15 +245,17 @@ def test_ones_own_photo_is_captioned_by_the_newest_and_by_a_named_model(
     monkeypatch.chdir(loop)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def lines(*words: str) -> list[str]:
+    def lines(*words: str, of: Path = photo) -> list[str]:
         parser = ArgumentParser()
         caption._arguments(parser)
-        caption.run(params.load(), parser.parse_args([str(photo), *words]))
+        caption.run(params.load(), parser.parse_args([str(of), *words]))
         return capsys.readouterr().out.splitlines()
 
     for model in ("models:/image-captioning/1", "models/finetune"):
         said.add(lines("--model", model)[0])
     assert len(said) == 1
+    no_utf8 = Path(shutil.copy(photo, tmp_path / os.fsdecode(b"foto\xfc.jpg")))
+    assert lines("--model", "models/finetune", of=no_utf8)[0].encode().startswith(str(tmp_path).encode())
     several = [line for line in lines("--several", "4") if line.startswith(str(photo))]
     assert 1 <= len(several) == len(set(several)) <= 4
     assert run(loop, sys.executable, "-m", "pipeline.caption", "nothing.jpg").returncode == 65

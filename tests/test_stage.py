@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import alive
+from pipeline import alive, stage
 from tests.conftest import environment, run
 
 STAGES = ["ingest", "build", "finetune", "evaluate", "register"]
@@ -54,6 +54,7 @@ def wait_for(condition, seconds: float = 20) -> None:
         ("raise MemoryError", 75, "out of memory"),
         ("raise RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory: 9')", 75, "out of memory"),
         ("raise Exception('Error while serializing: I/O error: No space left (os error 28)')", 75, "the disk is full"),
+        ("raise OSError(errno.EIO, 'Input/output error', 'x.zip')", 75, "example: x.zip: Input/output error"),
         ("raise KeyboardInterrupt", 75, "interrupted"),
     ],
 )
@@ -92,13 +93,35 @@ def test_a_signal_ends_it_with_75(workspace: Path, how: signal.Signals) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "example.py"], cwd=workspace, env=environment(), stderr=subprocess.PIPE, text=True
-    ) as stage:
+    ) as asked:
         wait_for((workspace / "started").exists)
         signal.signal(signal.SIGINT, before)
-        stage.send_signal(how)
-        _, said = stage.communicate(timeout=20)
-    assert stage.returncode == 75
+        asked.send_signal(how)
+        _, said = asked.communicate(timeout=20)
+    assert asked.returncode == 75
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "ended"), [(signal.SIGTERM, "wrote its state"), (signal.SIGINT, "interrupted in the midst of it")]
+)
+def test_who_ends_itself_is_left_to_it_but_by_ctrl_c(then: signal.Signals, ended: str) -> None:
+    """Where a group of processes is asked to end, SIGTERM comes from more than one side."""
+    said = ""
+    before = signal.signal(signal.SIGTERM, stage._terminate)
+    try:
+        with pytest.raises((stage._Terminated, KeyboardInterrupt)), stage.ending_itself() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked()
+            try:
+                os.kill(os.getpid(), then)
+                said = "wrote its state"
+            except KeyboardInterrupt:
+                said = "interrupted in the midst of it"
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said == ended
 
 
 @pytest.mark.parametrize("between", ["{python} example.py; true", "sh -c '{python} example.py; true'; true"])

@@ -44,7 +44,7 @@ ROW_REASONS = {
     "video": "it names a video",
     # of build
     "too_few_words": "fewer words than build.captions.min_words, once cleaned",
-    "too_many_words": "more words than build.captions.max_words, once cleaned",
+    "too_many_words": "more words than build.captions.max_words, or over 50 times as many characters, once cleaned",
     "same_caption": "its picture has the same caption, once cleaned, from another row",
 }
 
@@ -127,6 +127,10 @@ class Account:
         }
 
 
+# A spreadsheet takes a cell that begins so for a formula, unless an apostrophe stands before it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
 def write_set_aside(path: Path, aside: Iterable[Aside]) -> None:
     """Write each file and row that was set aside, with its reason, as a table."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,11 +139,13 @@ def write_set_aside(path: Path, aside: Iterable[Aside]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_HEAD)
         for item in aside:
-            writer.writerow([item.kind, item.source, item.file, item.row, item.reason, words[item.reason]])
+            file_name = f"'{item.file}" if item.file.startswith(_FORMULA) else item.file
+            writer.writerow([item.kind, item.source, file_name, item.row, item.reason, words[item.reason]])
 
 
 def read_set_aside(path: Path) -> Iterator[Aside]:
     """Read what `write_set_aside` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            yield Aside(row["kind"], row["source"], row["file"], int(row["row"]) if row["row"] else None, row["reason"])
+            file_name = row["file"].removeprefix("'")
+            yield Aside(row["kind"], row["source"], file_name, int(row["row"]) if row["row"] else None, row["reason"])

@@ -9,12 +9,24 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# Pillow warns of its own pixel limit, where `decode` refuses by the user's, and of every odd EXIF tag.
+# The EXIF orientation -> what turns the picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# `decode` refuses by the user's limit, before it decodes; Pillow has one of its own, and warns of every odd EXIF tag.
+Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # A thin picture resized to a model's square would be huge before it is cropped.
@@ -67,8 +79,6 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError:
-        raise PictureError("too_many_pixels", f"has more than {max_pixels:,} pixels") from None
     except MemoryError:
         raise
     except Exception:  # Pillow's readers raise many kinds on a stranger's bytes
@@ -85,12 +95,22 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
         if at_least:
             image.draft("RGB", (at_least, at_least))
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        turn = _TURNS.get(_orientation(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
     except MemoryError:
         raise
     except Exception:
         raise PictureError("damaged", "is cut off or damaged") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """As the EXIF says; 1, upright, where that can't be read. `ImageOps.exif_transpose` fails on tags of odd types."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -86,6 +86,12 @@ class Example:
     sha256: str
     sources: list[str]
     origins: list[str]
+
+
+def fair_share(examples: Sequence[Example], most: int) -> list[Example]:
+    """Of many pictures `most`, in their order: those of the lowest SHA-256, so that no source or folder comes first."""
+    lowest = {example.sha256 for example in sorted(examples, key=lambda example: example.sha256)[:most]}
+    return [example for example in examples if example.sha256 in lowest]
 
 
 def write_ingested(folder: Path, records: Iterable[Ingested]) -> None:

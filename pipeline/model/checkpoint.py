@@ -75,7 +75,6 @@ def locate(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -87,7 +86,7 @@ def locate(name: str, revision: str | None) -> Path:
             f"params.yaml: finetune.checkpoint: the hub gives no {name} at {revision} ({type(error).__name__});"
             " correct the name and finetune.revision"
         ) from None
-    except (LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # down to the HTTP library's own
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise TemporaryError(
@@ -122,7 +121,9 @@ def load(folder: Path) -> Checkpoint:
     try:
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()  # what it would warn about is checked below
-        model, found = GitForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        model, found = GitForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
         image_processor = CLIPImageProcessorPil.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the libraries raise many kinds, down to the safetensors reader's own

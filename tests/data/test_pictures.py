@@ -6,7 +6,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from pipeline.data.pictures import PictureError, decode, normalise
 from tests.conftest import SHARED
@@ -86,8 +87,41 @@ def test_what_can_not_be_used_has_its_reason(data: bytes, reason: str) -> None:
     assert caught.value.reason == reason
 
 
-def test_damaged_orientation_is_a_damaged_picture_and_no_crash() -> None:
-    """`exif_transpose` fails with struct.error on tags of a wrong type."""
+@pytest.mark.parametrize(
+    ("tag", "value"), [(0x0128, "inches"), (0x0100, "wide"), (0x0103, b"jpeg"), (0x0131, IFDRational(1, 3))]
+)
+def test_a_tag_of_an_odd_type_beside_the_orientation_is_no_damage(tag: int, value: object) -> None:
+    """`exif_transpose` writes all tags anew, and fails on such a one."""
+    halves = Image.new("RGB", (40, 20), "red")
+    halves.paste("blue", (0, 0, 20, 20))
+    kinds = {str: 2, bytes: 7, IFDRational: 5}
+    directory = ImageFileDirectory_v2()
+    directory[0x0112] = 6
+    directory.tagtype[tag] = kinds[type(value)]
+    directory[tag] = value
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + directory.tobytes(8)
+    image = decode(encoded(halves, "JPEG", exif=exif, quality=100, subsampling=0), LIMIT)
+    assert image.size == (20, 40)
+    assert np.allclose(image.getpixel((10, 5)), (0, 0, 255), atol=6)  # what was left is above
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    image = Image.effect_noise((48, 32), 80).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "PNG", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decode(data, LIMIT).tobytes() == turned.convert("RGB").tobytes()
+
+
+def test_the_users_limit_counts_and_not_pillows() -> None:
+    data = encoded(Image.new("1", (20_000, 10_000)), "PNG")
+    with pytest.raises(PictureError, match="has 20000 x 10000 pixels, more than the 199,999,999 allowed"):
+        decode(data, 199_999_999)
+
+
+def test_damaged_exif_is_no_crash() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     good = encoded(Image.new("RGB", (40, 20), "red"), "JPEG", exif=exif)

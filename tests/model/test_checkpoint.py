@@ -102,6 +102,24 @@ def test_a_hub_name_without_network_is_told_with_the_way_round(monkeypatch: pyte
         checkpoint.locate("microsoft/git-base", "0" * 40)
 
 
+def test_a_connection_that_breaks_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*words: object, **more: object) -> str:
+        raise type("ReadError", (Exception,), {})("connection reset")  # the HTTP library's, no OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(TemporaryError, match="can't be reached .ReadError."):
+        checkpoint.locate("microsoft/git-base", "0" * 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_were_saved_in_half_precision_are_trained_in_float32(saved: Path, dtype: torch.dtype) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+    stock.save_pretrained(saved)
+    assert str(dtype).removeprefix("torch.") in (saved / "config.json").read_text()
+    loaded = checkpoint.load(saved).model
+    assert {weights.dtype for weights in loaded.parameters()} == {torch.float32}
+
+
 def test_a_folder_is_taken_as_it_is(saved: Path) -> None:
     assert checkpoint.locate(str(saved), None) == saved
 
