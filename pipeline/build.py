@@ -139,7 +139,10 @@ def _leave_out(pictures: list[_Picture], params: Params, account: Account) -> tu
     exclusion = Exclusion(params.ingest.exclude, params.ingest.image_size, params.ingest.max_pixels)
     for index in exclusion.matching(
         _prints(pictures),
-        [(p.first.sha256, [record.origin for _, record in p.found_in]) for p in pictures],
+        [
+            (p.first.sha256, [place for _, record in p.found_in for place in (record.origin, *record.copies)])
+            for p in pictures
+        ],
         params.build.near_duplicate_bits,
     ):
         _set_aside(pictures[index], "excluded", account)

@@ -213,6 +213,7 @@ class _Source:
                         sha256=sha256,
                         file_name=f"{sha256}.jpg",
                         origin=self.files.members[first].place,
+                        copies=[self.files.members[index].place for index in members if index != first],
                         width=result.width,
                         height=result.height,
                         phash=f"{result.phash:016x}",

@@ -151,21 +151,22 @@ def photo(seed: int, quality: int = 90, size: tuple[int, int] = (160, 120)) -> b
 def test_what_is_excluded_is_out_with_all_that_is_like_it_in_every_source(
     workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bring("one", {f"img/{k}.jpg": photo(k) for k in range(40)}, [[f"{k}.jpg", f"one {k}"] for k in range(40)])
+    files = {f"img/{k}.jpg": photo(k) for k in range(40)} | {"again/cover.jpg": photo(20)}
+    bring("one", files, [[f"{k}.jpg", f"one {k}"] for k in range(40)])
     bring("two", {f"{k}.jpg": photo(k, 60) for k in range(8)}, [[f"{k}.jpg", f"two {k}"] for k in range(8)])
     folder = workspace / "data/excluded"
     folder.mkdir(parents=True)
     (folder / ".gitignore").write_text("*")
     (folder / "small copy.jpg").write_bytes(photo(3, 80, (80, 60)))
     sha256 = hashlib.sha256(photo(1)).hexdigest()
-    entries = [sha256, "img/2.jpg", "images.zip:img/30.jpg", "g/4.jpg", "data/excluded", "lost.jpg"]
+    entries = [sha256, "img/2.jpg", "images.zip:img/30.jpg", "g/4.jpg", "data/excluded", "cover.jpg", "lost.jpg"]
     set_params(workspace, {"ingest.exclude": entries})
     report = build_from("one", "two")
     captions = {c for split in SPLITS for e in read_examples(Path("data/dataset") / split) for c in e.captions}
-    assert not captions & {f"{source} {k}" for source in ("one", "two") for k in (1, 2, 3, 30)}
+    assert not captions & {f"{source} {k}" for source in ("one", "two") for k in (1, 2, 3, 20, 30)}
     assert "one 4" in captions
-    assert report["excluded"] == dict(zip(entries, [2, 2, 1, 0, 2, 0], strict=True))
-    assert report["pictures"]["set_aside"]["excluded"] == 7
+    assert report["excluded"] == dict(zip(entries, [2, 2, 1, 0, 2, 1, 0], strict=True))
+    assert report["pictures"]["set_aside"]["excluded"] == 8
     account_holds(report)
     said = capsys.readouterr().out
     assert "'lost.jpg' is no folder, and no picture" in said

@@ -50,6 +50,7 @@ class Ingested:
         sha256: of the raw bytes as they came; the picture's identity.
         file_name: of the normalised picture within the shards.
         origin: where it was found in its source: the archive and the name within.
+        copies: where else the same bytes were found in it.
         width, height: pixels of the normalised picture.
         phash: 64-bit perceptual hash, 16 hexadecimal digits.
         thumbnail: 8 x 8 RGB, row by row, 384 hexadecimal digits.
@@ -61,6 +62,7 @@ class Ingested:
     sha256: str
     file_name: str
     origin: str
+    copies: list[str]
     width: int
     height: int
     phash: str
