@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-import psutil
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -135,16 +134,9 @@ def dead_lock(tell: Tell) -> None:
     else:
         if not pids:
             return
-    if not any(_began_before(pid, written) for pid in pids):
+    if not any(alive.began_before(pid, written) for pid in pids):
         _AT_WORK.unlink(missing_ok=True)
         tell(f"removed {_AT_WORK}: the DVC that wrote it has died")
-
-
-def _began_before(pid: int, moment: float) -> bool:
-    try:
-        return psutil.Process(pid).create_time() <= moment
-    except psutil.NoSuchProcess:
-        return False
 
 
 def half_written(tell: Tell) -> None:

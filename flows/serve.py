@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 from filelock import FileLock, Timeout
 
 from flows import clone
@@ -361,17 +360,10 @@ def _end_runs() -> None:
     for run in runs:
         run.terminate()
     deadline = time.monotonic() + _END_SECONDS
-    while time.monotonic() < deadline and any(map(_works, runs)):
+    while time.monotonic() < deadline and any(run.pid and alive.has_children(run.pid) for run in runs):
         time.sleep(0.2)
     for run in runs:
         run.kill()
-
-
-def _works(run: multiprocessing.process.BaseProcess) -> bool:
-    try:
-        return bool(psutil.Process(run.pid).children())
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _say(words: str) -> None:

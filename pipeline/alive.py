@@ -61,6 +61,22 @@ def is_alive(process: str) -> bool:
         return True  # another user's
 
 
+def began_before(pid: int, moment: float) -> bool:
+    """Whether the process of that id runs, and began before a moment (seconds since 1970); else the id is another's."""
+    try:
+        return psutil.Process(pid).create_time() <= moment
+    except psutil.NoSuchProcess:
+        return False
+
+
+def has_children(pid: int) -> bool:
+    """Whether a process has started others that still run."""
+    try:
+        return bool(psutil.Process(pid).children())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def starters() -> list[str]:
     """The parent of this process; where that is a shell that runs one command (`sh -c`), its parent too, and so on.
 
