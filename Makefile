@@ -33,7 +33,7 @@ setup: .venv/ready .venv/pulled ## a virtual environment in .venv, the sample pi
 
 demo: setup ## the whole loop on the sample: pictures in, a registered model out
 	$(BIN)/python -m dvc repro
-	@$(BIN)/python -m pipeline.summary
+	@$(BIN)/python -m pipeline.commands.summary
 
 test: setup ## the tests (under 10 minutes on 2 cores)
 	@# Two processes of one thread each; `python -m pytest` alone runs all in one, which is easier to debug.
@@ -55,7 +55,7 @@ register: setup ## bring the model of this workspace (back) into MLflow's regist
 	$(BIN)/python -m pipeline.register
 
 ui: setup ## browse the runs and registered models at http://127.0.0.1:5000
-	@$(BIN)/python -m pipeline.ui
+	@$(BIN)/python -m pipeline.commands.ui
 
 lock: ## resolve the dependencies anew and pin them in requirements.lock
 	rm -rf .venv/lock && python3 -m venv .venv/lock
@@ -63,13 +63,13 @@ lock: ## resolve the dependencies anew and pin them in requirements.lock
 	.venv/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 sample: setup ## draw the sample again (for those who change how it is drawn)
-	$(BIN)/python -m pipeline.drawn.sample data/raw/sample
+	$(BIN)/python -m pipeline.synthetic.sample data/raw/sample
 	$(BIN)/python -m dvc add --quiet data/raw/sample
 	$(BIN)/python -m dvc push --quiet --remote sample data/raw/sample.dvc
 
 pretrain: setup ## make git-demo and another seed's again (for those who change how scenes are drawn; an hour and a half)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.drawn.pretrain .work/git-demo-2 --seed 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.drawn.pretrain models/git-demo --beside .work/git-demo-2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.synthetic.pretrain .work/git-demo-2 --seed 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.synthetic.pretrain models/git-demo --beside .work/git-demo-2
 	cp models/git-demo/README.md docs/git-demo.md
 	$(BIN)/python -m dvc add --quiet models/git-demo
 	$(BIN)/python -m dvc push --quiet --remote sample models/git-demo.dvc

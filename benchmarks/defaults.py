@@ -17,9 +17,9 @@ from pathlib import Path
 
 from benchmarks import Figure
 from benchmarks._workspace import run, set_params, workspace
-from pipeline.data.records import read_examples
-from pipeline.drawn.sample import write_sample
-from pipeline.model.curve import read_curve
+from pipeline.data.dataset import read_examples
+from pipeline.synthetic.sample import write_sample
+from pipeline.training.history import read_curve
 
 JUDGES = 300  # validation pictures
 WAYS: dict[str, dict[str, object]] = {

@@ -15,9 +15,9 @@ from transformers import GitConfig
 
 from benchmarks import Figure, seconds
 from benchmarks.model import LENGTH, PICTURES, best_rate, captions
-from pipeline.model.git import GitForCausalLM
-from pipeline.model.memory import keep_freed_memory
-from pipeline.model.precision import computing
+from pipeline.models.git.modeling import GitForCausalLM
+from pipeline.models.precision import computing
+from pipeline.training.memory import keep_freed_memory
 
 EACH = 5  # captions a picture
 RUNS = 5

@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader
 
 from benchmarks import Figure
 from benchmarks._workspace import ROOT, run, workspace
-from pipeline.data.records import Example, PictureReader, read_examples
-from pipeline.model.captioner import Captioner
-from pipeline.model.curve import read_curve
-from pipeline.score.metrics import cider_d
-from pipeline.score.tokens import tokenize
+from pipeline.data.dataset import Example, PictureReader, read_examples
+from pipeline.evaluation.metrics import cider_d
+from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.models.captioner import Captioner
+from pipeline.training.history import read_curve
 
 EPOCHS, BATCH, RATE = 20, 2, 5e-5
 GOAL = 1.0  # times what the notebook's recipe reaches in the same time

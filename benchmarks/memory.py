@@ -16,8 +16,8 @@ from transformers import GitConfig
 
 from benchmarks import Figure
 from benchmarks.model import LENGTH, captions, ours, stock
-from pipeline.model.git import GitForCausalLM
-from pipeline.model.memory import peak_memory
+from pipeline.models.git.modeling import GitForCausalLM
+from pipeline.training.memory import peak_memory
 
 PICTURES = 8
 RUNS = 3

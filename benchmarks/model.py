@@ -12,9 +12,9 @@ import transformers
 from transformers import GitConfig
 
 from benchmarks import Figure, apart, ratio, seconds
-from pipeline.model.git import GitForCausalLM
-from pipeline.model.memory import keep_freed_memory
-from pipeline.model.precision import computing
+from pipeline.models.git.modeling import GitForCausalLM
+from pipeline.models.precision import computing
+from pipeline.training.memory import keep_freed_memory
 
 PICTURES, LENGTH, NOTEBOOK_LENGTH = 4, 20, 512
 RUNS = 3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import Figure, ratio
 from benchmarks._workspace import set_params
-from pipeline.drawn.sample import write_sample
+from pipeline.synthetic.sample import write_sample
 
 ROOT = Path(__file__).parent.parent
 RUNS = 9

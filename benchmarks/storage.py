@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import Figure, seconds
 from benchmarks.overhead import NEW, command
-from pipeline.data.records import PictureReader, PictureWriter
+from pipeline.data.dataset import PictureReader, PictureWriter
 
 PICTURES = int(os.environ.get("IMAGE_CAPTIONING_PICTURES", "20000"))
 SIZE = 40_000

@@ -19,14 +19,17 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from ruamel.yaml import YAML
 
-from flows import artifacts, clone, notify, reconcile, running, stages, tasks
-from flows.look import DONE, LOOK
-from flows.publish import PUBLISHED
+from flows.exec import artifacts, running, stages, tasks
+from flows.steps import notify
+from flows.steps.check_updates import DONE, LOOK
+from flows.steps.publish import PUBLISHED
 from flows.train import register, run_stages, show
-from pipeline import paths
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.files import read_json, swapped_in, write_json
-from pipeline.params import REGISTERED, Params, load
+from flows.workspace import clone, reconcile
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.params import Params, load
+from pipeline.config.sections.finetune import REGISTERED
+from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
 
 _ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the state's name, by the decision
 _NOTHING = "Nothing new"
@@ -81,10 +84,10 @@ def _wait_minutes() -> float:
 def _work(params: Params, workspace: Path, died: bool) -> State:
     where = ("--workspace", str(workspace))
     if died:
-        tasks.step(params, "close", "pipeline.versions", "close", ours=True)
+        tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
     if params.retrain.start == "champion":
         params = _start_from(_last_start())
-    tasks.step(params, "look", "flows.look", *where, ours=True)
+    tasks.step(params, "look", "flows.steps.check_updates", *where, ours=True)
     found = read_json(LOOK)
     if not found["changed"] and not found["stale"] and found["ended"]:
         clone.forget()  # the last run may have been killed when it had noted its end
@@ -92,10 +95,10 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     clone.remember()
     try:
         if found["changed"]:
-            tasks.step(params, "fetch", "flows.fetch", *where, ours=True)
+            tasks.step(params, "fetch", "flows.steps.fetch", *where, ours=True)
         # Where only the end is missing, the champion may be this very model, which is not to be trained on from itself.
         if params.retrain.start == "champion" and (found["changed"] or found["stale"]):
-            tasks.step(params, "start", "pipeline.versions", "start", ours=True)
+            tasks.step(params, "start", "pipeline.tracking.retention", "start", ours=True)
             params = _start_from(read_json(paths.START))
         outcome = run_stages(params)
     except stages.StageError as failure:
@@ -112,11 +115,11 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     since = ("--since", str(clone.began()))
     aside, commit = clone.put_aside("registered, and not yet published")
     _note(params, commit, "none", since)
-    tasks.step(params, "promote", "pipeline.promote", *_challenger(), *since)
+    tasks.step(params, "promote", "pipeline.commands.promote", *_challenger(), *since)
     promoted = read_json(paths.PROMOTE_REPORT)
     head = _headline(promoted)
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
-    tasks.step(params, "publish", "flows.publish", "--message", f"Retrained: {head}\n\n{reasons}", ours=True)
+    tasks.step(params, "publish", "flows.steps.publish", "--message", f"Retrained: {head}\n\n{reasons}", ours=True)
     published = read_json(PUBLISHED)
     _note(params, published["commit"], published["branch"], since)
     clone.forget_ref(aside)
@@ -132,7 +135,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
 def _note(params: Params, commit: str, branch: str, since: tuple[str, str]) -> None:
     """Tag the version with the commit that keeps its data."""
     named = ("--commit", commit, "--branch", branch, *since)
-    tasks.step(params, "note", "pipeline.versions", "note", *named, ours=True)
+    tasks.step(params, "note", "pipeline.tracking.retention", "note", *named, ours=True)
 
 
 def _end() -> None:
@@ -145,15 +148,15 @@ def _end() -> None:
 def _undo(params: Params, where: tuple[str, str]) -> None:
     """Put back what was there before the fetch; where that fails, what failed before stays the run's message."""
     try:
-        tasks.step(params, "undo", "flows.fetch", "--undo", *where, ours=True)
+        tasks.step(params, "undo", "flows.steps.fetch", "--undo", *where, ours=True)
         _tidy(params, where)
     except stages.StageError as failure:
         get_run_logger().error("the data of before are not put back, or not all is tidied: %s", failure)
 
 
 def _tidy(params: Params, where: tuple[str, str]) -> None:
-    tasks.step(params, "keep", "pipeline.versions", "tidy", "--keep", str(params.retrain.keep), ours=True)
-    tasks.step(params, "tidy", "flows.tidy", *where, ours=True)
+    tasks.step(params, "keep", "pipeline.tracking.retention", "tidy", "--keep", str(params.retrain.keep), ours=True)
+    tasks.step(params, "tidy", "flows.steps.tidy", *where, ours=True)
 
 
 def _last_start() -> str | None:

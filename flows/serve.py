@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from flows import clone
-from pipeline import alive, paths
-from pipeline.claim import OWNER
-from pipeline.errors import ConfigError, PipelineError, TemporaryError
+from flows.workspace import clone
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
+from pipeline.runtime import process_identity
+from pipeline.runtime.workspace_lock import OWNER
 
 if TYPE_CHECKING:
     from prefect.runner import Runner
@@ -149,8 +150,8 @@ class _Server:
         if self._port is not None:
             with _LOG.open("ab" if self._process else "wb") as file:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "flows.server", "--port", str(self._port)],
-                    env={**os.environ, OWNER: alive.identity()},
+                    [sys.executable, "-m", "flows.exec.server", "--port", str(self._port)],
+                    env={**os.environ, OWNER: process_identity.identity()},
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
@@ -221,10 +222,10 @@ def _in_one_line(server: _Server) -> Iterator[None]:
 
 def _run(clock: CronSchedule, server: _Server) -> None:
     """Reconcile what a crash left, then run what is due until this is asked to end."""
-    from flows import reconcile
+    from flows.workspace import reconcile
 
     _refuse_anothers(server)
-    os.environ[OWNER] = alive.identity()  # what this starts ends when this does
+    os.environ[OWNER] = process_identity.identity()  # what this starts ends when this does
     reconcile.dead_runs(Path(), _say)
     reconcile.runs_of_deployments([f"retrain/{SCHEDULED}", f"train/{BY_HAND}"], _say)
     asyncio.run(_schedule(clock, server))
@@ -360,7 +361,7 @@ def _end_runs() -> None:
     for run in runs:
         run.terminate()
     deadline = time.monotonic() + _END_SECONDS
-    while time.monotonic() < deadline and any(run.pid and alive.has_children(run.pid) for run in runs):
+    while time.monotonic() < deadline and any(run.pid and process_identity.has_children(run.pid) for run in runs):
         time.sleep(0.2)
     for run in runs:
         run.kill()

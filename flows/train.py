@@ -15,11 +15,12 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 
-from flows import artifacts, reconcile, running, stages, tasks
-from flows.settle import SETTLED
-from pipeline import paths
-from pipeline.files import read_json
-from pipeline.params import Params, load
+from flows.exec import artifacts, running, stages, tasks
+from flows.steps.dvc_commit import SETTLED
+from flows.workspace import reconcile
+from pipeline.config import paths
+from pipeline.config.params import Params, load
+from pipeline.runtime.atomic_files import read_json
 
 
 @flow(name="train", description="Brings every stage up to date in this workspace, as `dvc repro` does.")
@@ -34,7 +35,7 @@ def _train() -> None:
     with reconcile.slip(Path()), running.claimed("`flows.train`", params.flow.wait_minutes, tell):
         reconcile.dead_lock(tell)
         if died:
-            tasks.step(params, "close", "pipeline.versions", "close", ours=True)
+            tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
         run_stages(params)
 
 
@@ -44,7 +45,7 @@ def run_stages(params: Params) -> stages.Outcome:
     Raises:
         StageError: a stage failed, and was tried again where that could help.
     """
-    tasks.step(params, "settle", "flows.settle", ours=True)
+    tasks.step(params, "settle", "flows.steps.dvc_commit", ours=True)
     stale = set(read_json(SETTLED)["stale"])
     outcome: stages.Outcome = "nothing"
     ran = False
@@ -64,7 +65,7 @@ def show(params: Params) -> dict[str, Any]:
     Raises:
         StageError: it can't be known, and was tried again where that could help.
     """
-    tasks.step(params, "standing", "pipeline.standing", ours=True)
+    tasks.step(params, "standing", "pipeline.tracking.model_status", ours=True)
     standing: dict[str, Any] = read_json(paths.STANDING)
     artifacts.figures(standing)
     return standing

@@ -13,18 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import paths, stage
-from pipeline.data import page
-from pipeline.data.account import Account, read_set_aside, write_set_aside
-from pipeline.data.captions import clean, cleaner, words_of
+from pipeline.config import paths
+from pipeline.config.errors import DataError
+from pipeline.config.params import Params
+from pipeline.config.sections.build import Captions
+from pipeline.data import report as data_page
+from pipeline.data.audit import Account, read_set_aside, write_set_aside
+from pipeline.data.dataset import Example, Ingested, PictureReader, Row, read_ingested, write_split
 from pipeline.data.exclusion import Exclusion
-from pipeline.data.records import Example, Ingested, PictureReader, Row, read_ingested, write_split
 from pipeline.data.split import SPLITS, Prints, furthest_from_training, kept_apart, split_of
-from pipeline.errors import DataError
-from pipeline.files import read_json, swapped_in, write_json
-from pipeline.model.vocabulary import Unknown, unknown_tokens
-from pipeline.params import Captions, Params
-from pipeline.progress import progress_bar
+from pipeline.data.text import clean, cleaner, words_of
+from pipeline.models.vocabulary import Unknown, unknown_tokens
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.progress import progress_bar
 
 _MOST_UNKNOWN = 0.02  # of a caption's tokens; above it a model misses what people wrote
 _CHARACTERS_A_WORD = 50  # so many more than words have is no caption
@@ -102,7 +104,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_json(new_report, report)
         write_set_aside(new_aside, account.aside)
         pairs = [(pictures[i].example(), pictures[j].example()) for i, j in near.items()]
-        new_page.write_text(page.render(report, kept, account.aside, pairs, picture), encoding="utf-8")
+        new_page.write_text(data_page.render(report, kept, account.aside, pairs, picture), encoding="utf-8")
     _warn(unknown, exclusion, params)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
@@ -259,4 +261,4 @@ def _warn(unknown: Unknown | None, exclusion: Exclusion, params: Params) -> None
 
 
 if __name__ == "__main__":
-    stage.main("build", run, lock=lambda args: "build")
+    entrypoint.main("build", run, lock=lambda args: "build")

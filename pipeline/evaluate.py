@@ -12,17 +12,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths, stage
-from pipeline.data.pictures import data_url
-from pipeline.data.records import Example, PictureReader, fair_share, read_examples
-from pipeline.errors import ConfigError, DataError
-from pipeline.files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
-from pipeline.params import Evaluate, Params
-from pipeline.score import gallery, naive
-from pipeline.score.diversity import mean_length, wording
-from pipeline.score.intervals import differences, intervals, warning
-from pipeline.score.metrics import Statistics, statistics
-from pipeline.score.tokens import TOKENIZER, tokenize
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, DataError
+from pipeline.config.params import Params
+from pipeline.config.sections.evaluate import Evaluate
+from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
+from pipeline.data.images import data_url
+from pipeline.evaluation import baselines, gallery
+from pipeline.evaluation.bootstrap import differences, intervals, warning
+from pipeline.evaluation.diversity import mean_length, wording
+from pipeline.evaluation.metrics import Statistics, statistics
+from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 
 _BARS = "metrics.csv"
 _COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
@@ -103,14 +105,14 @@ def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
     train_reader = PictureReader(paths.DATASET / "train")
-    answers["nearest_picture"] = naive.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
-    answers["most_frequent"] = [naive.most_frequent(train)] * len(test)
+    answers["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
+    answers["most_frequent"] = [baselines.most_frequent(train)] * len(test)
     return answers
 
 
 def _before(params: Params) -> Path | None:
     """The checkpoint that training started from; none where that was random weights."""
-    from pipeline.model import checkpoint as checkpoints
+    from pipeline.models.git import checkpoint as checkpoints
 
     if params.finetune.checkpoint == checkpoints.SCRATCH:
         return None
@@ -118,10 +120,16 @@ def _before(params: Params) -> Path | None:
 
 
 def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
-    from pipeline.model.captioner import Captioner
+    from pipeline.models.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
-    return captioner.caption_all(pictures, params.evaluate, params.finetune.max_tokens, f"evaluate {name}")
+    return captioner.caption_all(
+        pictures,
+        beams=params.evaluate.beams,
+        max_tokens=params.finetune.max_tokens,
+        batch_size=params.runtime.caption_batch_size,
+        name=f"evaluate {name}",
+    )
 
 
 def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[dict[str, object]]:
@@ -195,4 +203,4 @@ def _said(line: dict) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    stage.main("evaluate", run, lock=lambda args: "evaluate")
+    entrypoint.main("evaluate", run, lock=lambda args: "evaluate")

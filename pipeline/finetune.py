@@ -1,7 +1,7 @@
 """Fine-tune: a GIT checkpoint + data/dataset/{train,validation} -> models/finetune, a plain Hugging Face checkpoint.
 
 Every epoch sees every training picture once, with some or all of its captions; the epoch that does best on the
-validation pictures is kept. A training that was cut off goes on where it was (`pipeline/model/training.py`).
+validation pictures is kept. A training that was cut off goes on where it was (`pipeline/training/trainer.py`).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import paths, stage
-from pipeline.closure import closure
-from pipeline.data.records import Example, PictureReader, fair_share, read_examples
-from pipeline.errors import ConfigError, TemporaryError
-from pipeline.files import remove, sha256_of, swapped_in, write_json
-from pipeline.model.curve import write_curve
-from pipeline.model.processes import is_first, is_one_of_several
-from pipeline.model.weights import weights_hash
-from pipeline.params import Finetune, Params
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.config.params import Params
+from pipeline.config.sections.finetune import Finetune
+from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
+from pipeline.models.weights import weights_hash
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import remove, sha256_of, swapped_in, write_json
+from pipeline.runtime.import_closure import deciding
+from pipeline.training.distributed import is_first, is_one_of_several
+from pipeline.training.history import write_curve
 
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import Dataset
 
-    from pipeline.model.checkpoint import Checkpoint
-    from pipeline.model.training import Training, Watch
-    from pipeline.tracking import Live
+    from pipeline.models.git.checkpoint import Checkpoint
+    from pipeline.tracking.runs import Live
+    from pipeline.training.trainer import Training, Watch
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
-# Params that change how long it takes, not what comes out; how many processes there were stands in `computed_in`.
-_NOT_DECIDING = {"feature_cache_gb", "state_minutes", "launch"}
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -48,19 +48,19 @@ def run(params: Params, args: argparse.Namespace) -> str:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from pipeline.model import processes
-    from pipeline.model.memory import keep_freed_memory
-    from pipeline.model.precision import chosen, in_words
-    from pipeline.model.selfcheck import check_loss
-    from pipeline.model.states import States
-    from pipeline.model.training import Training
-    from pipeline.tracking import Live
+    from pipeline.models.git.parity import check_loss
+    from pipeline.models.precision import chosen, in_words
+    from pipeline.tracking.runs import Live
+    from pipeline.training import distributed
+    from pipeline.training.memory import keep_freed_memory
+    from pipeline.training.state import States
+    from pipeline.training.trainer import Training
 
     keep_freed_memory()
-    settings = params.finetune
+    settings, launch = params.finetune, params.runtime.launch
     gpu = torch.cuda.is_available()
-    if settings.launch.together > 1 and not processes.is_one_of_several():
-        raise SystemExit(processes.run_several("pipeline.finetune", settings.launch, args.machine, gpu))
+    if launch.together > 1 and not distributed.is_one_of_several():
+        raise SystemExit(distributed.run_several("pipeline.finetune", launch, args.machine, gpu))
     # One process fills the cache of features for all, and another machine may be started hours later.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     accelerator = Accelerator(cpu=not gpu, kwargs_handlers=[patience])
@@ -86,8 +86,10 @@ def run(params: Params, args: argparse.Namespace) -> str:
     kept = paths.TRAININGS / made_by["training_key"][:32]
     states = States(kept)
     with accelerator.main_process_first():  # it fills the cache for all
-        pictures, held_out = _pictures(start, train, validation, settings, dtype)
-    training = Training(start, pictures, held_out, train, validation, settings, accelerator, dtype, states)
+        pictures, held_out = _pictures(start, train, validation, params, dtype)
+    training = Training(
+        start, pictures, held_out, train, validation, settings, accelerator, dtype, states, params.runtime.state_minutes
+    )
     outlook = training.check()
     if first:
         print(f"finetune: {outlook}")
@@ -142,9 +144,9 @@ def _go_on(training: Training, kept: Path, first: bool) -> None:
 
 
 def _fit(training: Training, watch: Watch) -> None:
-    from pipeline.model.training import StoppedError
+    from pipeline.training.trainer import StoppedError
 
-    with stage.ending_itself() as asked:
+    with entrypoint.ending_itself() as asked:
         try:
             training.fit(watch, asked)
         except StoppedError:
@@ -175,16 +177,16 @@ class _Watch:
         self._live.metrics(values, step)
 
     def samples(self, captions: Sequence[Sequence[str]]) -> None:
-        from pipeline.model import samples
+        from pipeline.tracking import samples_page
 
         if captions[-1]:
             reader = PictureReader(paths.DATASET / "validation")
-            self._live.page("samples.html", samples.render(self._validation, reader, captions))
+            self._live.page("samples.html", samples_page.render(self._validation, reader, captions))
 
 
 def _start(settings: Finetune, train: Sequence[Example]) -> tuple[Checkpoint, str]:
     """The checkpoint that training starts from, and a hash of what decides it."""
-    from pipeline.model import checkpoint as checkpoints
+    from pipeline.models.git import checkpoint as checkpoints
 
     if settings.checkpoint == checkpoints.SCRATCH:
         captions = [caption for example in train for caption in example.captions]
@@ -213,29 +215,30 @@ def training_facts(params: Params, start_hash: str, computed_in: str) -> dict[st
         "checkpoint": params.finetune.checkpoint,
         "checkpoint_sha256": start_hash,
         "data_sha256": sha256_of(paths.DATASET / "train", paths.DATASET / "validation"),
-        "code_sha256": sha256_of(*(Path(__file__).parent.parent / file for file in closure("pipeline.finetune"))),
+        "code_sha256": sha256_of(*(Path(__file__).parent.parent / file for file in deciding("pipeline.finetune"))),
         "params": params.finetune.model_dump(),
         "computed_in": computed_in,
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
-    deciding = {**facts, "params": params.finetune.model_dump(exclude=_NOT_DECIDING)}
-    return {"training_key": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(), **facts}
+    return {"training_key": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), **facts}
 
 
 def _pictures(
     checkpoint: Checkpoint,
     train: Sequence[Example],
     validation: Sequence[Example],
-    settings: Finetune,
+    params: Params,
     dtype: torch.dtype,
 ) -> tuple[Callable[[int], Dataset[torch.Tensor]], Dataset[torch.Tensor]]:
     """The training pictures of each epoch, and the validation pictures.
 
     With a frozen image encoder, what it makes of them, where they are the same in each epoch and that can be kept.
     """
-    from pipeline.model.augmentation import Augmented
-    from pipeline.model.batches import Pictures
-    from pipeline.model.features import Features, NoRoomError
+    from pipeline.training.augmentation import Augmented
+    from pipeline.training.feature_cache import Features, NoRoomError
+    from pipeline.training.loader import Pictures
+
+    settings = params.finetune
 
     def pictures(**memory: int) -> tuple[Pictures, Pictures]:
         return (
@@ -248,12 +251,12 @@ def _pictures(
         return lambda epoch: Augmented(of_train, train, settings.augmentation, settings.seed, epoch), of_validation
     if settings.freeze == "none":
         return lambda epoch: of_train, of_validation
-    limit = int(settings.feature_cache_gb * 1e9)
+    limit = int(params.runtime.feature_cache_gb * 1e9)
     try:
         features, held_out = Features(checkpoint, pictures(memory=0), paths.FEATURES, dtype, limit).splits()
         return lambda epoch: features, held_out
     except NoRoomError as error:
-        print(f"finetune: finetune.feature_cache_gb: features take {error}; pictures are encoded each time")
+        print(f"finetune: runtime.feature_cache_gb: features take {error}; pictures are encoded each time")
         return lambda epoch: of_train, of_validation
 
 
@@ -263,7 +266,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="of finetune.launch.machines that train together this is number N, from 0 (default: %(default)s)",
+        help="this machine's rank (0-based; default: %(default)s)",
     )
 
 
@@ -273,4 +276,4 @@ def _lock(args: argparse.Namespace) -> str | None:
 
 
 if __name__ == "__main__":
-    stage.main("finetune", run, _arguments, _lock, tells=is_first())
+    entrypoint.main("finetune", run, _arguments, _lock, tells=is_first())

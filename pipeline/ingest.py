@@ -16,18 +16,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import paths, stage
-from pipeline.data import pictures, records
-from pipeline.data.account import Account, write_set_aside
-from pipeline.data.archive import Files, MemberError, open_files, suffix
-from pipeline.data.captions import clean
-from pipeline.data.pictures import Normalised
-from pipeline.data.records import Ingested, PictureReader, PictureWriter, Row, read_ingested, write_ingested
-from pipeline.data.sources import CaptionFile, PictureIndex, caption_files, is_resource_fork, read_captions
-from pipeline.errors import ConfigError, DataError
-from pipeline.files import read_json, sha256_of, swapped_in, write_json
-from pipeline.params import Ingest, Params
-from pipeline.progress import progress_bar
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, DataError
+from pipeline.config.params import Params
+from pipeline.config.sections.ingest import Ingest
+from pipeline.data import dataset, images
+from pipeline.data.audit import Account, write_set_aside
+from pipeline.data.dataset import Ingested, PictureReader, PictureWriter, Row, read_ingested, write_ingested
+from pipeline.data.images import Normalised
+from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
+from pipeline.data.sources.layouts import CaptionFile, PictureIndex, caption_files, is_resource_fork, read_captions
+from pipeline.data.text import clean
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
+from pipeline.runtime.progress import progress_bar
 
 PICTURE_BYTES = 256 * 2**20  # of one file; no photo comes near
 _MADE_BY = "made_by.json"  # what, beside the raw bytes, the pictures in the folder follow from
@@ -49,7 +51,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     with open_files(paths.RAW / name) as files, swapped_in(folder, report) as (new_folder, new_report):
         source = _Source(name, files, Account())
         tables = source.find_captions()
-        found = source.ingest_pictures(new_folder, settings, _LastRun(folder, settings))
+        found = source.ingest_pictures(new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads)
         account = source.account
         if not found:
             reasons = account.reasons("file") + account.reasons("row")
@@ -71,7 +73,7 @@ def _made_by(settings: Ingest) -> dict[str, Any]:
     return {
         "image_size": settings.image_size,
         "max_pixels": settings.max_pixels,
-        "code": sha256_of(Path(pictures.__file__), Path(records.__file__)),
+        "code": sha256_of(Path(images.__file__), Path(dataset.__file__)),
         "pillow": version("pillow"),
         "imagehash": version("imagehash"),
     }
@@ -119,7 +121,7 @@ class _Source:
         for index, member in enumerate(self.files.members):
             if is_resource_fork(member):
                 self._set_aside(index, "not_a_picture_file")
-            elif member.suffix in pictures.SUFFIXES:
+            elif member.suffix in images.SUFFIXES:
                 self._captions[index] = []
             elif index not in layouts:
                 kind = "unsupported_format" if member.suffix in _UNSUPPORTED else "not_a_picture_file"
@@ -157,7 +159,7 @@ class _Source:
             "rows": self.account.rows - before,
         }
 
-    def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun) -> list[Ingested]:
+    def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[Ingested]:
         """Decode, check and store each picture that has a caption, once; returns their records in order.
 
         Members with the same bytes are one picture, with the captions of all.
@@ -169,19 +171,19 @@ class _Source:
                 data = self.files.read(index, PICTURE_BYTES)
             except MemberError as error:
                 return None, error.reason
-            sha256 = pictures.identity(data)
+            sha256 = images.identity(data)
             if not self._captions[index]:
                 return sha256, None
             try:
-                return sha256, last.find(sha256) or pictures.normalise(data, settings.image_size, settings.max_pixels)
-            except pictures.PictureError as error:
+                return sha256, last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels)
+            except images.PictureError as error:
                 return sha256, error.reason
 
         hashes: dict[int, str] = {}
         same: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         outcome: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> the first that has a caption, and what of it
         with PictureWriter(folder, last.pictures) as writer:
-            made = zip(self._captions, _map(normalise, self._captions), strict=True)
+            made = zip(self._captions, _map(normalise, self._captions, threads), strict=True)
             for index, (sha256, result) in progress_bar(
                 made, total=len(self._captions), desc=f"ingest {self.name}", unit=" pictures"
             ):
@@ -234,12 +236,12 @@ class _Source:
             self.account.set_aside_row(self.name, row.file, row.row, "picture_set_aside")
 
 
-def _map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` on a thread a core (Pillow lets go of the interpreter while it decodes), results in order.
+def _map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map` on threads (Pillow releases the GIL while it decodes), results in order.
 
     Unlike `Executor.map` it reads only a few items ahead, so that an archive of any size fits in memory.
     """
-    workers = (os.cpu_count() or 1) + 1  # one more than cores, for the time in which one waits for the interpreter
+    workers = threads or (os.cpu_count() or 1) + 1  # one more than cores: one of them waits for the GIL
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:
@@ -255,4 +257,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("ingest", run, _arguments, lock=lambda args: f"ingest-{args.source}")
+    entrypoint.main("ingest", run, _arguments, lock=lambda args: f"ingest-{args.source}")

@@ -17,21 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
-from pipeline import paths, registry, stage
-from pipeline.closure import closure
-from pipeline.data.pictures import data_url
-from pipeline.data.printed import printed, write_printed
-from pipeline.data.records import PictureReader, read_examples
-from pipeline.errors import DataError
-from pipeline.files import read_json, read_json_lines, sha256_of, swapped_in, write_json
-from pipeline.model.curve import read_curve
-from pipeline.model.weights import weights_hash
-from pipeline.params import Params, flatten
+from pipeline.config import paths
+from pipeline.config.errors import DataError
+from pipeline.config.params import Params, flatten
+from pipeline.data.dataset import PictureReader, read_examples
+from pipeline.data.fingerprints import printed, write_printed
+from pipeline.data.images import data_url
+from pipeline.models.weights import weights_hash
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
+from pipeline.runtime.import_closure import deciding
+from pipeline.tracking import registry
+from pipeline.training.history import read_curve
 
 if TYPE_CHECKING:
-    from pipeline import tracking
+    from pipeline.tracking import runs
 
-SERVED = Path(__file__).with_name("served.py")
+PACKAGE = Path(__file__).parent  # goes along with the registered model
+SERVED = PACKAGE / "tracking" / "pyfunc.py"
 CARD = "MODEL_CARD.md"
 _SCORE = "test_CIDEr-D"
 _TABLE = 60  # pictures in MLflow's table
@@ -43,18 +46,18 @@ _REQUIREMENTS = (
 
 def run(params: Params, args: argparse.Namespace) -> str:
     """Register the model where the registry does not have it; returns the last line to print."""
-    from pipeline import tracking
+    from pipeline.tracking import runs
 
     training, evaluation, model_sha256 = _what_is_there()
     name, key = params.register_.model, training["training_key"]
-    with tracking.reachable():
-        store = tracking.client()
-        experiment_id = tracking.experiment(store, params.register_.experiment)
-        for dead in tracking.close_dead_runs(store, experiment_id):
+    with runs.reachable():
+        store = runs.client()
+        experiment_id = runs.experiment(store, params.register_.experiment)
+        for dead in runs.close_dead_runs(store, experiment_id):
             print(f"register: closed the MLflow run {dead}, whose process had died")
-        known = tracking.find_run(store, experiment_id, key) is not None
-        tags = {} if known else {tracking.RESTORED: "true"}
-        with tracking.training_run(store, experiment_id, key, tags) as training_run:
+        known = runs.find_run(store, experiment_id, key) is not None
+        tags = {} if known else {runs.RESTORED: "true"}
+        with runs.training_run(store, experiment_id, key, tags) as training_run:
             version = registry.find_version(store, name, model_sha256)
             # Where a version came from is told when it is made; today's commit and data are not those of an old one.
             facts = _facts(training, model_sha256, params) if version is None else version.tags
@@ -74,7 +77,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_json(report, {"model": name, "model_sha256": model_sha256, "training_key": key})
     return (
         f"models:/{name}/{number} {'was already' if version else 'is new'} in the registry, run {training_run.name};"
-        " look with `make ui`, caption a photo with `python -m pipeline.caption PHOTO`"
+        " look with `make ui`, caption a photo with `python -m pipeline.commands.caption PHOTO`"
     )
 
 
@@ -96,7 +99,7 @@ def _what_is_there() -> tuple[dict[str, Any], dict[str, Any], str]:
 
 
 def _log(
-    run: tracking.TrainingRun,
+    run: runs.TrainingRun,
     params: Params,
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
@@ -141,9 +144,7 @@ def _table() -> dict[str, list[Any]]:
     }
 
 
-def _register(
-    store: Any, run: tracking.TrainingRun, name: str, folder: Path, card: str, tags: Mapping[str, str]
-) -> int:
+def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: str, tags: Mapping[str, str]) -> int:
 
     pictures = folder / registry.TRAINED_ON
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -152,7 +153,7 @@ def _register(
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
     uri = registry.log_model(
         run,
-        code=SERVED.parent,
+        code=PACKAGE,
         served=SERVED,
         artifacts={"checkpoint": paths.MODEL, "card": folder / CARD, "training_pictures": pictures},
         example=example,
@@ -163,14 +164,14 @@ def _register(
 
 def _facts(training: Mapping[str, Any], model_sha256: str, params: Params) -> dict[str, str]:
     """What leads from the model back to its data, params and code, as tags."""
-    from pipeline import tracking
+    from pipeline.tracking import runs
 
     used = params.flat("ingest", "build") | flatten("finetune", training["params"])
     root = Path(__file__).parent.parent
-    same_code = training["code_sha256"] == sha256_of(*(root / file for file in closure("pipeline.finetune")))
+    same_code = training["code_sha256"] == sha256_of(*(root / file for file in deciding("pipeline.finetune")))
     return {
         registry.MODEL_SHA256: model_sha256,
-        tracking.TRAINING_KEY: training["training_key"],
+        runs.TRAINING_KEY: training["training_key"],
         "data_sha256": training["data_sha256"],
         "code_sha256": training["code_sha256"],
         "computed_in": training["computed_in"],
@@ -253,4 +254,4 @@ unwanted: do not publish them unread.
 
 
 if __name__ == "__main__":
-    stage.main("register", run, lock=lambda args: "register")
+    entrypoint.main("register", run, lock=lambda args: "register")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.drawn.sample import write_sample
+from pipeline.synthetic.sample import write_sample
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -105,13 +105,13 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new `mlflow.db`, to be copied: MLflow takes seconds to make the tables of one."""
-    from pipeline import tracking  # MLflow is slow to import, and many tests need none
+    from pipeline.tracking import runs  # MLflow is slow to import, and many tests need none
 
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.client()
+        runs.client()
     return folder / "mlflow.db"
 
 

@@ -17,13 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import build, ingest, params
-from pipeline.data.account import Aside, read_set_aside, write_set_aside
-from pipeline.data.records import Example, PictureReader, fair_share, read_examples
+from pipeline import build, ingest
+from pipeline.config import params
+from pipeline.config.errors import DataError
+from pipeline.data.audit import Aside, read_set_aside, write_set_aside
+from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.split import SPLITS
-from pipeline.drawn.sample import write_sample
-from pipeline.errors import DataError
-from pipeline.files import read_json, sha256_of
+from pipeline.runtime.atomic_files import read_json, sha256_of
+from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, jpeg, set_params
 
 
@@ -209,7 +210,7 @@ def test_more_data_and_another_size_move_no_picture_to_another_split(workspace: 
 def test_what_a_grown_archive_leaves_as_it_was_is_not_written_again(
     workspace: Path, bring: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.data.records.SHARD_PICTURES", 10)
+    monkeypatch.setattr("pipeline.data.dataset.SHARD_PICTURES", 10)
     folders = [Path("data/ingest/s"), *(Path("data/dataset") / split for split in SPLITS)]
 
     def build_first(count: int) -> dict[Path, int]:
@@ -291,7 +292,7 @@ def test_hugging_face_reads_the_data_set_as_it_stands(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr("pipeline.data.records.SHARD_PICTURES", 20)  # so that there are several shards
+    monkeypatch.setattr("pipeline.data.dataset.SHARD_PICTURES", 20)  # so that there are several shards
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     build_from("sample")
     loaded = datasets.load_dataset("imagefolder", data_dir="data/dataset", cache_dir=str(tmp_path / "cache"))

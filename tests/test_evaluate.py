@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import evaluate, finetune, params
-from pipeline.data.records import fair_share, read_examples
-from pipeline.errors import ConfigError
-from pipeline.files import read_json, sha256_of
+from pipeline import evaluate, finetune
+from pipeline.config import params
+from pipeline.config.errors import ConfigError
+from pipeline.data.dataset import fair_share, read_examples
+from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import run, set_params
 from tests.test_finetune import built  # noqa: F401
 
@@ -71,7 +72,9 @@ def test_captions_are_written_as_coco_has_them_and_score_the_same(trained: Path)
     report = run_evaluate()
     folder = Path("reports/evaluate")
     files = [folder / "coco_results.json", folder / "coco_annotations.json"]
-    done = run(trained, sys.executable, "-m", "pipeline.metrics", *map(str, files), "--no-java", "--json", "again.json")
+    done = run(
+        trained, sys.executable, "-m", "pipeline.commands.score", *map(str, files), "--no-java", "--json", "again.json"
+    )
     assert done.returncode == 0, done.stderr
     scores = read_json(Path("again.json"))["scores"]
     assert scores == {name: report["model"][name] for name in scores}
@@ -98,7 +101,7 @@ def test_the_same_model_gives_the_same_bytes(trained: Path) -> None:
 def test_the_batch_size_changes_no_caption(trained: Path) -> None:
     run_evaluate()
     first = captions()
-    set_params(trained, {"evaluate.batch_size": 3})
+    set_params(trained, {"runtime.caption_batch_size": 3})
     run_evaluate()
     assert captions() == first
 

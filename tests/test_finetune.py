@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import build, finetune, ingest, params, tracking
-from pipeline.drawn.sample import write_sample
-from pipeline.errors import ConfigError
-from pipeline.files import read_json, sha256_of
-from pipeline.model import checkpoint, git
-from pipeline.model.curve import Epoch, best_by_cider, read_curve
-from pipeline.model.training import Training
-from pipeline.model.weights import weights_hash
+from pipeline import build, finetune, ingest
+from pipeline.config import params
+from pipeline.config.errors import ConfigError
+from pipeline.models.git import checkpoint, modeling
+from pipeline.models.weights import weights_hash
+from pipeline.runtime.atomic_files import read_json, sha256_of
+from pipeline.synthetic.sample import write_sample
+from pipeline.tracking import runs
+from pipeline.training.history import Epoch, best_by_cider, read_curve
+from pipeline.training.trainer import Training
 from tests.conftest import environment, run, set_params
 
+RUNTIME = {"feature_cache_gb"}
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
 
 
@@ -35,7 +38,7 @@ def built(workspace: Path, mlflow_db: Path) -> Path:
 
 
 def train(**changes: object) -> dict:
-    set_params(Path.cwd(), {f"finetune.{key}": value for key, value in changes.items()})
+    set_params(Path.cwd(), {f"{'runtime' if key in RUNTIME else 'finetune'}.{key}": v for key, v in changes.items()})
     finetune.run(params.load(), Namespace())
     return read_json(Path("models/finetune/training.json"))
 
@@ -93,7 +96,7 @@ def test_the_training_key_follows_data_params_start_and_arithmetic(built: Path) 
 
     first = key()
     assert key() == first
-    set_params(built, {"evaluate.beams": 2, "finetune.feature_cache_gb": 3})
+    set_params(built, {"evaluate.beams": 2, "runtime.feature_cache_gb": 3})
     assert key() == first
     assert key(computed_in="bfloat16 on cuda") != first
     set_params(built, {"finetune.epochs": 3})
@@ -108,8 +111,8 @@ def test_the_training_key_follows_data_params_start_and_arithmetic(built: Path) 
 def test_one_run_a_training_with_a_curve_that_a_second_attempt_does_not_double(built: Path) -> None:
     for _ in range(2):
         made = train()
-    store = tracking.client()
-    experiment = tracking.experiment(store, "image-captioning")
+    store = runs.client()
+    experiment = runs.experiment(store, "image-captioning")
     (found,) = store.search_runs([experiment])
     assert found.data.tags["training_key"] == made["training_key"]
     assert found.info.status == "FINISHED"
@@ -122,7 +125,7 @@ def test_one_run_a_training_with_a_curve_that_a_second_attempt_does_not_double(b
 
 
 def test_training_goes_on_where_mlflow_can_not_be_reached(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    tracking.mlflow.set_tracking_uri(None)
+    runs.mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     train()
@@ -248,7 +251,7 @@ def test_precision_smoothing_captions_and_checkpointing_are_what_params_say(
     train(captions_per_picture=1)
     assert weights_hash(Path("models/finetune")) != weights
     calls = []
-    monkeypatch.setattr(git, "checkpoint", lambda f, *inputs, use_reentrant: calls.append(f) or f(*inputs))
+    monkeypatch.setattr(modeling, "checkpoint", lambda f, *inputs, use_reentrant: calls.append(f) or f(*inputs))
     train(captions_per_picture=8, gradient_checkpointing=True)
     assert weights_hash(Path("models/finetune")) == weights
     assert calls
@@ -266,9 +269,9 @@ def steps_of(folder: Path, **changes: object) -> tuple[list[tuple[int, float]], 
     done = run(folder, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("models/finetune holds") == 1  # one of them tells
-    store = tracking.client()
+    store = runs.client()
     (made,) = store.search_runs(
-        [tracking.experiment(store, "image-captioning")],
+        [runs.experiment(store, "image-captioning")],
         f"tags.training_key = '{read_json(folder / 'models/finetune/training.json')['training_key']}'",
     )
     history = store.get_metric_history(made.info.run_id, "step/train_loss")
@@ -287,10 +290,10 @@ def test_two_processes_of_one_machine_or_two_are_one_with_the_same_batch(built: 
     alone, weights = steps_of(built, **same)
     for launch in ({"processes": 2}, {"processes": 1, "machines": 2, "port": free_port()}):
         changes = {f"launch.{key}": value for key, value in launch.items()}
-        set_params(built, {f"finetune.{key}": value for key, value in changes.items()})
+        set_params(built, {f"runtime.{key}": value for key, value in changes.items()})
         other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
         second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
-        together, shared = steps_of(built, **same, **changes)
+        together, shared = steps_of(built, **same)
         assert second is None or second.wait(60) == 0
         assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
         assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
@@ -300,14 +303,14 @@ def test_two_processes_of_one_machine_or_two_are_one_with_the_same_batch(built: 
 
 
 def test_a_machine_that_params_do_not_know_is_told(built: Path) -> None:
-    set_params(built, {"finetune.launch.processes": 2})
+    set_params(built, {"runtime.launch.processes": 2})
     done = run(built, sys.executable, "-m", "pipeline.finetune", "--machine", "1")
     assert done.returncode == 78
-    assert "--machine 1: params.yaml has finetune.launch.machines: 1" in done.stderr
+    assert "--machine 1: params.yaml has runtime.launch.machines: 1" in done.stderr
 
 
 def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
-    set_params(built, {"finetune.launch.processes": 2, "ingest.image_size": 24})
+    set_params(built, {"runtime.launch.processes": 2, "ingest.image_size": 24})
     done = run(built, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
     assert done.returncode == 78
     assert "set it to 32 or more" in done.stderr
@@ -326,7 +329,7 @@ def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
 def test_the_best_epoch_is_judged_by_cider_where_enough_pictures_are_captioned(
     built: Path, captions: int, best_by: str, judged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.model.training.FEWEST_FOR_CIDER", 6)  # of 8 validation pictures
+    monkeypatch.setattr("pipeline.training.trainer.FEWEST_FOR_CIDER", 6)  # of 8 validation pictures
     made = train(epochs=4, learning_rate=0.01, validation_captions=captions, best_by=best_by)
     assert read_json(Path("reports/finetune.json"))["best_by"] == judged
     curve = read_curve(Path("reports/finetune.csv"))

@@ -16,10 +16,11 @@ from types import FrameType
 import pytest
 from PIL import Image
 
-from pipeline import ingest, params
-from pipeline.data.account import read_set_aside
-from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline import ingest
+from pipeline.config import params
+from pipeline.config.errors import DataError
+from pipeline.data.audit import read_set_aside
+from pipeline.runtime.atomic_files import read_json
 from tests.conftest import set_params
 
 SECONDS = 20  # more than any of these small sources may take

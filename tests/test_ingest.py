@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import ingest, params
-from pipeline.data import pictures
-from pipeline.data.account import FILE_REASONS, ROW_REASONS
-from pipeline.data.records import PictureReader, read_ingested
-from pipeline.drawn.sample import write_sample
-from pipeline.errors import DataError
-from pipeline.files import read_json, sha256_of
+from pipeline import ingest
+from pipeline.config import params
+from pipeline.config.errors import DataError
+from pipeline.data import images
+from pipeline.data.audit import FILE_REASONS, ROW_REASONS
+from pipeline.data.dataset import PictureReader, read_ingested
+from pipeline.runtime.atomic_files import read_json, sha256_of
+from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, SHARED, jpeg, run, set_params
 
 Bring = Callable[..., Path]
@@ -316,8 +317,8 @@ def test_pictures_of_the_last_run_are_found_again_and_not_decoded(
     shutil.rmtree(workspace / "data/raw")
     bring("grown", files, rows)
     decoded = []
-    normalise = pictures.normalise
-    monkeypatch.setattr(pictures, "normalise", lambda *args: decoded.append(1) or normalise(*args))
+    normalise = images.normalise
+    monkeypatch.setattr(images, "normalise", lambda *args: decoded.append(1) or normalise(*args))
     ingest_source("grown")
     assert len(decoded) == 1
     assert sha256_of(Path("data/ingest"), Path("reports")) == anew

@@ -24,9 +24,11 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import caption, params, tracking
-from pipeline.data.records import PictureReader, read_examples
-from pipeline.files import read_json, sha256_of
+from pipeline.commands import caption
+from pipeline.config import params
+from pipeline.data.dataset import PictureReader, read_examples
+from pipeline.runtime.atomic_files import read_json, sha256_of
+from pipeline.tracking import runs
 from tests.conftest import environment, jpeg, run, set_params
 
 OUTPUTS = [Path(name) for name in ("data/ingest", "data/dataset", "models/finetune", "reports")]
@@ -37,10 +39,10 @@ def outputs(folder: Path) -> str:
     return sha256_of(*(folder / name for name in OUTPUTS))
 
 
-def store_in(file: Path) -> tracking.mlflow.MlflowClient:
+def store_in(file: Path) -> runs.mlflow.MlflowClient:
     """A client of an MLflow store's file, which asks it anew each time."""
     assert file.is_file()
-    return tracking.mlflow.MlflowClient(f"sqlite:///{file}")
+    return runs.mlflow.MlflowClient(f"sqlite:///{file}")
 
 
 def registered(folder: Path) -> list[Any]:
@@ -105,7 +107,8 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
 
 def test_captions_stand_in_a_file_from_which_the_scores_follow(loop: Path) -> None:
     code = (
-        "import json; from pipeline.score.metrics import score; from pipeline.score.tokens import tokenize\n"
+        "import json\nfrom pipeline.evaluation.metrics import score\n"
+        "from pipeline.evaluation.ptb.tokens import tokenize\n"
         "lines = [json.loads(l) for l in open('reports/evaluate/captions.jsonl')]\n"
         "print(json.dumps(score([tokenize(l['captions']['model']) for l in lines],"
         " [[tokenize(r) for r in l['references']] for l in lines])))"
@@ -132,7 +135,7 @@ def test_the_version_leads_back_to_data_params_and_code(loop: Path) -> None:
 
 def test_the_run_has_curve_metrics_table_gallery_params_and_lock(loop: Path) -> None:
     store = store_in(loop / "mlflow.db")
-    found = store.search_runs([tracking.experiment(store, "image-captioning")])[0]
+    found = store.search_runs([runs.experiment(store, "image-captioning")])[0]
     assert found.info.status == "FINISHED"
     assert "restored" not in found.data.tags
     assert found.data.params["ingest.image_size"] == "256"
@@ -163,7 +166,7 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
         image.resize((100, 100)).save(tmp_path / "smaller.jpg")
     Image.new("RGB", (64, 48), "red").save(tmp_path / "never seen.jpg")
     names = [f"{tmp_path}/original.jpg", f"{tmp_path}/smaller.jpg", f"{tmp_path}/never seen.jpg", test.sha256]
-    done = run(loop, sys.executable, "-m", "pipeline.trained_on", *names)
+    done = run(loop, sys.executable, "-m", "pipeline.commands.trained_on", *names)
     assert done.returncode == 0, done.stderr
     exactly, nearly, never, tested, last = done.stdout.splitlines()
     assert "trained on it: versions 1" in exactly
@@ -171,7 +174,7 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
     for line in (never, tested):
         assert "trained on it: none; on one nearly the same: none" in line
     assert "versions of image-captioning were looked through" in last
-    missing = run(loop, sys.executable, "-m", "pipeline.trained_on", "lost.jpg")
+    missing = run(loop, sys.executable, "-m", "pipeline.commands.trained_on", "lost.jpg")
     assert missing.returncode == 65
     assert "lost.jpg: No such file" in missing.stderr
 
@@ -179,7 +182,7 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
 def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says_it_once(loop: Path) -> None:
     sha256 = read_json(loop / "reports/register.json")["model_sha256"]
     (number,) = (v.version for v in registered(loop) if v.tags["model_sha256"] == sha256)
-    command = (sys.executable, "-m", "pipeline.promote", "--dry-run", "--challenger", f"{number}")
+    command = (sys.executable, "-m", "pipeline.commands.promote", "--dry-run", "--challenger", f"{number}")
     done = run(loop, *command)
     assert done.returncode == 0, done.stderr
     (kept,) = (loop / ".work/captions").glob("*.json")
@@ -226,7 +229,7 @@ def test_an_emptied_registry_is_filled_again_from_the_files(loop: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert "models:/image-captioning/1 is new in the registry" in done.stdout
     store = store_in(tmp_path / "other.db")
-    made = store.search_runs([tracking.experiment(store, "image-captioning")])[0]
+    made = store.search_runs([runs.experiment(store, "image-captioning")])[0]
     assert made.data.tags["restored"] == "true"
     assert len(store.get_metric_history(made.info.run_id, "epoch/train_loss")) == 2
     assert run(loop, "dvc", "status").stdout.strip() == NOTHING
@@ -237,7 +240,7 @@ def test_ones_own_photo_is_captioned_by_the_newest_and_by_a_named_model(
 ) -> None:
     photo = tmp_path / "my photo.jpg"
     photo.write_bytes(jpeg("green", (400, 300)))
-    newest = run(loop, sys.executable, "-m", "pipeline.caption", str(photo))
+    newest = run(loop, sys.executable, "-m", "pipeline.commands.caption", str(photo))
     assert newest.returncode == 0, newest.stderr
     said = {newest.stdout.splitlines()[0]}
 
@@ -258,9 +261,15 @@ def test_ones_own_photo_is_captioned_by_the_newest_and_by_a_named_model(
     assert lines("--model", "models/finetune", of=no_utf8)[0].encode().startswith(str(tmp_path).encode())
     several = [line for line in lines("--several", "4") if line.startswith(str(photo))]
     assert 1 <= len(several) == len(set(several)) <= 4
-    assert run(loop, sys.executable, "-m", "pipeline.caption", "nothing.jpg").returncode == 65
+    assert run(loop, sys.executable, "-m", "pipeline.commands.caption", "nothing.jpg").returncode == 65
     champion = run(
-        loop, sys.executable, "-m", "pipeline.caption", str(photo), "--model", "models:/image-captioning@champion"
+        loop,
+        sys.executable,
+        "-m",
+        "pipeline.commands.caption",
+        str(photo),
+        "--model",
+        "models:/image-captioning@champion",
     )
     assert champion.returncode == 78
     assert champion.stderr.count("\n") == 1

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.drawn.sample import write_sample
-from pipeline.params import Params
+from pipeline.config.params import Params
+from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, TINY, environment, jpeg, set_params
 
 README = (ROOT / "README.md").read_text()

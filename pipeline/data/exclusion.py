@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data import pictures
+from pipeline.config.errors import DataError
+from pipeline.data import images
 from pipeline.data.split import Prints, look_alikes
-from pipeline.errors import DataError
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -70,10 +70,10 @@ def _of_folder(folder: Path, image_size: int, max_pixels: int) -> tuple[set[str]
         if file.name.startswith(".") or not file.is_file():
             continue
         data = file.read_bytes()
-        hashes.add(pictures.identity(data))
+        hashes.add(images.identity(data))
         try:
-            made.append(pictures.normalise(data, image_size, max_pixels))
-        except pictures.PictureError as error:
+            made.append(images.normalise(data, image_size, max_pixels))
+        except images.PictureError as error:
             raise DataError(
                 f"{file}: {error}, so what is like it can't be left out (ingest.exclude); bring it as a whole picture,"
                 " or take it away"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from pipeline import build, ingest, params
-from pipeline.data.records import Example
+from pipeline import build, ingest
+from pipeline.config import params
+from pipeline.data.dataset import Example
 from pipeline.data.split import SPLITS
-from pipeline.drawn.sample import write_sample
+from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, set_params
 
 SCHEMA = json.loads((ROOT / "docs/dataset.schema.json").read_text())

@@ -18,9 +18,9 @@ import mlflow
 import psutil
 import pytest
 
-from pipeline.drawn.sample import write_sample
-from pipeline.files import sha256_of
-from pipeline.registry import MODEL_SHA256
+from pipeline.runtime.atomic_files import sha256_of
+from pipeline.synthetic.sample import write_sample
+from pipeline.tracking.registry import MODEL_SHA256
 from tests.conftest import TINY, environment, run, set_params
 from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
 from tests.flows.house import GIT, git
@@ -161,7 +161,7 @@ class Drill:
     def orphans(self) -> list[str]:
         """The commands that run in the workspace and are neither the scheduler's nor its server's."""
         commands = [" ".join(process.cmdline()) for process in processes_in(self.folder)]
-        expected = ("flows.serve", "flows.server", "resource_tracker")
+        expected = ("flows.serve", "flows.exec.server", "resource_tracker")
         return [command for command in commands if not any(word in command for word in expected)]
 
 
@@ -258,7 +258,7 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
         drill.end()
 
         before = drill.champion()
-        rolled = run(drill.folder, sys.executable, "-m", "pipeline.promote", "--rollback")
+        rolled = run(drill.folder, sys.executable, "-m", "pipeline.commands.promote", "--rollback")
         drill.say(rolled.stdout.strip().splitlines()[-1])
         assert rolled.returncode == 0, rolled.stderr
         assert drill.champion() == before - 1 == 1
@@ -294,7 +294,7 @@ def test_kills_at_random_moments(workspace_of_the_real_stages: Path, web: Web, t
     source = tmp_path / "source"
     bring_more(source, web, 0)
     log = Path(os.environ.get("DRILL_LOG", tmp_path / "kills.log"))
-    tiny = {**TINY, "finetune.epochs": 2, "finetune.state_minutes": 0, "promote.least_distinct": 0.0}
+    tiny = {**TINY, "finetune.epochs": 2, "runtime.state_minutes": 0, "promote.least_distinct": 0.0}
     drill = Drill(workspace_of_the_real_stages, web, log, **tiny)
     rng = random.Random(11)
     never = "0 0 1 1 *"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import read_json, sha256_of
+from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import run, set_params
 from tests.flows.conftest import Api, processes_in, wait_until
 from tests.flows.house import GIT, git

@@ -19,7 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import serve
-from pipeline import alive
+from pipeline.runtime import process_identity
 from tests.conftest import ROOT, run
 from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
 from tests.flows.test_retrain import registry
@@ -151,7 +151,7 @@ def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_
     assert f"serve: Prefect's pages: http://127.0.0.1:{port}/deployments" in said
     url = f"http://127.0.0.1:{port}/api"
     assert answers(f"{url}/health")
-    (server,) = [p for p in processes_in(house) if "flows.server" in p.cmdline()]
+    (server,) = [p for p in processes_in(house) if "flows.exec.server" in p.cmdline()]
     listening = [c.laddr for c in server.net_connections() if c.status == "LISTEN"]
     assert [address.ip for address in listening] == ["127.0.0.1"]
 
@@ -278,12 +278,12 @@ def test_a_worker_of_a_process_pool_runs_them_and_a_killed_worker_takes_its_run_
 
 
 def test_a_server_ends_with_its_owner_and_without_one_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import server
+    from flows.exec import server
 
     called: list[list[str]] = []
     watched: list[list[str]] = []
     monkeypatch.setattr(server.runpy, "run_module", lambda name, run_name: called.append([name, *sys.argv]))
-    monkeypatch.setattr(alive, "end_with", lambda others, *seconds: watched.append(others))
+    monkeypatch.setattr(process_identity, "end_with", lambda others, *seconds: watched.append(others))
     monkeypatch.setattr(sys, "argv", ["server", "--port", "4321"])
     monkeypatch.setenv("IMAGE_CAPTIONING_OWNER", "12:3.4")
     server.main()

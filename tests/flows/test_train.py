@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import claim
-from pipeline.files import read_json, sha256_of
+from pipeline.runtime import workspace_lock
+from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import ROOT, run, set_params
 from tests.flows.conftest import Api, processes_in, wait_until
 from tests.flows.house import git
@@ -204,7 +204,7 @@ def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes
     first.terminate()
     first.wait()
     monkeypatch.chdir(house)
-    assert claim._read() is None
+    assert workspace_lock._read() is None
 
 
 def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:

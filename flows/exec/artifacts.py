@@ -1,0 +1,122 @@
+"""What a person can browse of a run on Prefect's pages: accounts, figures, progress, links. Knows numbers only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from pipeline.config import paths
+from pipeline.runtime.atomic_files import read_json
+
+_MLFLOW_HERE = "http://127.0.0.1:5000"  # where `make ui` shows the runs of this workspace
+
+
+class Progress:
+    """Shows progress bars as progress artifacts of the task that runs."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, Any] = {}
+        self._shown: dict[str, int] = {}
+
+    def __call__(self, name: str, percent: int, line: str) -> None:
+        """Show how far a bar is."""
+        if self._shown.get(name) != percent:
+            self._shown[name] = percent
+            _attempt(lambda: self._show(name, percent, line))
+
+    def _show(self, name: str, percent: int, line: str) -> None:
+        if name in self._ids:
+            update_progress_artifact(self._ids[name], progress=float(percent), description=line)
+        else:
+            self._ids[name] = create_progress_artifact(float(percent), key=_key(name, "progress"), description=line)
+
+
+def of_stage(stage: str) -> None:
+    """Show what a stage has told of its work, for the stages that give an account of it."""
+    if stage == "ingest":
+        for report in sorted(paths.INGEST_REPORTS.glob("*.json")):
+            account(f"ingest {report.stem}", report)
+    elif stage == "build":
+        account("build", paths.BUILD_REPORT)
+
+
+def account(name: str, report: Path) -> None:
+    """Show the counts of a report as a table."""
+    rows = [
+        {"what": " / ".join(keys).replace("_", " "), "count": value}
+        for keys, value in _leaves(read_json(report))
+        if isinstance(value, int)
+    ]
+    _attempt(
+        lambda: create_table_artifact(rows, key=_key(name, "account"), description=f"What became of it all: `{report}`")
+    )
+
+
+def figures(standing: Mapping[str, Any]) -> None:
+    """Show a model's test figures beside the champion's, and the link to its run.
+
+    Args:
+        standing: as `python -m pipeline.tracking.model_status` writes it.
+    """
+    champion = standing["champion"]
+    beside = champion["metrics"] if champion else {}
+    rows = []
+    for name, value in standing["metrics"].items():
+        row = {"figure": name, "this model": f"{value:.4f}"}
+        if name in beside:
+            row["champion"] = f"{beside[name]:.4f}"
+            if champion["same_test"]:
+                row["change"] = f"{value - beside[name]:+.4f}"
+        rows.append(row)
+    words = f"Test figures of version {standing['version']} of {standing['model']}"
+    if champion:
+        same = "on the same test pictures" if champion["same_test"] else "on the test pictures of its day"
+        words += f" beside the champion, version {champion['version']}, measured {same}"
+    place = standing["tracking_uri"] if standing["tracking_uri"].startswith("http") else _MLFLOW_HERE
+    link = f"{place}/#/experiments/{standing['experiment_id']}/runs/{standing['run_id']}"
+    _attempt(lambda: create_table_artifact(rows, key="figures", description=words))
+    _attempt(
+        lambda: create_link_artifact(
+            link,
+            link_text=f"run {standing['run_name']} in MLflow",
+            key="mlflow-run",
+            description="" if place != _MLFLOW_HERE else "`make ui` in the workspace opens this page",
+        )
+    )
+
+
+def words(name: str, markdown: str, description: str) -> None:
+    """Show a text."""
+    _attempt(lambda: create_markdown_artifact(markdown, key=_key(name), description=description))
+
+
+def _leaves(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _leaves(below, (*keys, str(key)))
+    else:
+        yield keys, value
+
+
+def _key(*names: str) -> str:
+    """A key as Prefect takes them: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-")
+
+
+def _attempt(show: Callable[[], object]) -> None:
+    """Show something; where Prefect can't be reached, work is worth more than a picture of it."""
+    try:
+        show()
+    except Exception as error:
+        get_run_logger().warning("not shown on Prefect's pages: %s", error)

@@ -1,0 +1,33 @@
+"""Prefect's own server, on this machine only, that ends with the scheduler that started it.
+
+`flows.serve` starts it; by hand one would start `prefect server start`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+
+from pipeline.runtime import process_identity
+from pipeline.runtime.workspace_lock import OWNER
+
+_GRACE_SECONDS = 10.0
+
+
+def main() -> None:
+    """Become the server; does not return."""
+    parser = argparse.ArgumentParser(prog="python -m flows.exec.server", description=(__doc__ or "").strip())
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    if owner := os.environ.pop(OWNER, None):
+        process_identity.end_with([owner], _GRACE_SECONDS)
+    # Else the pages ask the default port, whichever the server has.
+    os.environ.setdefault("PREFECT_UI_API_URL", f"http://127.0.0.1:{args.port}/api")
+    sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(args.port)]
+    runpy.run_module("prefect", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

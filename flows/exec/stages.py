@@ -1,0 +1,146 @@
+"""One stage through `dvc repro`, or one command beside the stages: its output, and its failure in its own words."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from flows.exec import process, progress_log
+from pipeline.runtime import process_identity
+from pipeline.runtime.progress import READ_ALONG
+from pipeline.runtime.workspace_lock import OWNER
+
+STAGES = ("ingest", "build", "finetune", "evaluate", "register")
+TEMPORARY = 75
+DATA = 65
+_KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+_ROOT = Path(__file__).parents[2]
+# DVC itself exits with 255 whatever happened; the stage's own exit code stands in its last words.
+_EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
+_BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+_RAN = re.compile(r"Running stage '")
+_RESTORED = re.compile(r"is cached - skipping run, checking out outputs")
+_HINT = re.compile(r"^(To track the changes with git|\tgit add |To enable auto staging|\tdvc config |Use `dvc push`)")
+_PROGRESS_SECONDS = 2
+
+Tell = Callable[[str], None]
+# What DVC did; of what ran before with the same input it has the output.
+Outcome = Literal["nothing", "ran", "restored"]
+
+
+class StageError(Exception):
+    """A stage failed.
+
+    Attributes:
+        code: the stage's exit code; negative for the signal that killed it; `TEMPORARY` where another DVC was
+            at work in the workspace.
+    """
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+    @property
+    def worth_a_retry(self) -> bool:
+        """Whether the same run may well succeed later: killed, out of memory, or temporary by its own word."""
+        return self.code == TEMPORARY or self.code < 0 or self.code in _KILLED
+
+
+class StageTimeoutError(StageError, TimeoutError):
+    """A stage took longer than it may. Not tried again: it had its time."""
+
+    @property
+    def worth_a_retry(self) -> bool:
+        """Never."""
+        return False
+
+
+def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
+    """Bring one stage up to date in the current folder, as `dvc repro` does once those before it are.
+
+    Gives what was to be done.
+
+    Args:
+        stage: its name in `dvc.yaml`.
+        tell: is given each line of output as it comes.
+        minutes: that it may take.
+
+    Raises:
+        StageError: with the stage's exit code and own words.
+    """
+    outcome: Outcome = "nothing"
+
+    def hear(line: str) -> None:
+        nonlocal outcome
+        if _RAN.match(line):
+            outcome = "ran"
+        elif _RESTORED.search(line) and outcome == "nothing":
+            outcome = "restored"
+        tell(line)
+
+    # `--single-item`: what came into data/raw since the raw files were settled is the next run's.
+    dvc = Path(sys.executable).with_name("dvc")
+    _run(stage, stage, [str(dvc), "repro", "--single-item", stage], hear, minutes, {})
+    return outcome
+
+
+def command(name: str, module: str, *arguments: str, tell: Tell, minutes: float, ours: bool = False) -> None:
+    """Run `python -m MODULE` in the current folder.
+
+    Args:
+        name: of the step, as the params call it.
+        module: with a `main` of `pipeline.runtime.entrypoint`, which begins its own words with its name.
+        arguments: of its command line.
+        tell: is given each line of output as it comes.
+        minutes: that it may take.
+        ours: takes the module from where this flow's code is, not from the current folder.
+
+    Raises:
+        StageError: with its exit code and own words.
+    """
+    words = [sys.executable, *(["-P"] if ours else []), "-m", module, *arguments]
+    path = f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    _run(name, module.rpartition(".")[2], words, tell, minutes, {"PYTHONPATH": path} if ours else {})
+
+
+def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, environment: Mapping[str, str]) -> None:
+    own_words, said = "", ""
+    code: int | None = None
+
+    def hear(line: str) -> None:
+        nonlocal own_words, code, said
+        if _HINT.match(line):  # what DVC tells a person to do next
+            return
+        tell(line)
+        said = line
+        if line.startswith(f"{speaker}: ") and progress_log.percent(line) is None:
+            own_words = line
+        if found := _EXITED.search(line):
+            code = int(found[1])
+        elif _BUSY.search(line):
+            code = TEMPORARY
+
+    common = {
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        OWNER: process_identity.identity(),
+        READ_ALONG: str(_PROGRESS_SECONDS),
+    }
+    try:
+        returned = process.run(words, hear, {**common, **environment}, 60 * minutes)
+    except process.TooLongError:
+        raise StageTimeoutError(
+            TEMPORARY, f"{name}: took longer than {minutes:g} minutes; raise flow.timeout_minutes in params.yaml"
+        ) from None
+    if returned:
+        code = returned if code is None else code
+        what = own_words or said or f"{name}: failed"
+        if code < 0:  # then what it said last is not why
+            what = f"{name}: killed by {signal.Signals(-code).name}; what it said last: {said or 'nothing'}"
+        raise StageError(code, what)

@@ -1,0 +1,1 @@
+"""The steps of retraining beside the stages."""

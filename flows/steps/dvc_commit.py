@@ -1,0 +1,41 @@
+"""Settle the raw files: each `.dvc` file that the stages depend on says what lies there now, as by `dvc repro`.
+
+So a flow that runs the stages one by one trains on one state of data/raw, whatever comes in meanwhile. Tells too, in
+.work/settled.json, which stages are stale now.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from flows.workspace.dvc_repo import opened, used_stages
+from pipeline.config import paths
+from pipeline.config.params import Params
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import swapped_in, write_json
+
+SETTLED = paths.WORK / "settled.json"
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Bring the `.dvc` files up to date; returns the last line to print."""
+    from dvc.repo import lock_repo
+
+    with opened() as repo, lock_repo(repo):
+        used = used_stages(repo)
+        raw = [stage for stage in used if not stage.cmd]
+        changed = [stage.addressing for stage in raw if stage.changed()]
+        if changed:
+            repo.reproduce(targets=changed)
+        # `ingest@NAME` is of the stage `ingest`.
+        stale = sorted({stage.addressing.partition("@")[0] for stage in used if stage.cmd and stage.changed()})
+    with swapped_in(SETTLED) as (place,):
+        write_json(place, {"stale": stale})
+    return (
+        f"{len(raw)} .dvc files, of which {len(changed)} were brought up to date; stale:"
+        f" {', '.join(stale) or 'no stage'}"
+    )
+
+
+if __name__ == "__main__":
+    entrypoint.main("settle", run)

@@ -1,0 +1,1 @@
+"""The clone that retraining works in, its DVC repository and sources."""

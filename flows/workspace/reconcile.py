@@ -1,0 +1,151 @@
+"""What a crash left on Prefect's pages and in the workspace, put in order at the next start, and said.
+
+Each flow run leaves a slip with its process in .work/runs while it works. A slip whose process is gone tells of a run
+that died: on Prefect's pages it would be `Running` for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Crashed
+
+from pipeline.config import paths
+from pipeline.runtime import process_identity
+from pipeline.runtime.atomic_files import PARTIAL, read_json, remove, write_json
+
+RUNS = paths.WORK / "runs"
+_BEGUN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+_PLACES = (paths.RAW, paths.INGEST, paths.INGEST_REPORTS, paths.DATASET.parent, paths.MODEL.parent, paths.REPORTS)
+
+_AT_WORK = Path(".dvc/tmp/rwlock")
+
+Tell = Callable[[str], None]
+
+
+@contextmanager
+def slip(folder: Path) -> Iterator[None]:
+    """Have a slip for the flow run that goes on, in a workspace."""
+    place = folder / RUNS / f"{runtime.flow_run.id}.json"
+    write_json(
+        place,
+        {"flow": runtime.flow_run.flow_name, "name": runtime.flow_run.name, "process": process_identity.identity()},
+    )
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def dead_runs(folder: Path, tell: Tell) -> list[str]:
+    """Close the flow runs of a workspace whose process died; gives their names."""
+    found = []
+    with get_client(sync_client=True) as client:
+        for place in sorted((folder / RUNS).glob("*.json")):
+            try:
+                written = read_json(place)
+            except ValueError:  # cut off by a full disk
+                written = {"name": place.stem, "process": ""}
+            if not process_identity.is_alive(written["process"]):
+                _close(client, UUID(place.stem), tell)
+                place.unlink(missing_ok=True)
+                found.append(str(written["name"]))
+    return found
+
+
+def runs_of_deployments(names: list[str], tell: Tell) -> None:
+    """Close what Prefect holds for begun of deployments that nothing runs now: they are only run by who asks."""
+    with get_client(sync_client=True) as client:
+        for name in names:
+            try:
+                deployment = client.read_deployment_by_name(name)
+            except ObjectNotFound:
+                continue
+            for run in client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_BEGUN))),
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+            ):
+                _close(client, run.id, tell)
+
+
+def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
+    try:
+        run = client.read_flow_run(run_id)
+    except ObjectNotFound:  # another server's
+        return
+    state = run.state
+    if state is None or state.type not in _BEGUN:
+        return
+    words = "its process died; the next run goes on where it was"
+    for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))):
+        if task.state and task.state.type in _BEGUN:
+            client.set_task_run_state(task.id, Crashed(message=words), force=True)
+    was_asked = state.type == StateType.CANCELLING
+    end: State = Cancelled(message="it was cancelled") if was_asked else Crashed(message=words)
+    client.set_flow_run_state(run_id, end, force=True)
+    tell(f"the run {run.name} was {state.name}, but {words}; it is {end.name} now")
+
+
+def missed_runs(tell: Tell) -> None:
+    """Cancel the other runs of this run's deployment that should have begun by now: this one does for all of them."""
+    deployment = runtime.deployment.id
+    if deployment is None:
+        return
+    with get_client(sync_client=True) as client:
+        waiting: list[FlowRun] = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+            ),
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment)])),
+        )
+        for run in waiting:
+            due = run.next_scheduled_start_time or run.expected_start_time
+            if due and due <= datetime.now(UTC):
+                words = f"{runtime.flow_run.name}, which looks at everything that is new, does for this one too"
+                client.set_flow_run_state(run.id, Cancelled(message=words), force=True)
+                tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run does for all")
+
+
+def dead_lock(tell: Tell) -> None:
+    """Remove DVC's list of who is at work in the current folder, where nobody is.
+
+    DVC tells whoever wrote there by the process id alone, which is another's after the machine has started again.
+    """
+    try:
+        written, listed = _AT_WORK.stat().st_mtime, read_json(_AT_WORK)
+        readers = [reader for those in listed["read"].values() for reader in those]
+        pids = {int(one["pid"]) for one in [*listed["write"].values(), *readers]}
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, AttributeError, KeyError):  # it was killed in writing it
+        pids = set()
+    else:
+        if not pids:
+            return
+    if not any(process_identity.began_before(pid, written) for pid in pids):
+        _AT_WORK.unlink(missing_ok=True)
+        tell(f"removed {_AT_WORK}: the DVC that wrote it has died")
+
+
+def half_written(tell: Tell) -> None:
+    """Remove what stages that were killed had begun to write in the current folder."""
+    for place in _PLACES:
+        for left in place.glob(f".*{PARTIAL}"):
+            remove(left)
+            tell(f"removed {left}, which a stage that was killed had begun to write")

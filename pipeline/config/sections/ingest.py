@@ -1,0 +1,25 @@
+"""`ingest`: how raw archives are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections.base import Name, Section
+
+
+class Ingest(Section):
+    """How raw archives are read."""
+
+    sources: Annotated[list[Name], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=16, le=4096)]
+    max_pixels: Annotated[int, Field(ge=1)]
+    max_set_aside: Annotated[float, Field(ge=0, le=1)]
+    exclude: list[Annotated[str, Field(min_length=1)]]
+
+    @model_validator(mode="after")
+    def _no_source_twice(self) -> Ingest:
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("a source stands twice in `sources`; name each once")
+        return self

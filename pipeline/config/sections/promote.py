@@ -1,0 +1,20 @@
+"""`promote`: when a new version replaces the champion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.sections.base import Section
+
+
+class Promote(Section):
+    """When a new version takes the place of the champion."""
+
+    metric: Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]
+    least_gain: Annotated[float, Field(ge=-10, le=10)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]
+    least_distinct: Annotated[float, Field(ge=0, le=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]

@@ -1,0 +1,17 @@
+"""`retrain`: what the retraining flow starts from, publishes and keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.sections.base import Section
+
+
+class Retrain(Section):
+    """What the retraining flow starts from, publishes and keeps."""
+
+    start: Literal["base", "champion"]
+    publish: bool
+    keep: Annotated[int, Field(ge=1, le=100_000)]

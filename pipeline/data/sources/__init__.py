@@ -1,0 +1,1 @@
+"""Reading what people bring: archives, tables, and the layouts of captions files."""

@@ -1,0 +1,1 @@
+"""Scoring captions: metrics, intervals, baselines, the gate, the gallery."""

@@ -1,0 +1,1 @@
+"""The Penn Treebank tokenizer that coco-caption scores with, without Java."""

@@ -1,0 +1,1 @@
+"""The captioning models, and what loads and runs them."""

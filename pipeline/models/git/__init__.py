@@ -1,0 +1,1 @@
+"""GIT: a transformer that captions pictures (Wang et al. 2022)."""

@@ -1,0 +1,1 @@
+"""How a stage runs: entry point, locks, processes, atomic files, progress. Decides no result."""

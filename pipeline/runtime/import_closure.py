@@ -1,0 +1,39 @@
+"""Which of our files a module is made of: itself and all that it imports, directly or not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+_PACKAGE = "pipeline"
+# Folders whose code decides no result: no stage of dvc.yaml names them.
+INFRASTRUCTURE = ("pipeline/config", "pipeline/runtime", "pipeline/tracking")
+
+
+def deciding(module: str) -> list[Path]:
+    """The files that can change a module's result: its `closure` without the infrastructure."""
+    folders = [Path(folder) for folder in INFRASTRUCTURE]
+    return [file for file in closure(module) if not any(file.is_relative_to(folder) for folder in folders)]
+
+
+def closure(module: str) -> list[Path]:
+    """The files below `pipeline/` that `module` (like `pipeline.build`) imports, itself included, sorted.
+
+    Read from the source, so imports within functions count too. Packages' `__init__.py` hold no code and
+    are left out. Paths are relative to the root of the repository.
+    """
+    root = Path(__file__).parents[2]
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = root.joinpath(*name.split(".")).with_suffix(".py")
+        if name in found or not file.is_file():
+            continue
+        found[name] = file.relative_to(root)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.startswith(f"{_PACKAGE}.")]
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _PACKAGE:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return sorted(found.values())

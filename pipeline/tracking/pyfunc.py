@@ -1,0 +1,84 @@
+"""The registered model as MLflow serves it (a `pyfunc` in models-from-code form): pictures in, captions out.
+
+A picture is its bytes, the same in base64, or a data: URL. Never a path or a web address: a served model
+must not read its host's files for a stranger. A picture that can't be used gets its reason in the column
+`error`, and the others of the request their captions.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from PIL import Image
+
+from pipeline.data.images import PictureError, decode
+from pipeline.models.captioner import Captioner
+
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 50_000_000
+_BATCH = 8
+
+
+def picture(value: Any, side: int) -> Image.Image:
+    """The picture that a client sent, reduced so that its shorter side has at most 2 x `side` pixels.
+
+    Raises:
+        ValueError: it is none; says why in words for the client.
+    """
+    if isinstance(value, str):
+        if value.startswith("data:"):
+            head, _, value = value.partition(",")
+            if not head.endswith(";base64"):
+                raise ValueError("a data: URL must be base64, like data:image/jpeg;base64,...")
+        if len(value) > MAX_BYTES * 4 // 3 + 4:
+            raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
+        try:
+            value = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("is no base64; send a picture's bytes in base64 or as a data: URL, not a path") from None
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"is {type(value).__name__}; send a picture's bytes, in base64 or as a data: URL")
+    if len(value) > MAX_BYTES:
+        raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
+    try:
+        image = decode(bytes(value), MAX_PIXELS, at_least=2 * side)
+    except PictureError as error:
+        raise ValueError(str(error)) from None
+    scale = 2 * side / min(image.size)
+    return image if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
+
+
+class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow's class is untyped
+    """Captions the pictures in the column `image`."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the checkpoint that came with the model."""
+        self._captioner = Captioner.from_folder(Path(context.artifacts["checkpoint"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """A row a picture: its `caption`, or "" and in `error` why there is none."""
+        beams = max(1, min(8, int((params or {}).get("beams", 3))))
+        values = list(model_input["image"])
+        rows: list[dict[str, str]] = []
+        for first in range(0, len(values), _BATCH):  # a request's pictures are never all decoded at once
+            rows += self._batch(values[first : first + _BATCH], beams)
+        return pd.DataFrame(rows, columns=["caption", "error"])
+
+    def _batch(self, values: list[Any], beams: int) -> list[dict[str, str]]:
+        rows, good = [], []
+        for value in values:
+            try:
+                good.append(picture(value, self._captioner.image_size))
+                rows.append({"caption": "", "error": ""})
+            except ValueError as error:
+                rows.append({"caption": "", "error": str(error)})
+        captions = iter(self._captioner.caption(good, beams=beams) if good else [])
+        return [row if row["error"] else {**row, "caption": next(captions)} for row in rows]
+
+
+mlflow.models.set_model(CaptionModel())

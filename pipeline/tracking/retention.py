@@ -1,0 +1,114 @@
+"""Registered versions of retrainings: where the next one starts, which commit keeps their data, and which are kept.
+
+    python -m pipeline.tracking.retention close
+    python -m pipeline.tracking.retention start
+    python -m pipeline.tracking.retention note --commit COMMIT --branch BRANCH --since SECONDS
+    python -m pipeline.tracking.retention tidy --keep 8
+
+`close` closes the runs of trainings that died. `start` names the champion as a checkpoint, in .work/start.json. `note`
+tags the version of this workspace's model with the commit of its data, and as made by a retraining where it is no older
+than that; one that a person registered before stays theirs. `tidy` deletes versions that retrainings made,
+with their files, all but the newest, those that an alias names, and the one that a roll-back would go back to; their
+runs stay, with curves and figures. What it kept stands in .work/versions.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.config import paths
+from pipeline.config.errors import DataError
+from pipeline.config.params import Params
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.tracking import registry
+
+COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings looked at
+MADE = "retrain.made"  # a tag of those that they registered
+
+
+def run(params: Params, args: argparse.Namespace) -> str:
+    """Do what was asked; returns the last line to print."""
+    from pipeline.tracking import runs
+
+    with runs.reachable():
+        if args.what == "close":
+            return _close(params)
+        if args.what == "start":
+            return _start(params)
+        if args.what == "note":
+            return _note(args.commit, args.branch, args.since)
+        return _tidy(params, args.keep)
+
+
+def _close(params: Params) -> str:
+    from pipeline.tracking import runs
+
+    store = runs.client()
+    closed = runs.close_dead_runs(store, runs.experiment(store, params.register_.experiment))
+    return f"runs in MLflow that were closed, as their process had died: {', '.join(closed) or 'none'}"
+
+
+def _start(params: Params) -> str:
+    from pipeline.tracking import runs
+
+    name = params.register_.model
+    number = registry.champion(runs.client(), name)
+    checkpoint = f"models:/{name}/{number}" if number else params.finetune.checkpoint
+    with swapped_in(paths.START) as (place,):
+        write_json(place, checkpoint)
+    return f"training starts from {checkpoint}" + ("" if number else f", for {name} has no champion yet")
+
+
+def _note(commit: str, branch: str, since: float) -> str:
+    from pipeline.tracking import runs
+
+    store = runs.client()
+    registered = read_json(paths.REGISTER_REPORT)
+    name = registered["model"]
+    version = registry.find_version(store, name, registered["model_sha256"])
+    if version is None:
+        raise DataError(f"{name}: the registry does not have the model of {paths.MODEL}; run `make register`")
+    made = {MADE: "true"} if version.created >= since else {}
+    registry.note(store, name, version.number, {COMMIT: commit, BRANCH: branch, **made})
+    return f"models:/{name}/{version.number} is tagged with the commit {commit[:12]} of its data"
+
+
+def _tidy(params: Params, keep: int) -> str:
+    from pipeline.tracking import runs
+
+    store, name = runs.client(), params.register_.model
+    named = registry.aliased(store, name)
+    if champion := registry.champion(store, name):
+        before = registry.tags(store, name, champion).get(registry.BEFORE)
+        named |= {int(before)} if before else set()
+    noted = [version for version in registry.versions_with_tags(store, name) if COMMIT in version.tags]
+    ours = [version for version in noted if MADE in version.tags]
+    newest = {version.number for version in ours[-keep:]}
+    old = [version for version in ours if version.number not in newest | named]
+    for version in old:
+        registry.delete_version(store, name, version.number)
+    orphans = registry.delete_orphaned_models(store, runs.experiment(store, params.register_.experiment))
+    kept = [version for version in ours if version not in old]
+    with swapped_in(paths.VERSIONS) as (place,):
+        write_json(place, {"commits": [version.tags[COMMIT] for version in noted if version not in old]})
+    return (
+        f"{len(old)} versions of {name} deleted, {len(kept)} of retrainings kept"
+        f" ({', '.join(str(version.number) for version in kept) or 'none'}); {orphans} models that no version has"
+    )
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    commands.add_parser("close", help="close the runs of trainings that died")
+    commands.add_parser("start", help="name the champion as a checkpoint")
+    note = commands.add_parser("note", help="tag the version of this workspace's model with the commit of its data")
+    note.add_argument("--commit", required=True)
+    note.add_argument("--branch", required=True)
+    note.add_argument("--since", type=float, required=True, help="when the retraining began, in seconds since 1970")
+    tidy = commands.add_parser("tidy", help="delete old versions that retrainings made and no alias names")
+    tidy.add_argument("--keep", type=int, required=True, help="so many, the newest, are kept beside those")
+
+
+if __name__ == "__main__":
+    entrypoint.main("versions", run, _arguments)

@@ -1,0 +1,1 @@
+"""Training: the loop, its states, loading, optimization, augmentation, the feature cache."""

@@ -1,0 +1,289 @@
+"""Champion against challenger on a real registry; what the versions say is given, so the better one is known."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import build, ingest
+from pipeline.commands import promote
+from pipeline.config import params
+from pipeline.config.errors import ConfigError, DataError, TemporaryError
+from pipeline.data.dataset import Example, read_examples
+from pipeline.data.fingerprints import Printed, printed, write_printed
+from pipeline.data.split import Prints
+from pipeline.evaluation.metrics import NAMES
+from pipeline.runtime.atomic_files import read_json
+from pipeline.synthetic.sample import write_sample
+from pipeline.tracking import registry, runs
+from tests.conftest import set_params
+
+MODEL = "image-captioning"
+NOTHING = Printed([], Prints.of([]))
+PLAIN = {
+    "challenger": None,
+    "unless_taken_back": False,
+    "since": math.inf,
+    "dry_run": False,
+    "rollback": False,
+}
+Say = Callable[[Example], str]
+
+
+@pytest.fixture
+def store(workspace: Path, mlflow_db: Path) -> Any:
+    """A workspace with a data set of which about half is for testing, and an empty registry."""
+    shutil.copy(mlflow_db, workspace)
+    write_sample(workspace / "data/raw/sample", pictures=120, seed=3)
+    set_params(workspace, {"build.test": 0.5, "evaluate.max_pictures": 500})
+    ingest.run(params.load(), Namespace(source="sample"))
+    build.run(params.load(), Namespace())
+    found = runs.client()
+    found.create_registered_model(MODEL)
+    return found
+
+
+@pytest.fixture
+def says(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Registers a version that says what `say` gives of a test picture, and was trained on `pictures`."""
+    spoken: dict[int, Say] = {}
+
+    def register(say: Say, pictures: Printed | None = NOTHING) -> int:
+        folder = Path.cwd() / "versions" / str(len(spoken) + 1)
+        (folder / "artifacts").mkdir(parents=True)
+        if pictures is not None:
+            write_printed(folder / "artifacts" / registry.TRAINED_ON, pictures)
+        number = int(store.create_model_version(MODEL, source=folder.as_uri()).version)
+        spoken[number] = say
+        return number
+
+    def captions(store: Any, params: Any, number: int, test: list[Example]) -> list[str]:
+        return [spoken[number](example) for example in test]
+
+    monkeypatch.setattr(promote, "_captions", captions)
+    return register
+
+
+def run(**changes: Any) -> str:
+    return promote.run(params.load(), Namespace(**{**PLAIN, **changes}))
+
+
+def people(example: Example) -> str:
+    """What people said: as good as it gets."""
+    return example.captions[0]
+
+
+def half(example: Example) -> str:
+    """The first half of what people said."""
+    words = example.captions[0].split()
+    return " ".join(words[: len(words) // 2 + 1])
+
+
+def report() -> dict[str, Any]:
+    return dict(read_json(Path("reports/promote.json")))
+
+
+def test_the_first_version_is_champion_and_a_better_one_takes_its_place(store: Any, says: Any) -> None:
+    first = says(half)
+    assert run() == f"version {first} is the first champion: there is no champion yet"
+    assert registry.champion(store, MODEL) == first
+    assert report()["decision"] == "first"
+
+    second = says(people)
+    said = run()
+    assert said.startswith(f"version {second} is champion in place of version {first}: +")
+    assert registry.champion(store, MODEL) == second
+    made = report()
+    assert (made["decision"], made["challenger"], made["champion"]) == ("promoted", second, first)
+    assert made["metrics"]["challenger"]["CIDEr-D"] > made["metrics"]["champion"]["CIDEr-D"] + 1
+    noted = registry.tags(store, MODEL, second)
+    assert noted["gate.decision"] == "promoted"
+    assert noted[registry.BEFORE] == str(first)
+    assert noted["gate.reasons"] == "; ".join(made["reasons"])
+    assert registry.tags(store, MODEL, first)["gate.decision"] == "replaced"
+
+
+def test_a_worse_one_or_one_as_good_is_not_promoted_and_reasons_are_with_both(store: Any, says: Any) -> None:
+    says(people)
+    run()
+    for worse in (half, people, lambda example: "the same of all of them"):
+        number = says(worse)
+        assert run().startswith(f"version {number} is not promoted; the champion is version 1: ")
+        assert registry.champion(store, MODEL) == 1
+        assert report()["decision"] == "kept"
+        for version in (1, number):
+            assert "surely more" in registry.tags(store, MODEL, version)["gate.reasons"]
+    assert "least_distinct" in " ".join(report()["reasons"])
+
+
+def test_running_it_again_changes_nothing(store: Any, says: Any) -> None:
+    says(half)
+    run()
+    assert run() == "version 1 is not promoted; the champion is version 1: it is the champion already"
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(store: Any, says: Any) -> None:
+    says(half)
+    assert run(dry_run=True) == "version 1 would be the first champion: there is no champion yet"
+    assert registry.champion(store, MODEL) is None
+    assert registry.tags(store, MODEL, 1) == {}
+    assert not Path("reports/promote.json").exists()
+
+
+def test_the_alias_moves_last(store: Any, says: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(half)
+    run()
+    says(people)
+
+    def crash(*args: Any) -> None:
+        assert registry.tags(store, MODEL, 2)["gate.decision"] == "promoted"
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(registry, "make_champion", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert registry.champion(store, MODEL) == 1
+    run()
+    assert registry.champion(store, MODEL) == 2
+
+
+def test_roll_back_returns_to_the_champion_before_and_the_one_taken_back_stays_out(store: Any, says: Any) -> None:
+    says(half)
+    run()
+    says(people)
+    run()
+    assert run(rollback=True, dry_run=True).startswith("would take version 2 back")
+    assert registry.champion(store, MODEL) == 2
+    assert run(rollback=True) == "took version 2 back: the champion is version 1 again"
+    assert registry.champion(store, MODEL) == 1
+    assert "it was taken back; `--challenger 2` compares it all the same" in run()
+    assert registry.champion(store, MODEL) == 1
+    assert "it was taken back" in run(challenger=2, unless_taken_back=True)
+    assert "version 2 is champion in place of version 1" in run(challenger=2)
+    assert registry.ROLLED_BACK not in registry.tags(store, MODEL, 2)
+    run(rollback=True)
+    with pytest.raises(ConfigError, match="followed no other champion"):
+        run(rollback=True)
+    run(challenger=2)
+    store.delete_model_version(MODEL, "1")
+    with pytest.raises(ConfigError, match="models:/image-captioning/1: was champion before, and is deleted"):
+        run(rollback=True)
+    assert registry.ROLLED_BACK not in registry.tags(store, MODEL, 2)
+
+
+def test_pictures_that_either_was_trained_on_or_ones_nearly_the_same_do_not_count(store: Any, says: Any) -> None:
+    """The challenger knows by heart what it was trained on, and nothing else."""
+    test = read_examples(Path("data/dataset/test"))
+    known = printed(test[:30])
+    exactly, likeness = known.of(known.hashes[:15]), known.of(known.hashes[15:])
+    # Saved anew, a picture has another hash and nearly the same print.
+    again = Printed([f"{random.Random(sha).getrandbits(256):064x}" for sha in likeness.hashes], likeness.prints)
+    of_both = Printed(
+        exactly.hashes + again.hashes,
+        Prints.of([(int(c), t.tobytes()) for p in (exactly, again)
+                   for c, t in zip(p.prints.hashes, p.prints.thumbnails, strict=True)]),
+    )  # fmt: skip
+    by_heart = {example.file_name for example in test[:30]}
+
+    def challenger(example: Example) -> str:
+        return people(example) if example.file_name in by_heart else half(example)
+
+    says(half)
+    run()
+    says(challenger, of_both)
+    assert "not surely more" in run()
+    left = report()["reasons"][-1]
+    assert f"on {len(test) - 30} test pictures" in left
+    says(challenger, NOTHING)
+    assert "is champion in place of version 1" in run()
+
+
+def test_a_version_that_does_not_tell_what_it_learned_is_compared_on_all(store: Any, says: Any, capsys: Any) -> None:
+    says(half)
+    run()
+    says(people, None)
+    run()
+    assert "version 2 does not tell what it was trained on" in capsys.readouterr().out
+    assert f"on {len(read_examples(Path('data/dataset/test')))} test pictures" in report()["reasons"][-1]
+
+
+def test_where_all_test_pictures_were_trained_on_nothing_is_decided(store: Any, says: Any) -> None:
+    says(half, printed(read_examples(Path("data/dataset/test"))))
+    with pytest.raises(DataError, match="every picture, or one nearly the same, was trained on"):
+        run()
+
+
+def test_what_is_not_there_is_told(store: Any, says: Any) -> None:
+    with pytest.raises(ConfigError, match="has no version in MLflow"):
+        run()
+    with pytest.raises(ConfigError, match="has no version"):
+        run(rollback=True)
+    says(half)
+    with pytest.raises(ConfigError, match="has no champion"):
+        run(rollback=True)
+    with pytest.raises(ConfigError, match="--challenger 7: models:/image-captioning has the versions 1"):
+        run(challenger=7)
+    set_params(Path.cwd(), {"build.test": 0.0})
+    build.run(params.load(), Namespace())
+    with pytest.raises(ConfigError, match=r"build\.test: is 0"):
+        run()
+    store.set_registered_model_alias(MODEL, "champion", 1)
+    shutil.rmtree("data/dataset/test")
+    with pytest.raises(DataError, match="data/dataset/test: not found; run `dvc repro build`"):
+        run()
+
+
+@pytest.mark.parametrize("metric", ["CIDEr-D", "ROUGE-L", "BLEU-4"])
+def test_it_goes_by_the_metric_of_params(store: Any, says: Any, metric: str) -> None:
+    set_params(Path.cwd(), {"promote.metric": metric})
+    says(half)
+    run()
+    says(people)
+    assert f" {metric}, 95% interval" in run()
+    assert set(report()["metrics"]["champion"]) == {*NAMES, "distinct_captions"}
+
+
+def test_what_was_promoted_by_a_run_that_could_not_tell_is_told_as_promoted_and_older_ones_are_not(
+    store: Any, says: Any
+) -> None:
+    began = time.time()
+    first = says(half)
+    run()
+    assert run(since=began, challenger=first) == f"version {first} is the first champion: there is no champion yet"
+    second = says(people)
+    said = run()
+    told = run(since=began, challenger=second)
+    assert told == said.splitlines()[-1]
+    assert (report()["decision"], report()["challenger"], report()["champion"]) == ("promoted", second, first)
+    assert "it is the champion already" in run(since=time.time() + 2, challenger=second)
+    assert "it is the champion already" in run(challenger=second)
+
+
+def test_a_champion_that_changes_while_versions_are_compared_is_not_overwritten(
+    store: Any, says: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = says(half)
+    run()
+    second = says(half)
+    third = says(people)
+    compare = promote._compare
+
+    def meanwhile(*words: Any) -> Any:
+        found = compare(*words)
+        registry.make_champion(store, MODEL, second)
+        return found
+
+    monkeypatch.setattr(promote, "_compare", meanwhile)
+    with pytest.raises(TemporaryError, match=f"became version {second} while {third} was compared with {first}"):
+        run()
+    assert registry.champion(store, MODEL) == second
+    assert "gate.decision" not in registry.tags(store, MODEL, third)

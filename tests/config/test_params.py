@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import params
+from pipeline.config.errors import ConfigError
+from tests.conftest import ROOT, set_params
+
+
+def test_the_shipped_params_are_valid() -> None:
+    shipped = params.load(ROOT / "params.yaml")
+    assert shipped.ingest.sources == ["sample"]
+    assert shipped.finetune.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("finetune.epochs", 0, ["finetune.epochs", "found 0", "greater than or equal to 1"]),
+        ("finetune.epochs", "twenty", ["finetune.epochs", "'twenty'", "integer"]),
+        ("finetune.epochs", True, ["finetune.epochs", "found True"]),
+        ("finetune.learn_rate", 0.1, ["finetune.learn_rate", "unknown key"]),
+        ("finetune.learning_rate", float("nan"), ["finetune.learning_rate", "finite"]),
+        ("finetune.checkpoint", "microsoft/git-base", ["revision", "40-digit commit"]),
+        ("finetune.checkpoint", "/no/such folder", ["neither", "nor a folder"]),
+        ("finetune.captions_per_picture", 0, ["finetune.captions_per_picture", "found 0", "'all'"]),
+        ("finetune.freeze", "image_encoder", ["finetune", "random weights of `scratch`", "none"]),
+        ("finetune.precision", "float16", ["finetune.precision", "'bfloat16'"]),
+        ("build.test", 0.95, ["build", "nothing to train on"]),
+        ("ingest.sources", [], ["ingest.sources", "at least 1 item"]),
+        ("ingest.sources", ["../outside"], ["ingest.sources.0", "'../outside'"]),
+        ("ingest.sources", ["a", "a"], ["ingest", "twice"]),
+        ("finetune.scratch.heads", 5, ["finetune.scratch", "multiple of `heads`"]),
+        ("extra", {}, ["extra", "unknown key"]),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line_with_its_key_and_the_mend(
+    workspace: Path, key: str, value: Any, words: list[str]
+) -> None:
+    set_params(workspace, {key: value})
+    with pytest.raises(ConfigError) as caught:
+        params.load()
+    assert "\n" not in str(caught.value)
+    for word in ["params.yaml", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [
+        ("finetune.state_minutes", 10, "runtime.state_minutes"),
+        ("finetune.feature_cache_gb", 20, "runtime.feature_cache_gb"),
+        ("finetune.launch", {"processes": 1}, "runtime.launch"),
+        ("evaluate.batch_size", 32, "runtime.caption_batch_size"),
+    ],
+)
+def test_a_key_of_an_older_version_says_where_it_went(workspace: Path, old: str, value: Any, new: str) -> None:
+    set_params(workspace, {old: value})
+    with pytest.raises(ConfigError, match=f"{old}: moved to {new}; move the value there"):
+        params.load()
+
+
+def test_a_missing_key_is_named(workspace: Path) -> None:
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("  seed: 17\n", ""))
+    with pytest.raises(ConfigError, match=r"finetune\.seed: is missing"):
+        params.load()
+
+
+def test_no_yaml_and_no_file_are_told(workspace: Path) -> None:
+    (workspace / "params.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        params.load()
+    (workspace / "params.yaml").unlink()
+    with pytest.raises(ConfigError, match="not found"):
+        params.load()
+
+
+def test_a_key_that_stands_twice_is_refused(workspace: Path) -> None:
+    with (workspace / "params.yaml").open("a") as file:
+        file.write("\nbuild:\n  test: 0.1\n")
+    with pytest.raises(ConfigError, match="duplicate key"):
+        params.load()
+
+
+def test_a_hub_name_with_a_commit_is_accepted(workspace: Path) -> None:
+    set_params(workspace, {"finetune.checkpoint": "microsoft/git-base", "finetune.revision": "0" * 40})
+    assert params.load().finetune.revision == "0" * 40

@@ -1,0 +1,266 @@
+"""Every layout that people bring, in every place in which it may lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import ingest
+from pipeline.config import params
+from pipeline.config.errors import DataError
+from pipeline.data.dataset import read_examples, read_ingested
+from pipeline.runtime.atomic_files import read_json
+from tests.conftest import TINY, jpeg, run, set_params
+
+PICTURES = {"red.jpg": jpeg("red"), "blue.jpg": jpeg("blue"), "green.jpg": jpeg("green")}
+EXPECTED = {"red.jpg": ["a red page", "red all over"], "blue.jpg": ["a blue page, “café”"]}
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def csv_of(picture: str, caption: str) -> bytes:
+    rows = [[name, text] for name, texts in EXPECTED.items() for text in texts]
+    return "\n".join([f"{picture},{caption}", *(f'{name},"{text}"' for name, text in rows)]).encode()
+
+
+def flickr_tokens() -> bytes:
+    return "".join(f"{name}#{k}\t{text}\n" for name, texts in EXPECTED.items() for k, text in enumerate(texts)).encode()
+
+
+def metadata_lines() -> bytes:
+    return b"".join(as_json({"file_name": name, "captions": texts}) + b"\n" for name, texts in EXPECTED.items())
+
+
+def coco() -> bytes:
+    images = [{"id": k, "file_name": name} for k, name in enumerate(EXPECTED)]
+    notes = [{"image_id": k, "caption": text} for k, texts in enumerate(EXPECTED.values()) for text in texts]
+    return as_json({"info": {}, "images": images, "annotations": notes})
+
+
+def karpathy() -> bytes:
+    return as_json(
+        {
+            "images": [
+                {"filepath": "img", "filename": name, "split": "train", "sentences": [{"raw": t} for t in texts]}
+                for name, texts in EXPECTED.items()
+            ]
+        }
+    )
+
+
+LAYOUTS: dict[str, tuple[str, str, bytes]] = {
+    "pair": ("table", "my captions.csv", csv_of("image", "caption")),
+    "Kaggle's columns": ("table", "captions_csv.csv", csv_of("Image File", "Caption")),
+    "Flickr8k": ("Flickr8k", "captions.txt", csv_of("image", "caption")),
+    "Flickr8k tokens": ("Flickr8k tokens", "Flickr8k.token.txt", flickr_tokens()),
+    "Flickr30k tokens": ("Flickr8k tokens", "results_20130124.token", flickr_tokens()),
+    "imagefolder lines": ("imagefolder", "img/metadata.jsonl", metadata_lines()),
+    "imagefolder table": ("imagefolder", "img/metadata.csv", csv_of("file_name", "text")),
+    "COCO": ("COCO", "annotations/captions_train2017.json", coco()),
+    "Karpathy": ("Karpathy", "dataset_coco.json", karpathy()),
+}
+
+
+def ingested(workspace: Path, source: str = "s") -> dict[str, list[str]]:
+    set_params(workspace, {"ingest.sources": [source]})
+    ingest.run(params.load(), Namespace(source=source))
+    found = read_ingested(workspace / "data/ingest" / source)
+    return {record.origin.rpartition("/")[2]: [row.text for row in record.captions] for record in found}
+
+
+def zipped(path: Path, files: Mapping[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def loose(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def beside(folder: Path, name: str, captions: bytes, pictures: Mapping[str, bytes]) -> None:
+    zipped(folder / "pictures.zip", pictures)
+    loose(folder, {name: captions})
+
+
+def within(folder: Path, name: str, captions: bytes, pictures: Mapping[str, bytes]) -> None:
+    zipped(folder / "all.zip", {f"wrapper/{member}": data for member, data in {name: captions, **pictures}.items()})
+
+
+def unpacked(folder: Path, name: str, captions: bytes, pictures: Mapping[str, bytes]) -> None:
+    loose(folder, {name: captions, **pictures})
+
+
+@pytest.mark.parametrize("put", [beside, within, unpacked])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_recognised_wherever_it_lies(workspace: Path, layout: str, put: Callable[..., None]) -> None:
+    kind, name, captions = LAYOUTS[layout]
+    put(workspace / "data/raw/s", name, captions, {f"img/{file}": data for file, data in PICTURES.items()})
+    assert ingested(workspace) == EXPECTED
+    report = read_json(Path("reports/ingest/s.json"))
+    assert [table["layout"] for table in report["captions_files"]] == [kind]
+    assert report["files"]["set_aside"] == {"no_caption": 1}
+    assert report["rows"] == {"in": 3, "captions_kept": 3, "set_aside": {}}
+
+
+def posts(*posts: dict[str, Any]) -> bytes:
+    """As Instagram writes them: each byte of UTF-8 as if it were a letter."""
+    return as_json(json.loads(json.dumps(posts, ensure_ascii=False).encode().decode("latin-1")))
+
+
+def test_an_instagram_export_is_read_as_it_comes(workspace: Path) -> None:
+    folder = "media/posts/202101"
+    export = posts(
+        {"media": [{"uri": f"{folder}/red.jpg", "title": "Café 🔥\nsecond line"}]},
+        {
+            "title": "one caption for all",
+            "media": [{"uri": f"{folder}/{name}", "title": ""} for name in ("blue.jpg", "clip.mp4", "green.jpg")],
+        },
+        {"media": [{"uri": f"{folder}/lost.jpg", "title": "gone"}]},
+        {"title": "no media"},
+    )
+    assert b"Caf\\u00c3\\u00a9" in export
+    files = {f"{folder}/{name}": data for name, data in PICTURES.items()} | {f"{folder}/clip.mp4": b"film"}
+    zipped(workspace / "data/raw/s/instagram-me.zip", {"your_instagram_activity/media/posts_1.json": export, **files})
+    assert ingested(workspace) == {
+        "red.jpg": ["Café 🔥\nsecond line"],
+        "blue.jpg": ["one caption for all"],
+        "green.jpg": ["one caption for all"],
+    }
+    report = read_json(Path("reports/ingest/s.json"))
+    assert report["rows"]["in"] == 6
+    assert report["rows"]["set_aside"] == {"malformed": 1, "picture_missing": 1, "video": 1}
+    red, blue, green = read_ingested(Path("data/ingest/s"))
+    assert red.split_by == [red.sha256]
+    assert green.split_by == blue.split_by == [blue.sha256]
+
+
+@pytest.mark.slow
+def test_dvc_repro_takes_every_layout_side_by_side_and_their_pictures_are_one(clone: Callable[[], Path]) -> None:
+    """A source a layout, all of the same two pictures: DVC runs a stage for each, and build puts them together."""
+    folder = clone()
+    shutil.rmtree(folder / "data/raw")
+    sources = []
+    for k, (_, name, captions) in enumerate(LAYOUTS.values()):
+        put = (beside, within, unpacked)[k % 3]
+        put(folder / f"data/raw/s{k}", name, captions, {f"img/{file}": data for file, data in PICTURES.items()})
+        sources.append(f"s{k}")
+    export = posts(*({"media": [{"uri": f"img/{n}", "title": texts[0]}]} for n, texts in EXPECTED.items()))
+    within(folder / "data/raw/me", "content/posts_1.json", export, {f"img/{n}": d for n, d in PICTURES.items()})
+    sources.append("me")
+    set_params(folder, {**TINY, "ingest.sources": sources, "build.validation": 0, "build.test": 0})
+    added = run(folder, "dvc", "add", *(f"data/raw/{source}" for source in sources))
+    assert added.returncode == 0, added.stderr
+    done = run(folder, "dvc", "repro", "build")
+    assert done.returncode == 0, done.stdout + done.stderr
+    examples = read_examples(folder / "data/dataset/train")
+    straight = [[text.replace("“", '"').replace("”", '"') for text in texts] for texts in EXPECTED.values()]
+    assert sorted(example.captions for example in examples) == sorted(straight)
+    assert all(len(example.sources) == len(sources) for example in examples)
+    report = read_json(folder / "reports/build.json")
+    assert report["pictures"]["in"] == 3 * len(sources)
+    assert report["pictures"]["set_aside"] == {
+        "in_several_sources": 2 * (len(sources) - 1),
+        "no_caption": len(sources),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ("caf\u00c3\u00a9", "café"),
+        ("\u00f0\u009f\u0094\u00a5", "🔥"),
+        ("café", "café"),  # every letter below U+0100, but no UTF-8
+        ("caf\u00c3\u00a9 🔥", "caf\u00c3\u00a9 🔥"),  # UTF-8, but not every letter below U+0100
+    ],
+)
+def test_latin1_escapes_are_repaired_only_where_they_are_ones(workspace: Path, text: str, repaired: str) -> None:
+    export = as_json([{"media": [{"uri": "red.jpg", "title": text}]}])
+    loose(workspace / "data/raw/s", {"posts_1.json": export, "red.jpg": PICTURES["red.jpg"]})
+    assert ingested(workspace) == {"red.jpg": [repaired]}
+
+
+def test_several_files_of_one_layout_are_read_together(workspace: Path) -> None:
+    folder = workspace / "data/raw/s"
+    zipped(folder / "train2017.zip", {"train2017/red.jpg": PICTURES["red.jpg"]})
+    zipped(folder / "val2017.zip", {"val2017/red.jpg": PICTURES["blue.jpg"]})
+    one = {"images": [{"id": 1, "file_name": "train2017/red.jpg"}], "annotations": [{"image_id": 1, "caption": "one"}]}
+    two = {"images": [{"id": 1, "file_name": "val2017/red.jpg"}], "annotations": [{"image_id": 1, "caption": "two"}]}
+    instances = as_json({"images": [], "annotations": []})
+    zipped(
+        folder / "annotations.zip",
+        {
+            "annotations/captions_train2017.json": as_json(one),
+            "annotations/captions_val2017.json": as_json(two),
+            "annotations/instances_val2017.json": instances,
+        },
+    )
+    ingested(workspace)
+    assert [r.captions[0].text for r in read_ingested(workspace / "data/ingest/s")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("captions_x.json", b"[]", "captions_x.json: has no list `images`"),
+        ("captions_x.json", b"{", "captions_x.json: is no JSON"),
+        ("captions_x.json", b"[" * 100_000, "captions_x.json: is no JSON"),
+        ("dataset_x.json", b'{"images": 3}', "has no list `images`"),
+        ("posts_1.json", b'{"a": 1}', "is no list of posts"),
+        ("metadata.jsonl", b'{"file_name": "red.jpg"}\n{', "line 2: is no JSON"),
+    ],
+)
+def test_a_captions_file_that_is_not_what_it_seems_is_refused(
+    workspace: Path, name: str, content: bytes, words: str
+) -> None:
+    loose(workspace / "data/raw/s", {name: content, **PICTURES})
+    with pytest.raises(DataError, match=words):
+        ingested(workspace)
+
+
+def test_odd_rows_of_json_are_set_aside_and_counted(workspace: Path) -> None:
+    notes = [
+        {"image_id": 1, "caption": "good"},
+        {"image_id": 1, "caption": 7},
+        {"image_id": 2, "caption": "nobody's"},
+        {"image_id": [1]},
+        "text",
+        {"image_id": 1, "caption": " "},
+        {"image_id": 1, "caption": "half a letter \ud83d"},
+    ]
+    value = {"images": [{"id": 1, "file_name": "red.jpg"}, 3, {"id": {}}], "annotations": notes}
+    loose(workspace / "data/raw/s", {"captions_x.json": as_json(value), **PICTURES})
+    set_params(workspace, {"ingest.max_set_aside": 0.9})
+    assert ingested(workspace) == {"red.jpg": ["good", "half a letter \ufffd"]}
+    assert read_json(Path("reports/ingest/s.json"))["rows"] == {
+        "in": 7,
+        "captions_kept": 2,
+        "set_aside": {"empty": 1, "malformed": 3, "picture_missing": 1},
+    }
+
+
+def test_names_that_differ_by_case_or_unicode_form_are_told_apart_to_the_letter(workspace: Path) -> None:
+    names = ["IMG.jpg", "img.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"]
+    rows = "".join(f"{name},caption {k}\n" for k, name in enumerate(names)) + "Img.jpg,which?\nCAF\u00c9.jpg,which?\n"
+    zipped(workspace / "data/raw/s/a.zip", {name: jpeg("red", (20 + k, 20)) for k, name in enumerate(names)})
+    loose(workspace / "data/raw/s", {"captions.csv": b"image,caption\n" + rows.encode()})
+    assert list(ingested(workspace).values()) == [[f"caption {k}"] for k in range(4)]
+    assert read_json(Path("reports/ingest/s.json"))["rows"]["set_aside"] == {"picture_ambiguous": 2}
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_counted(workspace: Path) -> None:
+    loose(workspace / "data/raw/s", {"captions.csv": csv_of("image", "caption"), **PICTURES, "x.HEIC": b"ftypheic"})
+    ingested(workspace)
+    assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "unsupported_format": 1}

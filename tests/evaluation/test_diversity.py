@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipeline.evaluation import diversity
+from pipeline.evaluation.diversity import best_of, emoji_of, hashtags_of, mutual_bleu, recall, self_cider, wording
+from pipeline.evaluation.metrics import cider_d, rouge_l
+
+PEOPLE = [["a red dog runs".split()], ["two blue cats sit here".split()], ["an old green boat".split()]]
+
+
+def test_distinct_n_grams_by_hand() -> None:
+    captions = ["a dog a dog".split(), "a cat".split()]
+    assert diversity.distinct(captions, 1) == 3 / 6
+    assert diversity.distinct(captions, 2) == 3 / 4  # of "a dog", "dog a", "a dog", "a cat"
+    assert diversity.distinct([[], ["a"]], 2) == 0
+
+
+def test_captions_are_the_same_by_their_words() -> None:
+    assert wording(["A dog!", "a dog", "a cat"], [["x"]] * 3)["distinct_captions"] == 2 / 3
+
+
+def test_length_counts_words() -> None:
+    assert diversity.mean_length(["a dog".split(), []]) == 1
+    assert diversity.mean_length([]) == 0
+
+
+def test_unknown_words_are_told_by_a_predicate() -> None:
+    assert diversity.unknown_share(["a dgo".split(), "a cat".split()], {"a", "cat", "dog"}.__contains__) == 1 / 4
+
+
+def test_copies_are_told_by_their_words_and_a_caption_without_words_copies_nothing() -> None:
+    found = wording(["A dog.", "a cat runs", ""], [["x"]] * 3, training=["a dog", "a cat", ""])
+    assert found["copied"] == 1 / 3
+    assert found["unknown_words"] == 1 / 5
+    assert "copied" not in wording(["A dog."], [["x"]])
+
+
+def test_emoji_and_hashtags_are_found_in_texts() -> None:
+    assert emoji_of("love ❤️ you ❤ 👩‍👩‍👧© no") == {"❤", "👩‍👩‍👧"}
+    assert hashtags_of("#Love #love#sea ＃x #1 # and#me") == {"love", "sea", "x", "me"}
+
+
+def test_recall_is_that_of_the_best_reference_and_only_of_pictures_that_have_any() -> None:
+    captions = ["at sea 🌊", "so good", "here ✨ 🌊"]
+    references = [["sea 🌊 ☀️", "waves 🌊"], ["nothing"], ["✨ 🌿"]]
+    assert recall(captions, references, emoji_of) == (1 + 1 / 2) / 2
+    assert recall(captions, references, hashtags_of) is None
+    assert recall(["#Sea"], [["by the #sea #sun"]], hashtags_of) == 1 / 2
+
+
+def test_the_best_of_several_captions_counts() -> None:
+    several = [["a dog".split(), "a red dog runs".split()], ["nothing".split()], ["an old boat".split(), ["x"]]]
+    found = best_of(several, PEOPLE)
+    alone = [[cider_d([c], [PEOPLE[i][0:1]], idf_from=PEOPLE)[0] for c in several[i]] for i in range(3)]
+    assert found["CIDEr-D"] == pytest.approx(sum(map(max, alone)) / 3)
+    assert found["ROUGE-L"] == pytest.approx((1 + 0 + rouge_l("an old boat".split(), PEOPLE[2])) / 3)
+
+
+def test_self_cider_is_zero_for_copies_one_for_strangers_and_between_for_relatives() -> None:
+    copies = ["a red dog runs".split()] * 3
+    strangers = ["a red dog runs".split(), "two blue cats sit".split(), "an old green boat".split()]
+    relatives = ["a red dog runs".split(), "a red dog sits".split(), "a red boat".split()]
+    same, different, between = self_cider([copies, strangers, relatives], PEOPLE)
+    assert same == pytest.approx(0, abs=1e-6)
+    assert different == pytest.approx(1, abs=1e-6)
+    assert 0.1 < between < 0.9
+
+
+def test_self_cider_by_hand() -> None:
+    # Two captions whose cosine is c have the eigenvalues 1 + c and 1 - c.
+    pair = ["red dog runs fast".split(), "red dog runs slowly".split()]
+    from pipeline.evaluation.metrics import cider
+
+    kernel = [cider([one], [[other]], idf_from=PEOPLE)[0] for one in pair for other in pair]
+    c = kernel[1] / kernel[0]
+    expected = -math.log2(math.sqrt(1 + c) / (math.sqrt(1 + c) + math.sqrt(1 - c)))
+    assert self_cider([pair], PEOPLE) == pytest.approx([expected])
+
+
+def test_captions_without_words_do_not_differ() -> None:
+    assert self_cider([[[], []]], PEOPLE) == [0]
+
+
+def test_mutual_bleu_is_one_for_copies_and_none_for_strangers() -> None:
+    copies = [["a red dog runs fast".split()] * 3] * 2
+    strangers = [["a red dog runs fast".split(), "two blue cats sit here".split()]]
+    assert mutual_bleu(copies) == pytest.approx(1, abs=1e-6)
+    assert mutual_bleu(strangers) == pytest.approx(0, abs=1e-6)
+
+
+def test_one_caption_alone_has_no_diversity() -> None:
+    with pytest.raises(ValueError, match="two captions"):
+        self_cider([[["a"]]], PEOPLE)
+    with pytest.raises(ValueError, match="two captions"):
+        mutual_bleu([[["a"]]])

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+import pytest
+
+from pipeline.evaluation import gallery
+from tests.conftest import jpeg
+
+SCORES = {"model": {"BLEU-4": 0.5, "CIDEr-D": 1.25}, "nearest_picture": {"BLEU-4": 0.1, "CIDEr-D": 0.2}}
+
+
+def page(caption: str, name: str = "1.jpg", versus: str | None = None) -> str:
+    captions = {"model": caption, "before": caption}
+    picture = "data:image/jpeg;base64,AAAA"
+    shown = gallery.Shown(name, picture, [caption, "b"], captions, {"model": 1.0, "before": 0.25})
+    ends = {system: dict.fromkeys(values, (0.1, 1.5)) for system, values in SCORES.items()}
+    return gallery.render([shown], SCORES, ends, 1234, "A title", "model", versus)
+
+
+def test_a_strangers_caption_can_not_become_part_of_the_page() -> None:
+    html = page('<script>alert(1)</script>"><img src=x onerror=y>', name='"><script>alert(2)</script>')
+    assert html.count("<script") == 1
+    assert "onerror=y>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_the_page_is_whole_and_loads_nothing() -> None:
+    html = page("x")
+    assert "1,234 pictures" in html
+    assert "1.250<small>0.10 to 1.50</small>" in html
+    assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
+
+
+def test_the_page_runs_its_own_script_and_no_other() -> None:
+    html = page("x")
+    (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in html
+    assert "default-src 'none'" in html
+
+
+def test_each_card_tells_the_gain_where_there_is_something_to_gain_on() -> None:
+    compared, alone = page("x", versus="before"), page("x")
+    assert 'data-score="1.0" data-gain="0.75"' in compared
+    assert '<b class="up">+0.75</b>' in compared
+    assert "most worsened first" in compared
+    assert "+0.75" not in alone
+    assert "most worsened first" not in alone
+
+
+def test_of_many_pictures_those_that_tell_most_are_shown() -> None:
+    scores = [5.0, 1.0, 9.0, 4.0, 4.5, 0.5, 4.0, 4.0]
+    gains = [0.0, 0.0, 0.0, 3.0, -2.0, 0.0, 2.5, 0.0]
+    assert gallery.telling(scores, gains, 4) == [2, 3, 4, 5]
+    assert gallery.telling(scores, gains, 5) == [0, 2, 3, 4, 5]
+    assert gallery.telling(scores, gains, 8) == gallery.telling(scores, gains, 99) == list(range(8))
+
+
+def test_an_empty_caption_is_shown_as_such() -> None:
+    assert "(nothing)" in page("")
+
+
+@pytest.mark.parametrize(("pictures", "size"), [(1, (272, 394)), (4, (1088, 394)), (6, (1088, 788))])
+def test_a_contact_sheet_has_a_cell_a_picture(pictures: int, size: tuple[int, int]) -> None:
+    items = [
+        (jpeg("red", (40 + k, 30)), {"model": "word " * 200, "people": "\N{CAMERA} #sea"}) for k in range(pictures)
+    ]
+    sheet = gallery.contact_sheet(items)
+    assert sheet.size == size
+    for k in range(pictures):
+        assert sheet.getpixel((k % 4 * 272 + 136, k // 4 * 394 + 136)) == pytest.approx((254, 0, 0), abs=3)

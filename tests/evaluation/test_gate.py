@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline.config import params
+from pipeline.config.sections.promote import Promote
+from pipeline.evaluation.gate import Gain, gain, verdict
+from pipeline.evaluation.metrics import Statistics
+from tests.conftest import ROOT
+
+RULE = Promote(metric="CIDEr-D", least_gain=0.1, confidence=0.95, least_pictures=30, least_distinct=0.2, seed=0)
+SURE = Gain(value=0.5, low=0.2, high=0.8, differing=100)
+UNSURE = Gain(value=0.5, low=0.05, high=0.95, differing=100)
+FEW = Gain(value=0.5, low=0.2, high=0.8, differing=29)
+
+
+@pytest.mark.parametrize(
+    ("found", "distinct", "promoted", "reasons"),
+    [
+        (SURE, 0.5, True, ["surely more"]),
+        (SURE, 0.2, True, ["surely more"]),
+        (SURE, 0.1, False, ["least_distinct", "surely more"]),
+        (UNSURE, 0.5, False, ["not surely more"]),
+        (UNSURE, 0.1, False, ["least_distinct", "not surely more"]),
+        (FEW, 0.5, False, ["least_pictures", "surely more"]),
+        (FEW, 0.1, False, ["least_distinct", "least_pictures", "surely more"]),
+        (Gain(0.1, 0.1, 0.1, 100), 0.5, False, ["not surely more"]),
+        (None, 0.5, True, ["no champion yet"]),
+        (None, 0.1, False, ["least_distinct"]),
+    ],
+)
+def test_every_reason_alone_keeps_the_champion(
+    found: Gain | None, distinct: float, promoted: bool, reasons: list[str]
+) -> None:
+    said = verdict(RULE, distinct, 120, found)
+    assert said.promoted is promoted
+    assert len(said.reasons) == len(reasons)
+    for words, expected in zip(said.reasons, reasons, strict=True):
+        assert expected in words
+        assert ("not surely" in words) == ("not surely" in expected)
+
+
+def counted(cider_d: np.ndarray) -> Statistics:
+    """A corpus of which only CIDEr-D matters."""
+    count = len(cider_d)
+    grams, words = np.ones((count, 4), dtype=np.int64), np.ones(count, dtype=np.int64)
+    nothing = np.zeros(count)
+    return Statistics(grams, grams, words, words, rouge_l=nothing, cider_d=cider_d, cider=nothing)
+
+
+def gained(challenger: np.ndarray, champion: np.ndarray, **changes: object) -> Gain:
+    return gain(counted(challenger), counted(champion), RULE.model_copy(update=changes))
+
+
+def test_the_gain_is_the_mean_difference_with_an_interval_around_it() -> None:
+    rng = np.random.default_rng(1)
+    champion = rng.exponential(1, 400)
+    challenger = champion + rng.normal(0.5, 1, 400)
+    found = gained(challenger, champion)
+    assert found.value == pytest.approx(0.5, abs=0.15)
+    # Of normal differences the interval is 1.96 standard errors to each side, and 1.645 with less confidence.
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 1 / 20, rel=0.1)
+    narrower = gained(challenger, champion, confidence=0.9)
+    assert narrower.high - narrower.low == pytest.approx(2 * 1.645 * 1 / 20, rel=0.1)
+    assert found.differing == 400
+    assert gained(champion[::-1], champion) == gained(champion[::-1], champion)
+    assert gained(champion, champion) == Gain(0.0, 0.0, 0.0, 0)
+
+
+def exchangeable(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two models as good as each other: what each picture's two captions are worth is drawn alike."""
+    return rng.exponential(2, pictures), rng.exponential(2, pictures)
+
+
+def nearly_the_same(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two models that say the same of most pictures, and are as good on the few others."""
+    same, (first, second) = rng.exponential(2, pictures), exchangeable(rng, pictures)
+    differs = rng.random(pictures) < 0.1
+    return np.where(differs, first, same), np.where(differs, second, same)
+
+
+def skewed(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two models of the same mean, of which one has a few great captions where the other has many fair ones."""
+    great = np.where(rng.random(pictures) < 0.2, rng.exponential(5, pictures), 0.0)
+    return great, rng.exponential(1, pictures)
+
+
+@pytest.mark.parametrize("draw", [exchangeable, nearly_the_same, skewed])
+@pytest.mark.parametrize("pictures", [60, 150, 300])
+def test_a_challenger_that_is_no_better_is_promoted_in_at_most_five_of_a_hundred_cases(
+    draw: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]],
+    pictures: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the rule as it is shipped; fewer resamples than it takes, for time, which makes the interval noisier."""
+    monkeypatch.setattr("pipeline.evaluation.gate.RESAMPLES", 1000)
+    rule = params.load(ROOT / "params.yaml").promote
+    rng = np.random.default_rng(5)
+    promoted = 0
+    for case in range(1000):
+        challenger, champion = draw(rng, pictures)
+        found = gain(counted(challenger), counted(champion), rule.model_copy(update={"seed": case}))
+        promoted += verdict(rule, 1.0, pictures, found).promoted
+    assert promoted <= 50
+
+
+def test_a_challenger_that_is_much_better_is_promoted_nearly_always() -> None:
+    rule = params.load(ROOT / "params.yaml").promote
+    rng = np.random.default_rng(5)
+    promoted = 0
+    for case in range(50):
+        challenger, champion = exchangeable(rng, 150)
+        found = gain(counted(challenger + 1), counted(champion), rule.model_copy(update={"seed": case}))
+        promoted += verdict(rule, 1.0, 150, found).promoted
+    assert promoted >= 45

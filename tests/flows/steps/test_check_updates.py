@@ -1,0 +1,128 @@
+"""What is new, fetched and put back, by the commands that ask DVC; no flow and no server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.steps.check_updates import DONE, LOOK
+from flows.workspace import clone
+from pipeline.runtime.atomic_files import read_json, write_json
+from tests.conftest import run, set_params
+from tests.flows.house import git
+from tests.flows.test_retrain import Web
+
+
+@pytest.fixture
+def entered(house: Path) -> Iterator[Path]:
+    with clone.entered(house):
+        clone.synchronize(house)
+        yield house
+
+
+def command(house: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    module = [sys.executable, "-P", "-m", f"flows.{name}"]
+    return run(Path(), *module, "--workspace", str(house), *words, PYTHONPATH=str(house))
+
+
+def look(house: Path) -> str:
+    done = command(house, "look")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def bring(folder: Path, text: str) -> None:
+    """Change captions, a while ago: a folder that was just written to is waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "captions.csv").unlink(missing_ok=True)
+    (folder / "captions.csv").write_text(text)
+    for path in (folder / "captions.csv", folder):
+        os.utime(path, (time.time() - 60,) * 2)
+
+
+def test_a_new_clone_gets_its_data_from_the_cache_and_what_has_ended_is_nothing_new(entered: Path) -> None:
+    assert look(entered) == "look: the last retraining did not come to its end"
+    assert Path("data/raw/mine/captions.csv").read_text() == "a.jpg,a boat\n"
+    assert Path("models/finetune/all.csv").is_file()
+    write_json(DONE, clone.data_state())
+    assert look(entered) == "look: nothing new in mine"
+    assert read_json(LOOK) == {"changed": [], "stale": [], "ended": True}
+
+
+def test_a_changed_folder_and_a_new_one_are_fetched_and_put_back(entered: Path) -> None:
+    before = clone.data_state()
+    set_params(entered, {"ingest.sources": ["mine", "new"]})
+    git(entered, "commit", "-qam", "a new source")
+    bring(entered / "data/raw/mine", "a.jpg,a boat\nb.jpg,a house\n")
+    bring(entered / "data/raw/new", "c.jpg,a tree\n")
+    clone.synchronize(entered)
+    Path("data/raw/new").mkdir()
+    Path("data/raw/new/left.csv").write_text("d.jpg,of a fetch that was cut off\n")
+    assert look(entered).startswith("look: new: data/raw/mine.dvc; new: data/raw/new.dvc")
+    clone.remember()
+    fetched = command(entered, "fetch")
+    assert fetched.returncode == 0, fetched.stderr
+    assert [path.name for path in Path("data/raw/new").iterdir()] == ["captions.csv"]
+    assert Path("data/raw/new/captions.csv").read_text() == "c.jpg,a tree\n"
+    assert Path("data/raw/mine/captions.csv").read_text().count("\n") == 2
+    assert "new:" not in look(entered)
+    assert not (entered / "data/raw/new.dvc").exists()
+
+    assert command(entered, "fetch", "--undo").returncode == 0
+    assert clone.data_state() == before
+    assert Path("data/raw/mine/captions.csv").read_text() == "a.jpg,a boat\n"
+
+
+def test_a_source_that_is_nowhere_is_told_in_one_line(entered: Path) -> None:
+    set_params(entered, {"ingest.sources": ["mine", "lost"]})
+    git(entered, "commit", "-qam", "a lost source")
+    clone.synchronize(entered)
+    done = command(entered, "look")
+    assert done.returncode == 65
+    assert "data/raw/lost: not found; put the archive there, or remove lost from ingest.sources" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_link_to_nothing_is_told_in_one_line_and_changes_nothing(entered: Path) -> None:
+    before = clone.data_state()
+    bring(entered / "data/raw/mine", "a.jpg,a boat\nb.jpg,a house\n")
+    assert look(entered).startswith("look: new: data/raw/mine.dvc")
+    (entered / "data/raw/mine/b.jpg").symlink_to("nowhere.jpg")
+    for name in ("look", "fetch"):
+        done = command(entered, name)
+        assert done.returncode == 75
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "data/raw/mine/b.jpg: vanished while " in done.stderr
+        assert "remove that link" in done.stderr
+    assert clone.data_state() == before
+
+
+def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(house: Path, tmp_path: Path) -> None:
+    web = Web(tmp_path / "web")
+    web.put("w.jpg,a boat\n")
+    (house / "data/raw/feed").mkdir()
+    set_params(house, {"ingest.sources": ["mine", "feed"]})
+    assert run(house, "dvc", "import-url", "-q", web.address, "data/raw/feed/captions.csv").returncode == 0
+    git(house, "add", "-A")
+    git(house, "commit", "-qm", "a feed")
+    with clone.entered(house):
+        clone.synchronize(house)
+        assert "new:" not in look(house)
+        web.put("w.jpg,a boat\nx.jpg,a tree\n")
+        assert "new: data/raw/feed/captions.csv.dvc" in look(house)
+        web.down()
+        for name in ("look", "fetch"):
+            done = command(house, name)
+            assert done.returncode == 75
+            assert done.stderr.count("\n") == 1, done.stderr
+            assert f"{web.address} " in done.stderr
+        web.up()
+        assert command(house, "fetch").returncode == 0
+        assert Path("data/raw/feed/captions.csv").read_text().count("\n") == 2
+    web.down()

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from pipeline.config import params
+from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.models.git import checkpoint
+from pipeline.models.weights import weights_hash
+from tests.conftest import ROOT, TINY
+
+CAPTIONS = ["a red star on the grass", "Two dogs, running!", "café #sunset"]
+
+
+def small(dropout: float = 0.0) -> checkpoint.Checkpoint:
+    torch.manual_seed(0)
+    sizes = params.Scratch(**{**TINY["finetune.scratch"], "dropout": dropout})
+    return checkpoint.scratch(sizes, CAPTIONS, max_tokens=32)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small().save(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_a_saved_checkpoint_loads_in_stock_transformers_with_equal_logits(saved: Path) -> None:
+    ours, theirs = small(), AutoModelForCausalLM.from_pretrained(saved)
+    processor = AutoProcessor.from_pretrained(saved)
+    ids = torch.tensor([processor.tokenizer("a red star")["input_ids"]])
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        mine = ours.model.eval()(input_ids=ids, pixel_values=pixels).logits
+        assert torch.allclose(mine, theirs.eval()(input_ids=ids, pixel_values=pixels).logits, atol=1e-5)
+    assert processor.tokenizer.decode(ids[0], skip_special_tokens=True) == "a red star"
+
+
+def test_loading_and_saving_again_changes_nothing(saved: Path, tmp_path: Path) -> None:
+    checkpoint.load(saved).save(tmp_path / "again")
+    for file in ("model.safetensors", "tokenizer.json", "processor_config.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
+
+
+def test_the_hash_sees_weights_and_tokenizer_but_not_the_note_of_how_it_was_made(saved: Path) -> None:
+    before = weights_hash(saved)
+    (saved / "training.json").write_text("{}")
+    assert weights_hash(saved) == before
+    with (saved / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    assert weights_hash(saved) != before
+
+
+def test_captions_begin_and_end_with_the_marks_that_generation_uses() -> None:
+    made = small()
+    ids = made.tokenizer("A red star")["input_ids"]
+    assert ids[0] == made.model.config.bos_token_id
+    assert ids[-1] == made.model.config.eos_token_id
+
+
+def test_no_pickled_weights_are_loaded(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    torch.save({}, saved / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"has no \.safetensors weights"):
+        checkpoint.load(saved)
+
+
+def test_what_is_no_git_checkpoint_is_told(saved: Path, tmp_path: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
+    with pytest.raises(ConfigError, match="model_type is 'blip', not 'git'"):
+        checkpoint.load(saved)
+    (saved / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="is no JSON object"):
+        checkpoint.load(saved)
+    with pytest.raises(ConfigError, match=r"config\.json: not found"):
+        checkpoint.load(tmp_path)
+
+
+def test_damaged_weights_are_told_in_one_line(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(ConfigError, match="can't be loaded as a GIT checkpoint"):
+        checkpoint.load(saved)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(ConfigError, match="its weights lack"):
+        checkpoint.load(saved)
+
+
+def test_a_hub_name_without_network_is_told_with_the_way_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TemporaryError, match="bring the checkpoint's folder"):
+        checkpoint.locate("microsoft/git-base", "0" * 40)
+
+
+def test_a_connection_that_breaks_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*words: object, **more: object) -> str:
+        raise type("ReadError", (Exception,), {})("connection reset")  # the HTTP library's, no OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(TemporaryError, match="can't be reached .ReadError."):
+        checkpoint.locate("microsoft/git-base", "0" * 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_were_saved_in_half_precision_are_trained_in_float32(saved: Path, dtype: torch.dtype) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+    stock.save_pretrained(saved)
+    assert str(dtype).removeprefix("torch.") in (saved / "config.json").read_text()
+    loaded = checkpoint.load(saved).model
+    assert {weights.dtype for weights in loaded.parameters()} == {torch.float32}
+
+
+def test_a_folder_is_taken_as_it_is(saved: Path) -> None:
+    assert checkpoint.locate(str(saved), None) == saved
+
+
+def test_git_bases_own_layout_is_loaded(tmp_path: Path) -> None:
+    """The hub's git-base has its image processor in preprocessor_config.json and a vocab.txt: both are read."""
+    made = small()
+    made.model.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "crop_size": {"height": 32, "width": 32},
+                "do_center_crop": True,
+                "do_normalize": True,
+                "do_resize": True,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_processor_type": "CLIPImageProcessor",
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "processor_class": "GitProcessor",
+                "resample": 3,
+                "size": {"shortest_edge": 32},
+            }
+        )
+    )
+    vocabulary = sorted(made.tokenizer.get_vocab(), key=made.tokenizer.get_vocab().get)
+    (tmp_path / "base" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (tmp_path / "base" / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer", "model_max_length": 512})
+    )
+    loaded = checkpoint.load(tmp_path / "base")
+    assert loaded.image_processor.image_mean[0] == 0.48145466
+    assert loaded.tokenizer("A red star")["input_ids"] == made.tokenizer("a red star")["input_ids"]
+    shutil.rmtree(tmp_path / "base")
+
+
+def test_the_shipped_scratch_sizes_make_a_small_model() -> None:
+    made = checkpoint.scratch(params.load(ROOT / "params.yaml").finetune.scratch, CAPTIONS, 48)
+    assert 0.5e6 < made.model.num_parameters() < 3e6
+
+
+def test_the_same_captions_give_the_same_vocabulary() -> None:
+    """The library's trainer alone does not: huggingface/tokenizers#1794."""
+    captions = [
+        f"{a}{b} {b}{a}ing the un{a}able" for a in ("wel", "come", "lib", "rary") for b in ("ers", "tok", "ize")
+    ]
+    sizes = params.load(ROOT / "params.yaml").finetune.scratch.model_copy(update={"vocabulary": 120})
+    made = [checkpoint.scratch(sizes, captions, 48).tokenizer for _ in range(8)]
+    assert all(other.get_vocab() == made[0].get_vocab() for other in made)
+    assert made[0].tokenize("welcome ##w") == made[0].tokenize("welcome") + made[0].tokenize("##w")
+    assert made[0].decode(made[0]("unlibable")["input_ids"], skip_special_tokens=True) == "unlibable"

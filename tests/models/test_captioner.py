@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM
+
+from pipeline.models.captioner import Captioner
+from pipeline.training.loader import cropped, pixel_values
+from tests.model.test_checkpoint import small
+
+PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "navy")]
+
+
+def test_several_captions_are_different_and_the_likeliest_comes_first(tmp_path: Path) -> None:
+    """Likely as the library's own model has it: by the mean log-probability of a caption's tokens."""
+    made = small()
+    made.save(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for found, picture in zip(Captioner(made).several(PICTURES, 5, seed=3), PICTURES, strict=True):
+        assert len(found) == len(set(found)) == 5
+        pixels = pixel_values(made.image_processor, cropped(made.image_processor, [picture]))
+        ranks = []
+        for caption in found:
+            ids = torch.tensor([made.tokenizer(caption)["input_ids"]])
+            with torch.no_grad():
+                logits = stock(input_ids=ids, pixel_values=pixels).logits[0, -ids.shape[1] : -1]
+            ranks.append(logits.log_softmax(-1).gather(1, ids[0, 1:, None]).mean().item())
+        assert ranks == sorted(ranks, reverse=True)
+        assert ranks[0] > ranks[-1]
+
+
+def test_the_same_seed_draws_the_same_captions_and_another_seed_others() -> None:
+    captioner = Captioner(small())
+    assert captioner.several(PICTURES, 3, seed=3) == captioner.several(PICTURES, 3, seed=3)
+    assert captioner.several(PICTURES, 3, seed=3) != captioner.several(PICTURES, 3, seed=4)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from pipeline.runtime import process_identity
+
+
+def test_a_process_is_known_by_its_id_and_start_time() -> None:
+    me = process_identity.identity()
+    assert process_identity.is_alive(me)
+    assert process_identity.pid_of(me) == psutil.Process().pid
+    pid, _, started = me.partition(":")
+    assert not process_identity.is_alive(f"{pid}:1{started}")  # the id was another process's
+    assert not process_identity.is_alive("4194304:1.0")
+
+
+@pytest.mark.parametrize("word", ["", "x:y", ":"])
+def test_what_names_no_process_is_not_alive(word: str) -> None:
+    assert not process_identity.is_alive(word)
+
+
+def test_a_process_that_has_ended_is_not_alive_although_nobody_has_waited_for_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        identity = process_identity.identity(psutil.Process(process.pid))
+        assert process_identity.is_alive(identity)
+        process.kill()
+        end = time.monotonic() + 10
+        while process_identity.is_alive(identity):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert process.returncode is None
+
+
+def test_the_one_who_started_a_process_is_found_behind_shells() -> None:
+    code = "from pipeline import alive; print(*process_identity.starters())"
+    inner = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}; true"
+    command = f"sh -c {shlex.quote(inner)}; true"
+    # As DVC calls bash.
+    done = subprocess.run(["bash", "--noprofile", "--norc", "-c", command], capture_output=True, text=True, check=True)
+    *shells, last = done.stdout.split()
+    assert len(shells) == 2
+    assert process_identity.pid_of(last) == psutil.Process().pid

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.tracking import runs
+from tests.conftest import environment
+
+KEY = "a" * 64
+
+
+@pytest.fixture
+def store(workspace: Path, mlflow_db: Path) -> mlflow.MlflowClient:
+    shutil.copy(mlflow_db, workspace)
+    return runs.client()
+
+
+def status(store: mlflow.MlflowClient, run_id: str) -> str:
+    return str(store.get_run(run_id).info.status)
+
+
+def test_a_training_has_one_run_that_a_second_attempt_goes_on_in(store: mlflow.MlflowClient) -> None:
+    experiment = runs.experiment(store, "x")
+    with pytest.raises(RuntimeError), runs.training_run(store, experiment, KEY, {}) as first:
+        first.metrics({"loss": 3.0}, 1)
+        raise RuntimeError
+    assert status(store, first.id) == "FAILED"
+    with runs.training_run(store, experiment, KEY, {}) as second:
+        assert status(store, first.id) == "RUNNING"
+        second.metrics({"loss": 3.0}, 1)
+        second.metrics({"loss": 2.0}, 2)
+    assert second.id == first.id
+    assert status(store, first.id) == "FINISHED"
+    assert [(m.step, m.value) for m in store.get_metric_history(first.id, "loss")] == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_run_has_the_machines_metrics_and_a_second_attempt_goes_on_after_them(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    experiment, key = runs.experiment(store, "x"), "system/cpu_utilization_percentage"
+    counts = []
+    for _ in range(2):
+        with runs.training_run(store, experiment, KEY, {}) as run, run.system_metrics():
+            time.sleep(1)
+        steps = [metric.step for metric in store.get_metric_history(run.id, key)]
+        assert sorted(steps) == list(range(len(steps)))
+        counts.append(len(steps))
+    assert 0 < counts[0] < counts[1]
+    assert "system/system_memory_usage_megabytes" in store.get_run(run.id).data.metrics
+
+
+def test_where_a_training_came_from_is_told_once(store: mlflow.MlflowClient) -> None:
+    experiment = runs.experiment(store, "x")
+    for commit in ("first", "second"):
+        with runs.training_run(store, experiment, KEY, {}) as run:
+            run.tags({"git.commit": commit})
+            run.params({"epochs": commit})
+            run.trained_on("data/dataset", commit * 20)
+    found = store.get_run(run.id)
+    assert found.data.tags["git.commit"] == found.data.params["epochs"] == "first"
+    assert len(found.inputs.dataset_inputs) == 1
+
+
+ENDLESS = """
+import time
+from pathlib import Path
+from pipeline import tracking
+store = runs.client()
+with runs.training_run(store, runs.experiment(store, "x"), "b" * 64, {}) as run:
+    Path("run id").write_text(run.id)
+    time.sleep(300)
+"""
+
+
+def test_the_run_of_a_process_that_died_is_closed_and_that_of_a_living_one_is_not(
+    store: mlflow.MlflowClient, workspace: Path
+) -> None:
+    experiment = runs.experiment(store, "x")
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS], cwd=workspace, env=environment())
+    end = time.monotonic() + 60
+    while not (workspace / "run id").exists() or not (workspace / "run id").read_text():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    run_id = (workspace / "run id").read_text()
+    assert runs.close_dead_runs(store, experiment) == []
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert runs.close_dead_runs(store, experiment) == ["git-bbbbbbbb"]
+    assert status(store, run_id) == "FAILED"
+    assert runs.close_dead_runs(store, experiment) == []
+
+
+def test_of_another_host_the_heartbeat_decides_and_other_peoples_runs_are_left_alone(
+    store: mlflow.MlflowClient,
+) -> None:
+    experiment = runs.experiment(store, "x")
+    now = time.time()
+
+    def running(**tags: str) -> str:
+        return str(store.create_run(experiment, tags=tags).info.run_id)
+
+    away = {"host": f"not {socket.gethostname()}", "process": "1:1.00"}
+    fresh = running(**away, heartbeat=str(now - 60))
+    stale = running(**away, heartbeat=str(now - 3600))
+    foreign = running()
+    assert len(runs.close_dead_runs(store, experiment)) == 1
+    assert [status(store, run) for run in (fresh, stale, foreign)] == ["RUNNING", "FAILED", "RUNNING"]
+
+
+def test_a_server_that_can_not_be_reached_is_told_with_the_mend(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TemporaryError, match=r"MLflow at http://127\.0\.0\.1:9 can't be used .* start that server"):
+        runs.client()
+
+
+def test_a_deleted_experiment_is_told_with_the_mend(store: mlflow.MlflowClient) -> None:
+    store.delete_experiment(runs.experiment(store, "x"))
+    with pytest.raises(ConfigError, match=r"the experiment x was deleted in MLflow; restore it"):
+        runs.experiment(store, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://mlflow:secret@db/x can't", "at postgresql://db/x can't"),
+        ("https://me@host:5000/#/a@b and sqlite:///a@b.db", "https://host:5000/#/a@b and sqlite:///a@b.db"),
+    ],
+)
+def test_secrets_in_addresses_are_not_shown(text: str, shown: str) -> None:
+    assert runs.shown(text) == shown

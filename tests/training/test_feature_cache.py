@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data.dataset import Example, PictureReader, PictureWriter
+from pipeline.models.git.checkpoint import Checkpoint
+from pipeline.training.feature_cache import Features, NoRoomError
+from pipeline.training.loader import Pictures, pixel_values
+from tests.conftest import jpeg
+from tests.model.test_checkpoint import small
+
+COLOURS = ["red", "blue", "green", "white", "black", "orange", "pink", "brown", "grey", "navy", "teal"]
+PLENTY = 10**9
+ROW = 5 * 32 * 4 + 74  # of the small model: 4 patches and the class token, 32 wide, float32; and its index line
+
+
+def pictures(folder: Path, checkpoint: Checkpoint, colours: list[str]) -> Pictures:
+    with PictureWriter(folder) as writer:
+        for colour in colours:
+            writer.add(f"{colour}.jpg", jpeg(colour))
+    examples = [Example(f"{colour}.jpg", ["x"], colour, [], []) for colour in colours]
+    return Pictures(examples, PictureReader(folder), checkpoint)
+
+
+class Made:
+    """Feature caches in one folder, and the number of pictures that were encoded for them."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.encoded = folder, 0
+        real = Features._encode
+
+        def counted(features: Features, indices: list[int]) -> list[bytes]:
+            self.encoded += len(indices)
+            return real(features, indices)
+
+        monkeypatch.setattr(Features, "_encode", counted)
+
+    def of(
+        self, colours: list[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, limit: int = PLENTY
+    ) -> Features:
+        self.encoded = 0
+        return Features(
+            checkpoint, [pictures(self.folder / "pictures", checkpoint, colours)], self.folder / "cache", dtype, limit
+        )
+
+    def files(self) -> set[str]:
+        return {path.name for path in (self.folder / "cache").glob("*.rows")}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    return Made(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_features_are_what_the_encoder_says(made: Made, dtype: torch.dtype, off: float) -> None:
+    checkpoint = small(dropout=0.5)
+    checkpoint.model.train()
+    features = made.of(COLOURS, checkpoint, dtype)
+    assert checkpoint.model.git.image_encoder.training  # as it was before
+    source = pictures(made.folder / "again", checkpoint, COLOURS)
+    inputs = pixel_values(checkpoint.image_processor, torch.stack([source[i] for i in range(len(COLOURS))]))
+    with torch.no_grad():
+        expected = checkpoint.model.eval().git.image_encoder(inputs).last_hidden_state
+    found = torch.stack([features[i] for i in range(len(features))])
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), expected, atol=off * expected.abs().max().item())
+
+
+def test_a_loss_from_features_is_that_from_pictures(made: Made) -> None:
+    checkpoint = small()
+    features = made.of(COLOURS[:2], checkpoint)
+    source = pictures(made.folder / "again", checkpoint, COLOURS[:2])
+    inputs = pixel_values(checkpoint.image_processor, torch.stack([source[0], source[1]]))
+    ids = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
+    rest = (ids, (ids > 0).long(), torch.tensor([0, 1]))
+    with torch.no_grad():
+        expected, _ = checkpoint.model.eval().caption_loss(inputs, *rest)
+        found, _ = checkpoint.model.caption_loss(None, *rest, features=torch.stack([features[0], features[1]]))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_each_picture_is_encoded_once_whatever_comes_later(made: Made) -> None:
+    first = made.of(COLOURS[:5], small())
+    assert made.encoded == 5
+    again = made.of(COLOURS[:5], small())
+    assert made.encoded == 0
+    more = made.of(COLOURS[3:], small())
+    assert made.encoded == len(COLOURS) - 5
+    for one, other in ((first[4], again[4]), (first[3], more[0]), (first[4], more[1])):
+        assert torch.equal(one, other)
+
+
+def test_a_row_does_not_depend_on_those_encoded_beside_it(made: Made) -> None:
+    alone = made.of(COLOURS[2:3], small())[0]
+    for path in (made.folder / "cache").iterdir():
+        path.unlink()
+    assert torch.equal(made.of(COLOURS, small())[2], alone)
+
+
+def test_other_weights_and_another_format_have_files_of_their_own(made: Made) -> None:
+    other = small()
+    with torch.no_grad():
+        next(other.model.git.image_encoder.parameters()).add_(0.1)
+    words = small()
+    with torch.no_grad():
+        words.model.output.weight.add_(0.1)
+    for checkpoint, dtype, encoded in (
+        (small(), torch.float32, 3),
+        (other, torch.float32, 3),
+        (small(), torch.bfloat16, 3),
+        (words, torch.float32, 0),
+    ):
+        made.of(COLOURS[:3], checkpoint, dtype)
+        assert made.encoded == encoded
+    assert len(made.files()) == 3
+
+
+def test_what_a_crash_cut_off_is_encoded_again(made: Made) -> None:
+    expected = made.of(COLOURS, small())
+    for kind, cut in ((".rows", 700), (".index", 80), (".index", 10)):
+        (path,) = (made.folder / "cache").glob(f"*{kind}")
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - cut)
+        found = made.of(COLOURS, small())
+        assert 0 < made.encoded < len(COLOURS)
+        assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"zz"])
+def test_a_damaged_index_is_noticed_and_put_right(made: Made, damage: bytes) -> None:
+    expected = made.of(COLOURS, small())
+    (path,) = (made.folder / "cache").glob("*.index")
+    with path.open("r+b") as file:
+        file.seek(4 * 74 + 3)
+        file.write(damage)
+    found = made.of(COLOURS, small())
+    assert made.encoded == len(COLOURS) - 4
+    assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
+
+
+def test_a_damaged_row_is_noticed_and_put_right(made: Made) -> None:
+    expected = made.of(COLOURS, small())[7].clone()
+    (path,) = (made.folder / "cache").glob("*.rows")
+    with path.open("r+b") as file:
+        file.seek(7 * 640 + 100)
+        file.write(b"damage")
+    features = made.of(COLOURS, small())
+    assert made.encoded == 0
+    for encoded in (1, 1):  # once, and then it is right on disk
+        assert torch.equal(features[7], expected)
+        assert made.encoded == encoded
+
+
+def test_files_stay_within_the_limit(made: Made) -> None:
+    made.of(COLOURS, small())
+    with pytest.raises(NoRoomError, match="11 pictures"):
+        made.of(COLOURS, small(), limit=11 * ROW - 1)
+    assert not made.files()  # nor is what was there before kept
+    made.of(COLOURS, small(), torch.bfloat16)
+    old = made.files()
+    made.of(COLOURS, small(), limit=13 * ROW)  # no room for both
+    assert len(made.files()) == 1
+    assert made.files() != old
+    made.of(["purple", "lime"], small(), limit=11 * ROW)  # nor for pictures that are no longer in use
+    (path,) = (made.folder / "cache").glob("*.rows")
+    assert path.stat().st_size == 2 * 640
+
+
+def test_splits_come_one_after_the_other(made: Made) -> None:
+    checkpoint = small()
+    train = pictures(made.folder / "train", checkpoint, COLOURS[:4])
+    validation = pictures(made.folder / "validation", checkpoint, COLOURS[2:6])
+    features = Features(checkpoint, [train, validation], made.folder / "cache", torch.float32, PLENTY)
+    one, two = features.splits()
+    assert (len(one), len(two)) == (4, 4)
+    assert torch.equal(one[2], two[0])
+    assert torch.equal(two[3], made.of(COLOURS, checkpoint)[5])
+    assert made.encoded == len(COLOURS) - 6
+
+
+def fill(folder: Path) -> list[float]:
+    """What another process does: the sums of all rows."""
+    checkpoint = small()
+    examples = [Example(f"{colour}.jpg", ["x"], colour, [], []) for colour in COLOURS]
+    source = Pictures(examples, PictureReader(folder / "pictures"), checkpoint)
+    features = Features(checkpoint, [source], folder / "cache", torch.float32, PLENTY)
+    return [features[i].sum().item() for i in range(len(COLOURS))]
+
+
+def test_two_processes_may_fill_it_at_once(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", small(), COLOURS)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        one, two = pool.map(fill, [tmp_path, tmp_path])
+    assert one == two
+    (index,) = (tmp_path / "cache").glob("*.index")
+    assert len(index.read_text().splitlines()) == len(set(index.read_text().splitlines())) == len(COLOURS)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.history import Epoch, best_by_cider, read_curve, write_curve
+
+
+def epochs(*values: tuple[float, float], error: float = 0.2) -> list[Epoch]:
+    """Of CIDEr-D and validation loss."""
+    return [Epoch(k, 1.0, loss, 1e-3, cider, error, 1.0) for k, (cider, loss) in enumerate(values, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([(1.0, 3.0)], 1),
+        ([(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)], 3),
+        ([(1.0, 3.0), (2.0, 2.0), (1.5, 1.0)], 2),  # clearly worse captions, whatever the loss
+        ([(1.0, 3.0), (2.0, 2.0), (1.9, 1.0)], 3),  # about as good, and a lower loss
+        ([(1.0, 3.0), (2.0, 2.0), (1.9, 2.5)], 2),  # about as good, and a higher loss
+        ([(1.0, 3.0), (2.0, 2.0), (2.1, 2.5)], 2),  # luck, perhaps
+        ([(1.0, 3.0), (2.0, 2.0), (2.3, 2.5)], 3),  # clearly better captions
+        ([(2.0, 3.0), (1.85, 2.0), (1.7, 1.0)], 2),  # small steps down do not add up
+        ([(2.0, 3.0), (1.85, 2.0), (2.1, 2.5)], 3),  # the second is not as good as the best any more
+        ([(2.0, 1.0), (2.0, 1.0)], 1),
+        ([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5)], 2),
+    ],
+)
+def test_of_epochs_about_as_good_as_the_best_the_lowest_loss_is_kept(
+    values: list[tuple[float, float]], best: int
+) -> None:
+    found = epochs(*values)
+    assert best_by_cider(found).epoch == best
+    # What is kept is known at each epoch's end: it is the one before, or the new one.
+    kept = [best_by_cider(found[: k + 1]).epoch for k in range(len(found))]
+    assert all(now in (before, k) for k, (before, now) in enumerate(itertools.pairwise(kept), start=2))
+
+
+def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = [*epochs((1.0, 3.0), (2.0, 2.0)), Epoch(3, 0.1, 0.2, 1e-4, math.nan, math.nan, math.nan)]
+    write_curve(tmp_path / "curve.csv", written)
+    read = read_curve(tmp_path / "curve.csv")
+    assert read[:2] == written[:2]
+    assert math.isnan(read[2].validation_cider)
+    assert "epoch/validation_cider" not in read[2].metrics()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import GitProcessor
+
+from pipeline.data.dataset import Example, PictureReader, PictureWriter
+from pipeline.training import loader
+from tests.conftest import jpeg
+from tests.model.test_checkpoint import small
+
+TOKENS = [[[1, k, 2], [1, k, k, 2]] for k in range(20)]
+
+
+def test_an_epoch_sees_every_picture_once_with_all_its_captions_or_some() -> None:
+    for each, many in ((None, 2), (1, 1), (2, 2), (7, 2)):
+        captioned = loader.epoch_captions(TOKENS, seed=1, epoch=1, each=each)
+        assert sorted(i for i, _ in captioned) == list(range(20))
+        for i, captions in captioned:
+            assert len(captions) == many
+            assert len({tuple(caption) for caption in captions}) == many
+            assert all(caption in TOKENS[i] for caption in captions)
+
+
+def test_an_epoch_follows_from_seed_and_number_alone() -> None:
+    assert loader.epoch_captions(TOKENS, 1, 3, 1) == loader.epoch_captions(TOKENS, 1, 3, 1)
+    assert loader.epoch_captions(TOKENS, 1, 3, 1) != loader.epoch_captions(TOKENS, 1, 4, 1)
+    assert loader.epoch_captions(TOKENS, 1, 3, 1) != loader.epoch_captions(TOKENS, 2, 3, 1)
+
+
+def test_over_many_epochs_every_caption_has_its_share() -> None:
+    epochs = [loader.epoch_captions(TOKENS, 0, epoch, each=1) for epoch in range(200)]
+    drawn = Counter(len(caption) for epoch in epochs for _, (caption,) in epoch)
+    assert abs(drawn[3] / 4000 - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_pictures_become_what_the_checkpoints_own_processor_makes_of_them(tmp_path: Path, memory: int) -> None:
+    made = small()
+    data = [jpeg("red", (90, 60)), jpeg("blue", (40, 80))]
+    with PictureWriter(tmp_path) as writer:
+        for k, picture in enumerate(data):
+            writer.add(f"{k}.jpg", picture)
+    examples = [Example(f"{k}.jpg", ["x"], "", [], []) for k in range(2)]
+    pictures = loader.Pictures(examples, PictureReader(tmp_path), made, memory=memory)
+    groups = loader.groups_of([(1, [[1, 5, 2], [1, 2]]), (0, [[1, 2]]), (1, [[1, 2]])], 2)
+    batches = loader.batches(made, pictures, groups)
+    first, second = batches
+    images = [Image.open(io.BytesIO(picture)) for picture in data]
+    expected = GitProcessor(made.image_processor, made.tokenizer)(images=images, return_tensors="pt").pixel_values
+    assert torch.allclose(first.pixel_values, expected[[1, 0]], atol=1e-6)
+    assert torch.allclose(second.pixel_values, expected[[1]], atol=1e-6)
+    assert first.input_ids.tolist() == [[1, 5, 2], [1, 2, 0], [1, 2, 0]]
+    assert first.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert first.picture_of.tolist() == [0, 0, 1]
+    assert second.input_ids.tolist() == [[1, 2]]
+
+
+def test_captions_are_cut_to_the_most_tokens_with_both_marks() -> None:
+    made = small()
+    ((tokens,),) = loader.tokenize(made, [Example("x", ["a red star " * 30], "", [], [])], 10)
+    assert len(tokens) == 10
+    assert tokens[0] == made.tokenizer.cls_token_id
+    assert tokens[-1] == made.tokenizer.sep_token_id

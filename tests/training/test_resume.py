@@ -1,0 +1,377 @@
+"""A training that is cut off goes on, and ends as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import build, finetune, ingest
+from pipeline.config import params
+from pipeline.config.errors import ConfigError
+from pipeline.models.git.checkpoint import Checkpoint
+from pipeline.models.weights import weights_hash
+from pipeline.runtime.atomic_files import sha256_of
+from pipeline.runtime.checksummed import SEAL, is_whole, sealing
+from pipeline.synthetic.sample import write_sample
+from pipeline.training.trainer import StoppedError, Training
+from tests.conftest import TINY, environment, run, set_params
+
+OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
+STEPS = 9  # three epochs of three
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.fixture
+def built(workspace: Path, mlflow_db: Path) -> Path:
+    """A workspace with a small data set, whose training writes a state after each step; dropout is on."""
+    shutil.copy(mlflow_db, workspace)
+    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
+    set_params(workspace, {"finetune.epochs": 3, "runtime.state_minutes": 0})
+    ingest.run(params.load(), Namespace(source="sample"))
+    build.run(params.load(), Namespace())
+    return workspace
+
+
+def train() -> str:
+    return finetune.run(params.load(), Namespace())
+
+
+@pytest.fixture
+def uninterrupted(built: Path) -> str:
+    """The hash of what an undisturbed training makes."""
+    train()
+    return sha256_of(*OUTPUTS)
+
+
+def crash_in(method: str, step: int) -> None:
+    """Train, and crash within a method once so many steps were taken."""
+    original = getattr(Training, method)
+
+    def crash(self: Training, *args: Any) -> Any:
+        if self.progress.step >= step:
+            raise CrashError
+        return original(self, *args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Training, method, crash)
+        with pytest.raises(CrashError):
+            train()
+
+
+def states(workspace: Path) -> list[Path]:
+    return sorted(workspace.glob(".work/training/*/step-*"))
+
+
+@pytest.mark.parametrize(("method", "step"), [("_step", 1), ("_step", 4), ("_validate", 3)])
+def test_it_goes_on_from_a_crash_bit_for_bit(
+    built: Path, uninterrupted: str, method: str, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crash_in(method, step)
+    assert len(states(built)) == min(step, 2)
+    capsys.readouterr()
+    train()
+    assert f"goes on from step {step} of {STEPS}" in capsys.readouterr().out
+    assert sha256_of(*OUTPUTS) == uninterrupted
+    assert not list(built.glob(".work/training/*"))  # nothing is left of what has ended well
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"},
+        {"augmentation": {"crop": 0.3, "colour": 0.2, "mirror": True}, "accumulation": 2},
+    ],
+)
+def test_it_goes_on_bit_for_bit_however_it_trains(built: Path, changes: dict[str, Any]) -> None:
+    train()
+    shutil.copytree(OUTPUTS[0], "base")
+    set_params(built, {"finetune.checkpoint": "base", **{f"finetune.{key}": value for key, value in changes.items()}})
+    train()
+    expected = sha256_of(*OUTPUTS)
+    crash_in("_step", 4)
+    train()
+    assert sha256_of(*OUTPUTS) == expected
+
+
+def test_a_crash_while_the_best_epoch_is_kept_leaves_the_best_before_it(
+    built: Path, uninterrupted: str, capsys: Any
+) -> None:
+    save = Checkpoint.save
+
+    def crash(self: Checkpoint, folder: Path, *weights: Any) -> None:
+        save(self, folder, *weights)
+        if states(built)[-1].name == "step-000000006":
+            raise CrashError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Checkpoint, "save", crash)
+        with pytest.raises(CrashError):
+            train()
+    capsys.readouterr()
+    train()
+    assert "goes on from step 6 of" in capsys.readouterr().out
+    assert sha256_of(*OUTPUTS) == uninterrupted
+
+
+def test_a_crash_while_a_state_is_written_costs_one_step(built: Path, uninterrupted: str, capsys: Any) -> None:
+    original = shutil.copytree
+
+    def full(source: Any, target: Any, **others: Any) -> Any:
+        if "step-000000005" in str(target):
+            raise OSError(28, "No space left on device")
+        return original(source, target, **others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "copytree", full)
+        with pytest.raises(OSError, match="No space left"):
+            train()
+    assert [path.name for path in states(built)] == ["step-000000003", "step-000000004"]
+    assert all(is_whole(path) for path in states(built))
+    train()
+    assert "goes on from step 4 of" in capsys.readouterr().out
+    assert sha256_of(*OUTPUTS) == uninterrupted
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
+                                  "best/model.safetensors", SEAL])  # fmt: skip
+@pytest.mark.parametrize("damage", ["flip", "lose"])
+def test_a_damaged_state_is_not_used_and_the_one_before_it_is(
+    tmp_path_factory: pytest.TempPathFactory, name: str, damage: str
+) -> None:
+    folder = tmp_path_factory.mktemp("states") / "step-1"
+    with sealing(folder) as place:
+        for file in ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
+                     "best/model.safetensors"):  # fmt: skip
+            (place / file).parent.mkdir(exist_ok=True)
+            (place / file).write_bytes(random.Random(0).randbytes(1000))
+    assert is_whole(folder)
+    if damage == "lose":
+        (folder / name).unlink()
+    else:
+        content = bytearray((folder / name).read_bytes())
+        content[random.Random(name).randrange(len(content))] ^= 1 << random.Random(name).randrange(8)
+        (folder / name).write_bytes(content)
+    assert not is_whole(folder)
+
+
+def test_the_state_before_a_damaged_one_is_taken(built: Path, uninterrupted: str, capsys: Any) -> None:
+    crash_in("_step", 5)
+    (states(built)[-1].parent / ".step-000000099.partial").mkdir()  # of a process that was killed while it wrote one
+    newest = states(built)[-1]
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    capsys.readouterr()
+    train()
+    said = capsys.readouterr().out
+    assert f"{newest.relative_to(built)}: is damaged" in said
+    assert "goes on from step 4 of" in said
+    assert sha256_of(*OUTPUTS) == uninterrupted
+
+
+def test_another_training_starts_anew_and_leaves_the_one_that_was_cut_off(
+    built: Path, uninterrupted: str, capsys: Any
+) -> None:
+    weights = weights_hash(OUTPUTS[0])
+    crash_in("_step", 5)
+    set_params(built, {"finetune.learning_rate": 2e-3})
+    capsys.readouterr()
+    train()
+    said = capsys.readouterr().out
+    assert "starts anew" in said
+    assert "goes on" not in said
+    set_params(
+        built, {"finetune.learning_rate": 1e-3, "runtime.state_minutes": 5}
+    )  # when states are written is no matter
+    train()
+    assert "goes on from step 5 of" in capsys.readouterr().out
+    assert weights_hash(OUTPUTS[0]) == weights
+
+
+def test_early_stopping_goes_by_the_epochs_before_the_crash_too(built: Path, capsys: Any) -> None:
+    set_params(built, {"finetune.epochs": 9, "finetune.patience": 1, "finetune.learning_rate": 0.9,
+                       "finetune.best_by": "loss", "finetune.warmup": 0.5})  # fmt: skip
+    last = train()
+    whole = sha256_of(*OUTPUTS)
+    ended = len(Path("reports/finetune.csv").read_text().splitlines()) - 1
+    assert ended < 9
+    assert f"of {ended}, the best" in last
+    crash_in("_step", 3 * (ended - 1) + 1)
+    train()
+    assert sha256_of(*OUTPUTS) == whole
+
+
+def started(folder: Path, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_state(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(int(path.name[5:]) >= step for path in states(folder)):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("method", ["captions", "validation_loss"])
+def test_asked_to_end_in_the_validation_it_goes_on_with_that(
+    built: Path, uninterrupted: str, method: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(Training, method)
+
+    def ask(self: Training, *args: Any, **others: Any) -> Any:
+        if self.progress.step == 6:
+            self._asked = lambda: True
+        return original(self, *args, **others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Training, method, ask)
+        patched.setattr(finetune, "_fit", lambda trainer, watch: trainer.fit(watch, lambda: False))
+        with pytest.raises(StoppedError):
+            train()
+    assert [path.name for path in states(built)] == ["step-000000005", "step-000000006"]
+    capsys.readouterr()
+    shown = []
+    monkeypatch.setattr(finetune._Watch, "samples", lambda self, captions: shown.append(len(captions)))
+    train()
+    assert "goes on from step 6 of" in capsys.readouterr().out
+    assert sha256_of(*OUTPUTS) == uninterrupted
+    assert shown == [2, 3]  # each epoch's captions once
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_midst_of_it_costs_nothing(built: Path, how: signal.Signals) -> None:
+    set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if how == signal.SIGKILL else 60})
+    command = (sys.executable, "-m", "pipeline.finetune")
+    process = started(built, *command)
+    if how == signal.SIGKILL:
+        wait_for_state(built, 10, process)
+    else:
+        assert process.stdout
+        line = next(line for line in process.stdout if "epoch   3/20" in line)
+        assert line
+    os.killpg(process.pid, how)
+    said = process.communicate(timeout=60)[0]
+    if how != signal.SIGKILL:
+        assert process.returncode == 75, said
+        assert "is kept; `dvc repro` goes on from there" in said
+        assert len(states(built)) == 1
+    again = run(built, *command)
+    assert "goes on from step" in again.stdout
+    resumed = sha256_of(*OUTPUTS)
+    train()
+    assert sha256_of(*OUTPUTS) == resumed
+
+
+def test_a_step_in_parts_learns_the_same(built: Path) -> None:
+    set_params(built, {"finetune.scratch.dropout": 0.0})
+    curves = []
+    for parts in (1, 4):
+        set_params(built, {"finetune.accumulation": parts})
+        train()
+        curves.append([float(x) for x in Path("reports/finetune.csv").read_text().splitlines()[-1].split(",")[1:3]])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    set_params(built, {"finetune.accumulation": 3})
+    with pytest.raises(ConfigError, match="`accumulation: 3` does not divide `batch_size` 16"):
+        train()
+
+
+def test_a_batch_that_does_not_fit_is_told_with_the_parts_that_do(built: Path, monkeypatch: Any) -> None:
+    from pipeline.training import trainer
+
+    summed_loss = trainer.summed_loss
+
+    def small_memory(model: Any, batch: Any, *others: Any) -> Any:
+        if model.training and len(batch.pixel_values) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes")
+        return summed_loss(model, batch, *others)
+
+    monkeypatch.setattr(trainer, "summed_loss", small_memory)
+    told = r"finetune\.batch_size: 16 pictures at a time do not fit into memory, 4 do; set finetune\.accumulation to 4"
+    with pytest.raises(ConfigError, match=told):
+        train()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk_ends_it_in_a_line_and_the_last_state_is_whole(built: Path, uninterrupted: str) -> None:
+    small = built / ".work"
+    shutil.rmtree(small)
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", small], check=True)
+    try:
+        set_params(built, {"finetune.epochs": 6})
+        done = run(built, sys.executable, "-m", "pipeline.finetune")
+        assert done.returncode == 75, done.stderr
+        assert "the disk is full at .work/training/" in done.stderr.splitlines()[-1]
+        kept = states(built)
+        assert kept
+        assert all(is_whole(path) for path in kept)
+        (small / "room").unlink(missing_ok=True)
+        subprocess.run(["mount", "-o", "remount,size=64M", small], check=True)
+        again = run(built, sys.executable, "-m", "pipeline.finetune")
+        assert f"goes on from step {int(kept[-1].name[5:])} of" in again.stdout
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random_moments_change_no_bit(clone: Callable[[], Path]) -> None:
+    """In a step, in validation, while a state is written: wherever it comes, `dvc repro` goes on from there."""
+    killed = clone()
+    shutil.rmtree(killed / "data/raw")
+    write_sample(killed / "data/raw/small", pictures=90, seed=1)
+    changes = {"ingest.sources": ["small"], "finetune.epochs": 60, "runtime.state_minutes": 0}
+    set_params(killed, {**TINY, **changes})
+    for words in (["add", "data/raw/small"], ["repro", "build"]):
+        done = run(killed, "dvc", *words)
+        assert done.returncode == 0, done.stderr
+    alone = killed.parent / "left alone"
+    shutil.copytree(killed, alone, symlinks=True)
+    command = ("dvc", "repro", "finetune")
+    assert run(alone, *command).returncode == 0
+    rng = random.Random(20)
+    for kill in range(20):
+        process = started(killed, *command)
+        before = {path.name for path in states(killed)}
+        deadline = time.monotonic() + 120
+        while {path.name for path in states(killed)} == before and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.4))
+        assert process.poll() is None, process.communicate()[0]
+        if kill % 2:  # everything at once, as when the power goes; else the stage alone, which DVC survives
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.communicate()
+    done = run(killed, *command)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step" in done.stdout
+    outputs = [sha256_of(*(folder / output for output in OUTPUTS)) for folder in (alone, killed)]
+    assert outputs[0] == outputs[1]
+    assert "up to date" in run(killed, "dvc", "status", "finetune").stdout
