@@ -276,4 +276,4 @@ def _lock(args: argparse.Namespace) -> str | None:
 
 
 if __name__ == "__main__":
-    entrypoint.main("finetune", run, _arguments, _lock, tells=is_first())
+    entrypoint.main("finetune", run, _arguments, _lock, prints=is_first())

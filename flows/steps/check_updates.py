@@ -74,4 +74,4 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    entrypoint.main("look", run, add_workspace)
+    entrypoint.main("check_updates", run, add_workspace)

@@ -38,4 +38,4 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    entrypoint.main("settle", run)
+    entrypoint.main("dvc_commit", run)

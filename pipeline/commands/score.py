@@ -19,6 +19,7 @@ references is an error. METEOR and SPICE need `pip install pycocoevalcap==1.2` a
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,4 +172,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    entrypoint.main("metrics", run, _arguments, workspace=False)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.commands.score", description=__doc__)
+    _arguments(parser)
+    parsed = parser.parse_args()
+    sys.exit(entrypoint.execute("score", lambda: run(parsed), needs_params=False))

@@ -1,8 +1,8 @@
-"""The one entry of every stage and command: `main` reads the arguments and params, then runs the work.
+"""The one entry point of every stage and command: it reads params, runs the work, and turns exceptions into exit codes.
 
-It takes the stage's lock, lets no stage in where another flow or `dvc repro` is at work, ends the stage when its
-parent dies, and turns exceptions into one line and an exit code. A stage returns its last line: what was made, where
-it is, what to do next.
+It takes the stage's lock, refuses to start a stage while another flow or `dvc repro` uses the workspace, ends the stage
+when its parent dies, and prints a failure as one line. The work returns its last line: what was made, where it is, what
+to do next.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
 from pipeline.config import paths
 from pipeline.config.errors import PipelineError, TemporaryError, is_out_of_memory
-from pipeline.config.params import load
+from pipeline.config.params import Params, load
 from pipeline.runtime import process_identity, workspace_lock
+from pipeline.runtime.atomic_files import write_json
 
+RESULT = "IMAGE_CAPTIONING_RESULT"  # environment: the file to which a command writes its result as JSON
 _GRACE_SECONDS = 60.0  # to write the state of a training
 
 # A default run sends nothing to anybody.
@@ -35,31 +39,41 @@ _QUIET = {
 }
 
 
-# A disk or network folder that fails, or is somebody else's; what else an OSError tells of is a fault of the program.
-_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM, errno.EROFS)
+# A disk or network folder that fails or denies access. Any other OSError is a bug and keeps its traceback.
+_DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class _Terminated(BaseException):
-    """SIGTERM came; not an `Exception`, so that no handler on the way takes it for a failure of its own."""
+    """SIGTERM arrived. Not an `Exception`, so that no handler on the way mistakes it for a failure of its own."""
+
+
+class Done(NamedTuple):
+    """What a piece of work returns if a flow needs more than its last line.
+
+    Attributes:
+        line: the last line to print.
+        result: JSON; the flow that started the command gets it back (see `RESULT`).
+    """
+
+    line: str
+    result: Any
 
 
 def main(
     name: str,
-    work: Callable[..., str],
+    work: Callable[[Params, argparse.Namespace], str | Done],
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     lock: Callable[[argparse.Namespace], str | None] | None = None,
-    tells: bool = True,
-    workspace: bool = True,
-) -> None:
-    """Run `work` as the command `python -m pipeline.NAME`, and exit.
+    prints: bool = True,
+) -> NoReturn:
+    """Run `work` as the command `python -m MODULE`, and exit.
 
     Args:
-        name: the module's name within `pipeline`.
-        work: takes the params (in a workspace) and the command line's arguments, and returns the last line to print.
+        name: stands before every line that is printed.
+        work: takes the params and the command line's arguments, and returns the last line to print.
         arguments: adds the command's own arguments to the parser.
-        lock: gives the name of the lock that keeps a second run out; without it, any number may run.
-        tells: whether the last line is printed; of several processes of a stage one does.
-        workspace: whether it needs a workspace with its `params.yaml`; a command that only reads files does not.
+        lock: returns the name of the lock that keeps a second run out; None if any number may run.
+        prints: whether the last line is printed; one of several processes of a stage does.
     """
     module = sys.modules["__main__"]
     parser = argparse.ArgumentParser(
@@ -70,54 +84,67 @@ def main(
     if arguments:
         arguments(parser)
     args = parser.parse_args()
+    sys.exit(execute(name, lambda params: work(params, args), lock=lock(args) if lock else None, prints=prints))
+
+
+def execute(
+    name: str,
+    work: Callable[..., str | Done],
+    lock: str | None = None,
+    prints: bool = True,
+    needs_params: bool = True,
+) -> int:
+    """Run `work`, print its last line or its failure, and return the exit code.
+
+    Args:
+        name: stands before every line that is printed.
+        work: takes the params (nothing if `needs_params` is false), and returns the last line to print.
+        lock: the name of the lock that keeps a second run out; None if any number may run.
+        prints: whether the last line is printed.
+        needs_params: whether it runs in a workspace with a `params.yaml`.
+    """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    sys.exit(_run(name, work, args, lock(args) if lock else None, tells, workspace))
-
-
-def _run(
-    name: str,
-    work: Callable[..., str],
-    args: argparse.Namespace,
-    lock: str | None,
-    tells: bool,
-    workspace: bool,
-) -> int:
+    result = os.environ.pop(RESULT, None)  # what this starts must not write to it
     try:
         signal.signal(signal.SIGTERM, _terminate)
         _end_with_parent()
-        given = (load(), args) if workspace else (args,)
+        given = (load(),) if needs_params else ()
         with _locked(name, lock) if lock else nullcontext():
-            line = work(*given)
-        if tells:
-            print(f"{name}: {line}", flush=True)
+            done = work(*given)
+        if isinstance(done, str):
+            done = Done(done, None)
+        if result:
+            write_json(Path(result), done.result)
+        if prints:
+            print(f"{name}: {done.line}", flush=True)
         return 0
     except PipelineError as error:
-        return _say(name, str(error), error.exit_code)
+        return _fail(name, str(error), error.exit_code)
     except (KeyboardInterrupt, _Terminated) as stop:
-        how = "interrupted" if isinstance(stop, KeyboardInterrupt) else "ended by SIGTERM or with its parent"
-        return _say(name, f"{how}; the outputs of the last good run are in place; run it again", 75)
+        how = "interrupted" if isinstance(stop, KeyboardInterrupt) else "ended by SIGTERM or because its parent ended"
+        return _fail(name, f"{how}; the outputs of the last good run are unchanged; run it again", 75)
     except Exception as error:
         if is_out_of_memory(error):
-            return _say(name, "out of memory; lower the batch size in params.yaml or free some, then run it again", 75)
+            return _fail(name, "out of memory; lower the batch size in params.yaml or free memory, then run again", 75)
         if _is_disk_full(error):
             where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            message = f"the disk is full{where}; the outputs of the last good run are in place"
-            return _say(name, f"{message}; free some space, then run it again", 75)
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            message = f"the disk is full{where}; the outputs of the last good run are unchanged"
+            return _fail(name, f"{message}; free some space, then run again", 75)
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             where = f"{error.filename}: " if error.filename else ""
-            return _say(name, f"{where}{error.strerror}; mend that, then run it again", 75)
+            return _fail(name, f"{where}{error.strerror}; fix that, then run again", 75)
         raise
 
 
-# Safetensors and others have exceptions of their own for it, which can be told by their words only.
+# Safetensors and others raise their own exceptions for it, recognisable only by their message.
 def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(words in str(error) for words in ("os error 28", "No space left on device", "disk is full"))
 
 
-def _say(name: str, message: str, code: int) -> int:
+def _fail(name: str, message: str, code: int) -> int:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
@@ -134,7 +161,7 @@ def _locked(name: str, lock: str) -> Iterator[None]:
         held.acquire(timeout=0)
     except Timeout:
         raise TemporaryError(
-            f"another {lock} is running in this workspace (it holds {path}); wait until it has ended, then run it again"
+            f"another {lock} is running in this workspace (it holds {path}); wait for it to finish, then run again"
         ) from None
     try:
         yield
@@ -144,11 +171,11 @@ def _locked(name: str, lock: str) -> Iterator[None]:
 
 @contextmanager
 def ending_itself() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether the stage was asked to end, by SIGTERM or Ctrl-C, within the block.
+    """Yield a function that says whether SIGTERM or Ctrl-C has arrived within the block.
 
-    The block then ends itself when it has put its work in order; after it the stage ends as it would have at once.
-    Ctrl-C after that ends it at once. SIGTERM does not: it comes twice where a whole group of processes is asked to
-    end, once to each and once more from those that watch over each other.
+    The block finishes its work in order and then leaves; the stage ends after it. A second Ctrl-C ends the stage at
+    once. A second SIGTERM does not: it arrives twice when a whole process group is terminated, once for each process
+    and once more from the processes that watch each other.
     """
     asked: list[int] = []
 
@@ -174,13 +201,13 @@ def _raise(signum: int) -> None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    # A second signal must not break into the clearing up that the first one started.
+    # A second signal must not interrupt the cleanup that the first one started.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated
 
 
 def _end_with_parent() -> None:
-    """Have this process end once its parent, or the flow that owns it, is gone; at once where one is already."""
+    """End this process when its parent, or the flow that owns it, ends; at once if it has ended already."""
     import psutil
 
     try:

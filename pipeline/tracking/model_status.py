@@ -57,4 +57,4 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    entrypoint.main("standing", run)
+    entrypoint.main("model_status", run)

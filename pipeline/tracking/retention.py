@@ -111,4 +111,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    entrypoint.main("versions", run, _arguments)
+    entrypoint.main("retention", run, _arguments)

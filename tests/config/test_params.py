@@ -72,7 +72,7 @@ def test_a_missing_key_is_named(workspace: Path) -> None:
 
 def test_no_yaml_and_no_file_are_told(workspace: Path) -> None:
     (workspace / "params.yaml").write_text("a: [1\nb: 2")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         params.load()
     (workspace / "params.yaml").unlink()
     with pytest.raises(ConfigError, match="not found"):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline import build, ingest
 from pipeline.config import params
-from pipeline.data import report
+from pipeline.data import report as data_page
 from pipeline.data.audit import FILE_REASONS, ROW_REASONS, Aside
 from pipeline.data.dataset import Example, PictureReader, read_examples
 from pipeline.data.images import data_url
@@ -58,7 +58,7 @@ def render(
         "excluded": {},
     }
     kept = {"train": list(train), "validation": [], "test": list(test)}
-    return report.render(shown | report, kept, aside, near, picture)
+    return data_page.render(shown | report, kept, aside, near, picture)
 
 
 class Elements(HTMLParser):
@@ -138,7 +138,7 @@ def test_the_page_loads_nothing_from_anywhere() -> None:
 
 
 def test_the_examples_in_docstrings_are_true() -> None:
-    found = doctest.testmod(report)
+    found = doctest.testmod(data_page)
     assert found.attempted
     assert not found.failed
 

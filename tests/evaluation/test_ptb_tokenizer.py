@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.evaluation.ptb.tokens import tokenize
 from tests.conftest import SHARED
-from tests.score import jar
-from tests.score.mutations import mutated, soup
+from tests.evaluation import jar
+from tests.evaluation.mutations import mutated, soup
 
 MUTATED, SOUPS = 60_000, 40_000
 OWN = [

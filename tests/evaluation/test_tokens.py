@@ -11,7 +11,7 @@ from pipeline.config import params
 from pipeline.data import text
 from pipeline.evaluation.ptb import tokens
 from pipeline.evaluation.ptb.tokens import tokenize
-from tests.score.mutations import PIECES, mutated
+from tests.evaluation.mutations import PIECES, mutated
 
 RECORDED = Path(__file__).with_name("treebank.jsonl")
 

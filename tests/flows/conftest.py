@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import environment
-from tests.flows import house as houses
+from tests.flows import toy
 
 
 def free_port() -> int:
@@ -65,13 +65,13 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 @pytest.fixture(scope="session")
 def first_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return houses.build(tmp_path_factory.mktemp("first") / "small house")
+    return toy.build(tmp_path_factory.mktemp("first") / "small house")
 
 
 @pytest.fixture
 def house(first_house: Path, tmp_path: Path) -> Path:
     """A small house in which every stage is up to date."""
-    return houses.copy(first_house, tmp_path / "homes" / first_house.name)
+    return toy.copy(first_house, tmp_path / "homes" / first_house.name)
 
 
 class Api:

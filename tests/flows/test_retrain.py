@@ -18,7 +18,7 @@ import pytest
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import run, set_params
 from tests.flows.conftest import Api, processes_in, wait_until
-from tests.flows.house import GIT, git
+from tests.flows.toy import GIT, git
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -16,7 +16,7 @@ from pipeline.runtime import workspace_lock
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import ROOT, run, set_params
 from tests.flows.conftest import Api, processes_in, wait_until
-from tests.flows.house import git
+from tests.flows.toy import git
 
 OUTPUTS = ("data/ingest", "data/dataset", "models/finetune", "reports", "dvc.lock", "data/raw")
 NOTHING = "Data and pipelines are up to date."

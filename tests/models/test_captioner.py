@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.models.captioner import Captioner
 from pipeline.training.loader import cropped, pixel_values
-from tests.model.test_checkpoint import small
+from tests.models.git.test_checkpoint import small
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "navy")]
 

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.models.precision import chosen, in_words
 from pipeline.training.optimization import summed_loss
-from tests.model.test_checkpoint import small
+from tests.models.git.test_checkpoint import small
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from pipeline.config.sections.finetune import Augmentation
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
 from pipeline.training.augmentation import Augmented, changed
 from pipeline.training.loader import Pictures
-from tests.model.test_checkpoint import small
+from tests.models.git.test_checkpoint import small
 
 ALL = Augmentation(crop=0.3, colour=0.3, mirror=True)
 

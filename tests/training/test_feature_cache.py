@@ -12,7 +12,7 @@ from pipeline.models.git.checkpoint import Checkpoint
 from pipeline.training.feature_cache import Features, NoRoomError
 from pipeline.training.loader import Pictures, pixel_values
 from tests.conftest import jpeg
-from tests.model.test_checkpoint import small
+from tests.models.git.test_checkpoint import small
 
 COLOURS = ["red", "blue", "green", "white", "black", "orange", "pink", "brown", "grey", "navy", "teal"]
 PLENTY = 10**9

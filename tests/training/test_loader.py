@@ -12,7 +12,7 @@ from transformers import GitProcessor
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
 from pipeline.training import loader
 from tests.conftest import jpeg
-from tests.model.test_checkpoint import small
+from tests.models.git.test_checkpoint import small
 
 TOKENS = [[[1, k, 2], [1, k, k, 2]] for k in range(20)]
 

@@ -15,8 +15,8 @@ from flows.steps.check_updates import DONE, LOOK
 from flows.workspace import clone
 from pipeline.runtime.atomic_files import read_json, write_json
 from tests.conftest import run, set_params
-from tests.flows.house import git
 from tests.flows.test_retrain import Web
+from tests.flows.toy import git
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from flows.workspace import clone
 from pipeline.config import paths
 from pipeline.runtime.atomic_files import write_json
 from tests.conftest import run, set_params
-from tests.flows.house import git
+from tests.flows.toy import git
 
 
 def dvc(folder: Path, *words: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flows.workspace import clone
 from pipeline.config.errors import ConfigError, TemporaryError
 from tests.conftest import environment, set_params
-from tests.flows.house import git
+from tests.flows.toy import git
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pipeline.models.git.checkpoint import load
 from pipeline.models.git.lora import add_lora, plain_weights
 from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.training.optimization import adamw
-from tests.model.test_checkpoint import small
-from tests.model.test_git import batch, config
+from tests.models.git.test_checkpoint import small
+from tests.models.git.test_modeling import batch, config
 
 SETTINGS = Lora(rank=4, alpha=8.0, dropout=0.1)
 

@@ -18,7 +18,7 @@ GIT = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
 STAGE = '''
 """A stage of the small house."""
 import json, os, pathlib, sys, time
-from pipeline import stage
+from pipeline.runtime import entrypoint
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.runtime.atomic_files import swapped_in, write_json
 from pipeline.runtime.progress import progress_bar
@@ -63,7 +63,7 @@ def run(params, args):
     return f"{{len(text.splitlines())}} rows"
 
 if __name__ == "__main__":
-    stage.main(NAME, run, lambda p: p.add_argument("source", nargs="?", default=""), lambda args: NAME + args.source)
+    entrypoint.main(NAME, run, lambda p: p.add_argument("source", nargs="?", default=""), lambda args: NAME + args.source)
 '''
 
 STAGES = {
@@ -77,7 +77,8 @@ STAGES = {
 COMMAND = '''
 """Stands in for a command that asks MLflow."""
 import json, os, pathlib
-from pipeline import paths, stage
+from pipeline.config import paths
+from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, write_json
 
 # Where MLflow's own file would be.
@@ -90,7 +91,7 @@ def registry():
 {body}
 
 if __name__ == "__main__":
-    stage.main({name!r}, run, arguments)
+    entrypoint.main({name!r}, run, arguments)
 '''
 
 STANDING = """
@@ -199,9 +200,12 @@ def build(folder: Path) -> Path:
     for name, (source, targets) in STAGES.items():
         (folder / f"works/{name}.py").write_text(STAGE.format(name=name, source=source, targets=targets))
     for name, body in {
-        "standing": STANDING, "register": REGISTER, "promote": PROMOTE, "versions": VERSIONS
-    }.items():  # fmt: skip
-        (folder / f"pipeline/{name}.py").write_text(command(name, body))
+        "tracking/model_status": STANDING,
+        "register": REGISTER,
+        "commands/promote": PROMOTE,
+        "tracking/retention": VERSIONS,
+    }.items():
+        (folder / f"pipeline/{name}.py").write_text(command(name.rpartition("/")[2], body))
     (folder / "dvc.yaml").write_text(dvc_yaml())
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copy(ROOT / ".gitignore", folder)
