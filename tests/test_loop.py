@@ -77,6 +77,31 @@ def test_tests_and_tools_make_nothing_stale(loop: Path) -> None:
     assert run(loop, "dvc", "status").stdout.strip() == NOTHING
 
 
+@pytest.mark.parametrize(
+    "module", ["config/params.py", "runtime/progress.py", "runtime/process_identity.py", "tracking/runs.py"]
+)
+def test_a_comment_in_code_that_decides_nothing_makes_no_stage_stale(loop: Path, module: str) -> None:
+    file = loop / "pipeline" / module
+    before = file.read_text()
+    file.write_text(before + "\n# a comment\n")
+    assert run(loop, "dvc", "status").stdout.strip() == NOTHING
+    file.write_text(before)
+
+
+def test_a_runtime_param_makes_no_stage_stale(loop: Path) -> None:
+    before = (loop / "params.yaml").read_text()
+    changes = {
+        "state_minutes": 1,
+        "feature_cache_gb": 1,
+        "caption_batch_size": 3,
+        "decode_threads": 2,
+        "launch.port": 29501,
+    }
+    set_params(loop, {f"runtime.{key}": value for key, value in changes.items()})
+    assert run(loop, "dvc", "status").stdout.strip() == NOTHING
+    (loop / "params.yaml").write_text(before)
+
+
 def test_a_param_of_evaluate_trains_nothing_again(loop: Path) -> None:
     before = versions(loop)
     set_params(loop, {"evaluate.beams": 2})

@@ -1,4 +1,4 @@
-"""Where things are, relative to the root of the workspace (in which every command is run)."""
+"""Paths of the workspace, relative to its root, in which every command runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RAW = Path("data/raw")
 INGEST = Path("data/ingest")
 DATASET = Path("data/dataset")
 MODEL = Path("models/finetune")
-TRAINING = MODEL / "training.json"  # what made the model
+TRAINING = MODEL / "training.json"  # the facts that decided the training
 
 REPORTS = Path("reports")
 INGEST_REPORTS = REPORTS / "ingest"
@@ -27,10 +27,10 @@ GALLERY = EVALUATE_FOLDER / "gallery.html"
 REGISTER_REPORT = REPORTS / "register.json"
 PROMOTE_REPORT = REPORTS / "promote.json"
 
-WORK = Path(".work")  # locks, and what can be made again at any time; no stage's output
-TRAININGS = WORK / "training"  # states of trainings that have not ended
-SAID = WORK / "captions"  # what registered versions say of test pictures
-FEATURES = WORK / "features"  # what frozen image encoders made of pictures
+WORK = Path(".work")  # locks and caches; nothing here is a stage's output
+TRAININGS = WORK / "training"  # states of unfinished trainings
+SAID = WORK / "captions"  # test captions of registered versions
+FEATURES = WORK / "features"  # image features of frozen encoders
 STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion
 START = WORK / "start.json"  # the checkpoint that a retraining starts from
 VERSIONS = WORK / "versions.json"  # what is kept of retrainings

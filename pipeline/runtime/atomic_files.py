@@ -1,4 +1,4 @@
-"""Files that are whole or not there: outputs swapped in at the end, hashes, JSON and JSON Lines."""
+"""Atomic outputs (written beside their target, then renamed into place), hashes, JSON and JSON Lines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial"  # ends the name of an output that is being written; .dvcignore names it too
-REPLACED = ".replaced"  # ends the name of an output that is being replaced
+PARTIAL = ".partial"  # suffix of an output while it is being written; .dvcignore names it too
+REPLACED = ".replaced"  # suffix of an old output while it is being replaced
 
 
 @contextmanager
 def swapped_in(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Give a new place beside each of `targets`; move all into place once the block has ended well.
+    """Yield a temporary path beside each target; rename all to their targets when the block succeeds.
 
-    The place for `reports/x.json` is `reports/.x.json.partial`, on the same file system, so that a move
-    is a rename. A block that fails leaves every target as it was. What an earlier run that was killed left
-    behind is cleared away first. A target may be a file or a folder, whichever the block makes.
+    The temporary path of `reports/x.json` is `reports/.x.json.partial`, on the same file system, so that moving it is
+    a rename. If the block fails, every target keeps its old content. Leftovers of a killed run are removed first. A
+    target may be a file or a folder.
     """
     places = tuple(target.parent / f".{target.name}{PARTIAL}" for target in targets)
     for target, place in zip(targets, places, strict=True):
@@ -40,11 +40,11 @@ def _replaced(target: Path) -> Path:
 
 
 def _swap(targets: Sequence[Path], places: Sequence[Path]) -> None:
-    """Move every place to its target, or none: whatever interrupts this, all old outputs are put back."""
+    """Rename every temporary path to its target, or none: if anything interrupts this, all old outputs are restored."""
     new = []
     try:
         for target, place in zip(targets, places, strict=True):
-            if target.exists():  # a folder can't be renamed over another, so the old one steps aside
+            if target.exists():  # a folder cannot be renamed over another
                 target.rename(_replaced(target))
             new.append(target)
             place.rename(target)
@@ -61,14 +61,14 @@ def _swap(targets: Sequence[Path], places: Sequence[Path]) -> None:
 
 
 def _recover(target: Path) -> None:
-    """Put back the old folder where a run was killed in the moment between the two renames."""
+    """Restore the old folder if a run was killed between the two renames."""
     if _replaced(target).exists() and not target.exists():
         _replaced(target).rename(target)
     remove(_replaced(target))
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -76,9 +76,9 @@ def remove(path: Path) -> None:
 
 
 def sha256_of(*paths: Path) -> str:
-    """SHA-256 (hexadecimal) over the names and contents of files, and of all files below folders.
+    """Return the SHA-256 (hexadecimal) over the names and contents of files, and of all files below folders.
 
-    A folder's own name does not count, so a folder that was moved keeps its hash.
+    A folder's own name does not count, so a folder keeps its hash when it is moved.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -92,18 +92,18 @@ def sha256_of(*paths: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON that a person can read; equal values give equal bytes."""
+    """Write `value` as indented JSON; equal values give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
+    """Write one JSON value per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for value in values:
@@ -111,9 +111,9 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """Read one JSON value a line.
+    """Yield one JSON value per line.
 
-    Lines end at a line feed only: captions may hold U+2028 and its like, at which `str.splitlines` would cut.
+    Only a line feed ends a line: captions may contain U+2028 and the like, where `str.splitlines` would split.
     """
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:

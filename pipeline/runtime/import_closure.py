@@ -1,4 +1,4 @@
-"""Which of our files a module is made of: itself and all that it imports, directly or not."""
+"""The import closure of a module: its own file and every file of ours that it imports, directly or indirectly."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ INFRASTRUCTURE = ("pipeline/config", "pipeline/runtime", "pipeline/tracking")
 
 
 def deciding(module: str) -> list[Path]:
-    """The files that can change a module's result: its `closure` without the infrastructure."""
+    """Return the files that can change a module's result: its `closure` without the infrastructure."""
     folders = [Path(folder) for folder in INFRASTRUCTURE]
     return [file for file in closure(module) if not any(file.is_relative_to(folder) for folder in folders)]
 
 
 def closure(module: str) -> list[Path]:
-    """The files below `pipeline/` that `module` (like `pipeline.build`) imports, itself included, sorted.
+    """Return the files below `pipeline/` that `module` (like `pipeline.build`) imports, itself included, sorted.
 
-    Read from the source, so imports within functions count too. Packages' `__init__.py` hold no code and
-    are left out. Paths are relative to the root of the repository.
+    They are read from the source, so imports inside functions count. `__init__.py` files hold no code and are left
+    out. Paths are relative to the root of the repository.
     """
     root = Path(__file__).parents[2]
     found: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal as usual; a line now and then where a flow reads along; elsewhere none."""
+"""Progress bars: tqdm on a terminal, a line every few seconds for a flow that reads the output, else none."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-# Set by who reads the output: a line every so many seconds, the first after as many.
+# Environment variable, set by the reader of the output: seconds between two lines of progress.
 READ_ALONG = "IMAGE_CAPTIONING_PROGRESS"
-_LINE = "{desc}: {percentage:3.0f}% {n_fmt} of {total_fmt}{unit}, {elapsed} gone, {remaining} left"
+_LINE = "{desc}: {percentage:3.0f}% {n_fmt} of {total_fmt}{unit}, {elapsed} elapsed, {remaining} left"
 
 
 class _Lines:
-    """Writes what tqdm would write over its last line as lines of their own."""
+    """Writes each update of a tqdm bar as a line of its own."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -26,12 +26,12 @@ class _Lines:
 
 
 def progress_bar(items: Iterable[Any] | None = None, *, shown: bool = True, **settings: Any) -> tqdm:
-    """A bar over `items`, or one that is moved by hand.
+    """Return a bar over `items`, or one that the caller updates.
 
     Args:
-        items: what is gone through, if anything.
-        shown: whether it is shown at all.
-        settings: tqdm's own, like `desc`, `total` and `unit`.
+        items: the items to iterate over, if any.
+        shown: whether the bar is shown at all.
+        settings: arguments of tqdm, like `desc`, `total` and `unit`.
     """
     if not shown:
         return tqdm(items, disable=True, **settings)

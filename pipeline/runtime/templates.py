@@ -1,4 +1,4 @@
-"""HTML pages out of templates."""
+"""HTML pages from Jinja templates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 
 
 def render(template: Path, **values: object) -> str:
-    """The page that a template makes of the values.
+    """Return the page that a template renders.
 
-    Captions and names of files come from strangers, so all text is escaped. A value that the template asks for and
-    that is not given is an error.
+    Captions and file names come from strangers, so all text is escaped. A missing value is an error.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

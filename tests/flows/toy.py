@@ -63,7 +63,8 @@ def run(params, args):
     return f"{{len(text.splitlines())}} rows"
 
 if __name__ == "__main__":
-    entrypoint.main(NAME, run, lambda p: p.add_argument("source", nargs="?", default=""), lambda args: NAME + args.source)
+    arguments = lambda parser: parser.add_argument("source", nargs="?", default="")
+    entrypoint.main(NAME, run, arguments, lambda args: NAME + args.source)
 '''
 
 STAGES = {

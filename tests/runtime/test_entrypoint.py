@@ -19,7 +19,7 @@ STAGE = '''
 """A stage that {does}."""
 import time, errno
 from pathlib import Path
-from pipeline import stage
+from pipeline.runtime import entrypoint
 from pipeline.config.errors import DataError, ConfigError, TemporaryError
 
 def work(params, args):
@@ -160,7 +160,7 @@ def test_it_ends_when_the_flow_that_owns_it_is_killed(workspace: Path) -> None:
     assert stage.wait(timeout=20) == 75
 
 
-@pytest.mark.parametrize("name", [*STAGES, "caption", "summary", "ui", "standing"])
+@pytest.mark.parametrize("name", [*STAGES, "tracking.model_status", "tracking.retention"])
 def test_help_imports_nothing_heavy(name: str) -> None:
     probe = (
         "import runpy, sys\n"
