@@ -15,9 +15,9 @@ from pipeline.runtime import process_identity, workspace_lock
 from tests.conftest import ROOT, environment, run
 
 STAGE = """
-from pipeline import stage
+from pipeline.runtime import entrypoint
 if __name__ == "__main__":
-    stage.main("build", lambda params, args: "made it", lock=lambda args: "build")
+    entrypoint.main("build", lambda params, args: "made it", lock=lambda args: "build")
 """
 
 
