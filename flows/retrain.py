@@ -87,7 +87,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
         tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
     if params.retrain.start == "champion":
         params = _start_from(_last_start())
-    tasks.step(params, "look", "flows.steps.check_updates", *where, ours=True)
+    tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
     found = read_json(LOOK)
     if not found["changed"] and not found["stale"] and found["ended"]:
         clone.forget()  # the last run may have been killed when it had noted its end
@@ -98,7 +98,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
             tasks.step(params, "fetch", "flows.steps.fetch", *where, ours=True)
         # Where only the end is missing, the champion may be this very model, which is not to be trained on from itself.
         if params.retrain.start == "champion" and (found["changed"] or found["stale"]):
-            tasks.step(params, "start", "pipeline.tracking.retention", "start", ours=True)
+            tasks.step(params, "start_checkpoint", "pipeline.tracking.retention", "start", ours=True)
             params = _start_from(read_json(paths.START))
         outcome = run_stages(params)
     except stages.StageError as failure:

@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 
 from flows.exec import artifacts, running, stages, tasks
-from flows.steps.dvc_commit import SETTLED
+from flows.steps.commit_raw import SETTLED
 from flows.workspace import reconcile
 from pipeline.config import paths
 from pipeline.config.params import Params, load
@@ -45,7 +45,7 @@ def run_stages(params: Params) -> stages.Outcome:
     Raises:
         StageError: a stage failed, and was tried again where that could help.
     """
-    tasks.step(params, "settle", "flows.steps.dvc_commit", ours=True)
+    tasks.step(params, "commit_raw", "flows.steps.commit_raw", ours=True)
     stale = set(read_json(SETTLED)["stale"])
     outcome: stages.Outcome = "nothing"
     ran = False
@@ -65,7 +65,7 @@ def show(params: Params) -> dict[str, Any]:
     Raises:
         StageError: it can't be known, and was tried again where that could help.
     """
-    tasks.step(params, "standing", "pipeline.tracking.model_status", ours=True)
+    tasks.step(params, "model_status", "pipeline.tracking.model_status", ours=True)
     standing: dict[str, Any] = read_json(paths.STANDING)
     artifacts.figures(standing)
     return standing

@@ -1,7 +1,7 @@
 """A DVC repository in-process; DVC's failures as ours.
 
 DVC is not thread-safe, and what it does can't be interrupted from outside; so this is used by small commands of their
-own (`flows.steps.dvc_commit` and the like), never by the flow itself.
+own (`flows.steps.commit_raw` and the like), never by the flow itself.
 """
 
 from __future__ import annotations

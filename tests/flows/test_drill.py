@@ -219,9 +219,17 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
         drill.say("900 pictures are served")
         better = drill.ends_as("Promoted", "Kept", "Failed")
         assert better["state_name"] == "Promoted"
-        assert {"look", "fetch", "ingest", "build", "finetune", "evaluate", "register", "promote", "publish"} <= set(
-            drill.api.tasks(better)
-        )
+        assert {
+            "check_updates",
+            "fetch",
+            "ingest",
+            "build",
+            "finetune",
+            "evaluate",
+            "register",
+            "promote",
+            "publish",
+        } <= set(drill.api.tasks(better))
         assert drill.champion() == 2
         drill.check()
 
@@ -245,10 +253,10 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
         web.down()
         drill.say("the source goes down")
         down = drill.ends_as("Failed")
-        if "look" not in down["state"]["message"]:  # one that had looked before
+        if "check_updates" not in down["state"]["message"]:  # one that had looked before
             down = drill.ends_as("Failed")
-        assert re.search(r"look: .* is not there or can't be reached", down["state"]["message"])
-        assert drill.api.tasks(down)["look"]["run_count"] == 4
+        assert re.search(r"check_updates: .* is not there or can't be reached", down["state"]["message"])
+        assert drill.api.tasks(down)["check_updates"]["run_count"] == 4
         web.up()
         bring(web, weeks["many"])
         drill.say("it is up again, with the 900 pictures")

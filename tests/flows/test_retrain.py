@@ -123,7 +123,7 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     assert nothing.stdout.splitlines()[-1].startswith("flows.retrain: nothing new")
     found = api.run_of(nothing.stderr)
     assert found["state_name"] == "Nothing new"
-    assert [*api.tasks(found)] == ["look"]
+    assert [*api.tasks(found)] == ["check_updates"]
 
     web.put("w.jpg,a boat on the web\nx.jpg,one more\n")
     hook: list[dict] = []
@@ -133,9 +133,9 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     found = api.run_of(second.stderr)
     assert (found["state_type"], found["state_name"]) == ("COMPLETED", "Promoted")
     assert found["state"]["message"] == "models:/m/3 is promoted in the place of version 2: it has 3 rows"
-    stages = ["settle", "ingest", "build", "finetune", "evaluate", "register", "standing"]
+    stages = ["commit_raw", "ingest", "build", "finetune", "evaluate", "register", "model_status"]
     after = ["note", "promote", "publish", "keep", "tidy"]  # note: before promoting, and after publishing
-    assert [*api.tasks(found)] == ["look", "fetch", *stages, *after]
+    assert [*api.tasks(found)] == ["check_updates", "fetch", *stages, *after]
     page = api.artifacts(found)["retraining"]["data"]
     assert "* it has 3 rows" in page
     assert "| rows | 3.0000 | 2.0000 | +1.0000 |" in page
@@ -219,8 +219,10 @@ def test_bad_data_leave_data_model_and_champion_in_place_and_good_ones_go_on_fro
     down = retrain(feed, prefect)
     web.up()
     assert down.returncode == 75
-    assert re.search(r"look: data/raw/feed/captions.csv.dvc: http://\S+ is not there or can't be reached", down.stderr)
-    assert api.tasks(api.run_of(down.stderr))["look"]["run_count"] == 2
+    assert re.search(
+        r"check_updates: data/raw/feed/captions.csv.dvc: http://\S+ is not there or can't be reached", down.stderr
+    )
+    assert api.tasks(api.run_of(down.stderr))["check_updates"]["run_count"] == 2
     assert state_of(clone) == before
     assert "nothing new" in retrain(feed, prefect).stdout
 
@@ -268,7 +270,7 @@ def test_new_params_are_taken_once_they_are_committed_and_the_same_model_is_not_
     assert "nothing new" in retrain(house, prefect).stdout
     git(house, "commit", "-qam", "seven epochs")
     done = retrain(house, prefect)
-    assert "look: stale: finetune" in done.stderr
+    assert "check_updates: stale: finetune" in done.stderr
     assert "Running stage 'finetune'" in done.stderr
     assert "nothing new: the stages made what they had made before" in done.stdout
     assert not {"fetch", "promote"} & set(api.tasks(api.run_of(done.stderr)))

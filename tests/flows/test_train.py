@@ -54,7 +54,7 @@ def test_it_has_the_result_of_dvc_repro_also_where_a_stage_was_killed_and_a_pers
 
     found = api.run_of(done.stderr)
     tasks = api.tasks(found)
-    assert [*tasks] == ["settle", "ingest", "build", "finetune", "evaluate", "register", "standing"]
+    assert [*tasks] == ["commit_raw", "ingest", "build", "finetune", "evaluate", "register", "model_status"]
     assert {task["state_type"] for task in tasks.values()} == {"COMPLETED"}
     assert {name for name, task in tasks.items() if task["run_count"] == 2} == {"build", "evaluate"}
     assert set(tasks["build"]["tags"]) == {"image-captioning", "build"}
@@ -89,7 +89,7 @@ def test_what_is_up_to_date_is_not_run_and_shows_nothing(house: Path, prefect: d
     assert done.returncode == 0, done.stderr
     assert "Running stage" not in done.stderr
     found = api.run_of(done.stderr)
-    assert [*api.tasks(found)] == ["settle", "ingest", "build", "finetune", "evaluate", "register"]
+    assert [*api.tasks(found)] == ["commit_raw", "ingest", "build", "finetune", "evaluate", "register"]
     assert api.artifacts(found) == {}
     assert result(house) == before
 

@@ -91,6 +91,6 @@ def test_a_command_of_the_flows_own_comes_from_where_its_code_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flows" / "steps").mkdir(parents=True)
-    (tmp_path / "flows/steps/dvc_commit.py").write_text("raise SystemExit('the wrong one')")
-    with pytest.raises(stages.StageError, match=r"settle: params\.yaml: not found"):
-        stages.command("settle", "flows.steps.dvc_commit", tell=lambda line: None, minutes=1, ours=True)
+    (tmp_path / "flows/steps/commit_raw.py").write_text("raise SystemExit('the wrong one')")
+    with pytest.raises(stages.StageError, match=r"commit_raw: params\.yaml: not found"):
+        stages.command("commit_raw", "flows.steps.commit_raw", tell=lambda line: None, minutes=1, ours=True)

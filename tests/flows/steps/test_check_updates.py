@@ -27,12 +27,12 @@ def entered(house: Path) -> Iterator[Path]:
 
 
 def command(house: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    module = [sys.executable, "-P", "-m", f"flows.{name}"]
+    module = [sys.executable, "-P", "-m", f"flows.steps.{name}"]
     return run(Path(), *module, "--workspace", str(house), *words, PYTHONPATH=str(house))
 
 
 def look(house: Path) -> str:
-    done = command(house, "look")
+    done = command(house, "check_updates")
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -47,11 +47,11 @@ def bring(folder: Path, text: str) -> None:
 
 
 def test_a_new_clone_gets_its_data_from_the_cache_and_what_has_ended_is_nothing_new(entered: Path) -> None:
-    assert look(entered) == "look: the last retraining did not come to its end"
+    assert look(entered) == "check_updates: the last retraining did not come to its end"
     assert Path("data/raw/mine/captions.csv").read_text() == "a.jpg,a boat\n"
     assert Path("models/finetune/all.csv").is_file()
     write_json(DONE, clone.data_state())
-    assert look(entered) == "look: nothing new in mine"
+    assert look(entered) == "check_updates: nothing new in mine"
     assert read_json(LOOK) == {"changed": [], "stale": [], "ended": True}
 
 
@@ -64,7 +64,7 @@ def test_a_changed_folder_and_a_new_one_are_fetched_and_put_back(entered: Path) 
     clone.synchronize(entered)
     Path("data/raw/new").mkdir()
     Path("data/raw/new/left.csv").write_text("d.jpg,of a fetch that was cut off\n")
-    assert look(entered).startswith("look: new: data/raw/mine.dvc; new: data/raw/new.dvc")
+    assert look(entered).startswith("check_updates: new: data/raw/mine.dvc; new: data/raw/new.dvc")
     clone.remember()
     fetched = command(entered, "fetch")
     assert fetched.returncode == 0, fetched.stderr
@@ -83,7 +83,7 @@ def test_a_source_that_is_nowhere_is_told_in_one_line(entered: Path) -> None:
     set_params(entered, {"ingest.sources": ["mine", "lost"]})
     git(entered, "commit", "-qam", "a lost source")
     clone.synchronize(entered)
-    done = command(entered, "look")
+    done = command(entered, "check_updates")
     assert done.returncode == 65
     assert "data/raw/lost: not found; put the archive there, or remove lost from ingest.sources" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -92,9 +92,9 @@ def test_a_source_that_is_nowhere_is_told_in_one_line(entered: Path) -> None:
 def test_a_link_to_nothing_is_told_in_one_line_and_changes_nothing(entered: Path) -> None:
     before = clone.data_state()
     bring(entered / "data/raw/mine", "a.jpg,a boat\nb.jpg,a house\n")
-    assert look(entered).startswith("look: new: data/raw/mine.dvc")
+    assert look(entered).startswith("check_updates: new: data/raw/mine.dvc")
     (entered / "data/raw/mine/b.jpg").symlink_to("nowhere.jpg")
-    for name in ("look", "fetch"):
+    for name in ("check_updates", "fetch"):
         done = command(entered, name)
         assert done.returncode == 75
         assert done.stderr.count("\n") == 1, done.stderr
@@ -117,7 +117,7 @@ def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(house: Path, t
         web.put("w.jpg,a boat\nx.jpg,a tree\n")
         assert "new: data/raw/feed/captions.csv.dvc" in look(house)
         web.down()
-        for name in ("look", "fetch"):
+        for name in ("check_updates", "fetch"):
             done = command(house, name)
             assert done.returncode == 75
             assert done.stderr.count("\n") == 1, done.stderr

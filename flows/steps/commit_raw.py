@@ -1,7 +1,7 @@
-"""Settle the raw files: each `.dvc` file that the stages depend on says what lies there now, as by `dvc repro`.
+"""Commit the raw data: update each `.dvc` file that the stages depend on, as `dvc repro` does.
 
-So a flow that runs the stages one by one trains on one state of data/raw, whatever comes in meanwhile. Tells too, in
-.work/settled.json, which stages are stale now.
+A flow that runs the stages one by one then trains on one state of data/raw, whatever arrives meanwhile. The stages that
+are stale now are written to .work/settled.json.
 """
 
 from __future__ import annotations
@@ -38,4 +38,4 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    entrypoint.main("dvc_commit", run)
+    entrypoint.main("commit_raw", run)
