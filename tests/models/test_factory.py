@@ -157,11 +157,11 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
 
 def test_a_toy_architecture_trains_on_cached_features_captions_and_ranks(toy: Path) -> None:
     trained = []
-    for gigabytes in (1, 0):
+    for gigabytes in (0, 1):
         set_params(toy, {"finetune.freeze": "image_encoder", "runtime.feature_cache_gb": gigabytes})
         finetune.run(params.load(), Namespace())
         trained.append(weights("models/finetune"))
-    # GIT's are equal bit for bit (tests/test_finetune.py); the toy's small matrix products differ in their last bits.
+    # TODO: GIT passes this bit for bit (tests/test_finetune.py); the toy differs by up to 5e-7, cause unknown.
     assert all(torch.allclose(trained[0][name], trained[1][name], atol=1e-5) for name in trained[0])
     assert Toy.checked >= 2
     (rows,) = Path(".work/features").glob("*.rows")
