@@ -19,7 +19,7 @@ from benchmarks import Figure
 from benchmarks._workspace import run, set_params, workspace
 from pipeline.data.dataset import read_examples
 from pipeline.synthetic.sample import write_sample
-from pipeline.training.history import read_curve
+from pipeline.training.history import read_history
 
 JUDGES = 300  # validation pictures
 WAYS: dict[str, dict[str, object]] = {
@@ -84,7 +84,7 @@ def study(pictures: int, ways: dict[str, dict[str, object]], seeds: int) -> tupl
                 begin = time.perf_counter()
                 run(folder, "-m", "pipeline.finetune")
                 took.append(time.perf_counter() - begin)
-                best.append(max(epoch.validation_cider for epoch in read_curve(folder / "reports/finetune.csv")))
+                best.append(max(epoch.validation_cider for epoch in read_history(folder / "reports/finetune.csv")))
             found[name] = Learned(statistics.fmean(best), max(best) - min(best), statistics.median(took))
             print(f"  {pictures:,} pictures, {name}: {found[name]}", flush=True)
         return len(read_examples(folder / "data/dataset/train")), found

@@ -16,7 +16,7 @@ from transformers import GitConfig
 from benchmarks import Figure, seconds
 from benchmarks.model import LENGTH, PICTURES, best_rate, captions
 from pipeline.models.git.modeling import GitForCausalLM
-from pipeline.models.precision import computing
+from pipeline.models.precision import autocast
 from pipeline.training.memory import keep_freed_memory
 
 EACH = 5  # captions a picture
@@ -62,7 +62,7 @@ def figures() -> list[Figure]:
 
     def step(dtype: torch.dtype) -> None:
         model.zero_grad()
-        with computing(torch.device("cpu"), dtype):
+        with autocast(torch.device("cpu"), dtype):
             loss, tokens = model.caption_loss(*batch)
         (loss / tokens).backward()
 

@@ -27,7 +27,7 @@ from pipeline.data.dataset import Example, PictureReader, read_examples
 from pipeline.evaluation.metrics import cider_d
 from pipeline.evaluation.ptb.tokens import tokenize
 from pipeline.models.captioner import Captioner
-from pipeline.training.history import read_curve
+from pipeline.training.history import read_history
 
 EPOCHS, BATCH, RATE = 20, 2, 5e-5
 GOAL = 1.0  # times what the notebook's recipe reaches in the same time
@@ -91,7 +91,7 @@ def figures() -> list[Figure]:
         begin = time.perf_counter()
         run(folder, "-m", "pipeline.finetune")
         ours = time.perf_counter() - begin
-        curve = read_curve(folder / "reports/finetune.csv")
+        curve = read_history(folder / "reports/finetune.csv")
         dataset, start = folder / "data/dataset", ROOT / "models/git-demo"
         held_out, reader = read_examples(dataset / "validation"), PictureReader(dataset / "validation")
         before = cider(start, reader, held_out)

@@ -13,7 +13,7 @@ from transformers import GitConfig
 
 from benchmarks import Figure, apart, ratio, seconds
 from pipeline.models.git.modeling import GitForCausalLM
-from pipeline.models.precision import computing
+from pipeline.models.precision import autocast
 from pipeline.training.memory import keep_freed_memory
 
 PICTURES, LENGTH, NOTEBOOK_LENGTH = 4, 20, 512
@@ -41,7 +41,7 @@ def ours(
 
     def step() -> None:
         model.zero_grad(set_to_none=False)
-        with computing(torch.device("cpu"), dtype):
+        with autocast(torch.device("cpu"), dtype):
             loss, tokens = model.caption_loss(*batch)
         (loss / tokens).backward()
 
@@ -58,7 +58,7 @@ def frozen(
 
     def step() -> None:
         model.zero_grad(set_to_none=False)
-        with computing(torch.device("cpu"), dtype):
+        with autocast(torch.device("cpu"), dtype):
             loss, tokens = model.caption_loss(None, *rest, features=features)
         (loss / tokens).backward()
 

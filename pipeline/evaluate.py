@@ -112,9 +112,10 @@ def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
 
 def _before(params: Params) -> Path | None:
     """The checkpoint that training started from; none where that was random weights."""
-    from pipeline.models.git import checkpoint as checkpoints
+    from pipeline.models.factory import SCRATCH
+    from pipeline.tracking import checkpoints
 
-    if params.finetune.checkpoint == checkpoints.SCRATCH:
+    if params.finetune.checkpoint == SCRATCH:
         return None
     return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision)
 

@@ -28,7 +28,7 @@ from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
 from pipeline.runtime.import_closure import deciding
 from pipeline.tracking import registry
-from pipeline.training.history import read_curve
+from pipeline.training.history import read_history
 
 if TYPE_CHECKING:
     from pipeline.tracking import runs
@@ -109,7 +109,7 @@ def _log(
     run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
     run.tags(facts)
     run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
-    for epoch in read_curve(paths.FINETUNE_CURVE):
+    for epoch in read_history(paths.FINETUNE_CURVE):
         run.metrics(epoch.metrics(), epoch.epoch)
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
     run.replace_metrics(

@@ -1,4 +1,4 @@
-"""Pictures -> captions. Everything that captions goes through here: evaluation, the command, the served model."""
+"""Pictures -> captions. Evaluation, the command line and the served model all caption through this class."""
 
 from __future__ import annotations
 
@@ -9,93 +9,97 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline.models.git.checkpoint import Checkpoint, load
-from pipeline.models.precision import chosen, computing
+from pipeline.models.base import Checkpoint, Decoding
+from pipeline.models.factory import load
+from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
+from pipeline.models.precision import autocast, compute_dtype
 from pipeline.runtime.progress import progress_bar
-from pipeline.training.loader import collate, cropped, pixel_values
 
 
 class Captioner:
-    """A GIT checkpoint that is ready to caption."""
+    """A checkpoint on its device, ready to caption."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = checkpoint.model.to(self._device).eval()
-        self._dtype = chosen("auto", self._device)
+        self._dtype = compute_dtype("auto", self._device)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Captioner:
         """Load a checkpoint's folder.
 
         Raises:
-            ConfigError: the folder has no GIT checkpoint.
+            ConfigError: the folder has no usable checkpoint.
         """
         return cls(load(folder))
 
     @property
     def image_size(self) -> int:
-        """The side, in pixels, of the square picture that the model sees."""
+        """The side of the square input picture, in pixels."""
         return self._checkpoint.image_size
 
     @torch.inference_mode()
     def caption(self, pictures: Sequence[Image.Image], beams: int = 1, max_tokens: int | None = None) -> list[str]:
-        """The likeliest caption that beam search finds, a picture (RGB, any size).
+        """Return the likeliest caption of each picture (RGB, any size).
 
-        Without `max_tokens` captions are at most as long as the checkpoint itself says.
+        Args:
+            pictures: the pictures.
+            beams: width of beam search.
+            max_tokens: maximum length of a caption; None uses the checkpoint's own.
         """
-        longest = {} if max_tokens is None else {"max_length": max_tokens}
-        return [found[0] for found in self._generate(pictures, num_beams=beams, do_sample=False, **longest)]
+        return [captions[0] for captions in self._generate(pictures, Decoding(beams=beams, max_tokens=max_tokens))]
 
     def caption_all(
         self, pictures: Sequence[bytes], beams: int, max_tokens: int, batch_size: int, name: str
     ) -> list[str]:
-        """The likeliest caption of each encoded picture, some at a time.
+        """Return the likeliest caption of each encoded picture, computed in batches.
 
         Args:
-            pictures: the files' bytes, of the data set.
-            beams: captions that beam search keeps in play.
-            max_tokens: captions are at most as long.
-            batch_size: pictures captioned at a time.
-            name: stands before the progress bar.
+            pictures: encoded pictures of the data set.
+            beams: width of beam search.
+            max_tokens: maximum length of a caption.
+            batch_size: pictures per batch.
+            name: label of the progress bar.
         """
-        found: list[str] = []
+        captions: list[str] = []
         for first in progress_bar(range(0, len(pictures), batch_size), desc=name, unit=" batches"):
-            some = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + batch_size]]
-            found += self.caption(some, beams=beams, max_tokens=max_tokens)
-        return found
+            batch = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + batch_size]]
+            captions += self.caption(batch, beams=beams, max_tokens=max_tokens)
+        return captions
 
     @torch.inference_mode()
     def several(self, pictures: Sequence[Image.Image], count: int, seed: int = 0) -> list[list[str]]:
-        """Up to `count` different captions a picture, sampled (top-p 0.9), the likeliest first.
+        """Return up to `count` different captions per picture, sampled (top-p 0.9), the likeliest first.
 
-        Twice as many are drawn, duplicates are removed, and the others ranked by the mean log-probability of
-        their tokens; there may be fewer than `count`. Torch's global seed is set to `seed`.
+        Samples `2 * count` captions, drops duplicates and ranks the others by their mean log-probability per token.
+        Sets torch's global seed to `seed`.
         """
         torch.manual_seed(seed)
-        found = self._generate(pictures, do_sample=True, top_p=0.9, num_return_sequences=2 * count)
-        return self._ranked(pictures, [list(dict.fromkeys(captions)) for captions in found], count)
+        sampled = self._generate(pictures, Decoding(samples=2 * count, top_p=0.9))
+        return self._rank(pictures, [list(dict.fromkeys(captions)) for captions in sampled], count)
 
-    def _ranked(self, pictures: Sequence[Image.Image], captions: list[list[str]], count: int) -> list[list[str]]:
-        """The likeliest `count` captions of each picture, the likeliest first."""
-        longest = self._model.config.max_position_embeddings
-        tokens = [
-            self._checkpoint.tokenizer(of_it, truncation=True, max_length=longest)["input_ids"] for of_it in captions
-        ]
-        batch = collate(self._checkpoint, cropped(self._checkpoint.image_processor, pictures), tokens).to(self._device)
-        with computing(self._device, self._dtype):
-            found = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
-        likelihoods = iter(found.tolist())
+    def _rank(self, pictures: Sequence[Image.Image], captions: list[list[str]], count: int) -> list[list[str]]:
+        """Return the `count` likeliest captions of each picture, the likeliest first."""
+        tokens = caption_tokens(self._checkpoint, captions, self._model.max_tokens)
+        resized = resize_and_crop(self._checkpoint.image_processor, pictures)
+        batch = collate(self._checkpoint, resized, tokens).to(self._device)
+        assert batch.pixel_values is not None
+        with autocast(self._device, self._dtype):
+            means = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
+        likelihoods = iter(means.tolist())
         ranked = [
-            sorted(of_it, key={c: next(likelihoods) for c in of_it}.__getitem__, reverse=True) for of_it in captions
+            sorted(texts, key={text: next(likelihoods) for text in texts}.__getitem__, reverse=True)
+            for texts in captions
         ]
-        return [of_it[:count] for of_it in ranked]
+        return [texts[:count] for texts in ranked]
 
-    def _generate(self, pictures: Sequence[Image.Image], **how: object) -> list[list[str]]:
+    def _generate(self, pictures: Sequence[Image.Image], decoding: Decoding) -> list[list[str]]:
+        """Return the captions of each picture."""
         processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
-        inputs = pixel_values(processor, cropped(processor, pictures)).to(self._device)
-        with computing(self._device, self._dtype):
-            tokens = self._model.caption(inputs, **how)
+        pixels = normalize(processor, resize_and_crop(processor, pictures)).to(self._device)
+        with autocast(self._device, self._dtype):
+            tokens = self._model.generate_captions(pixels, None, decoding)
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // len(pictures)
         return [texts[i : i + each] for i in range(0, len(texts), each)]

@@ -1,4 +1,4 @@
-"""Which words a checkpoint's tokenizer does not know, before anything is trained on them."""
+"""Words that a checkpoint's tokenizer does not know, found before training on them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST_SHOWN = 20
 
 @dataclass(frozen=True)
 class Unknown:
-    """How much of some captions a tokenizer does not know.
+    """Unknown tokens in a set of captions.
 
     Attributes:
-        tokens: of all captions, without those that mark beginning and end.
-        unknown: how many of these stand for something that the tokenizer does not know.
-        most: the most frequent such pieces of text, and how often each.
+        tokens: number of tokens of all captions, without begin and end marks.
+        unknown: number of unknown tokens among them.
+        most: the most frequent unknown pieces of text, and their counts.
     """
 
     tokens: int
@@ -29,22 +29,21 @@ class Unknown:
 
     @property
     def share(self) -> float:
-        """The part of the tokens that is unknown."""
+        """The share of tokens that is unknown."""
         return self.unknown / max(1, self.tokens)
 
 
 def unknown_tokens(checkpoint: str, revision: str | None, captions: Sequence[str]) -> Unknown | None:
-    """What the checkpoint's tokenizer does not know of the captions.
+    """Count the tokens of captions that the checkpoint's tokenizer does not know.
 
     Args:
-        checkpoint: a folder, or a name on the hub, of which only the tokenizer is fetched.
+        checkpoint: a folder, or a name on the hub, from which only the tokenizer is downloaded.
         revision: the commit of a hub name.
-        captions: as they will be trained on.
+        captions: cleaned captions.
 
     Returns:
-        None where there is no tokenizer yet (`scratch` makes its own of the captions), none as one
-        `tokenizer.json`, where it is with a registered version, which this does not ask for, or where the hub can't be
-        reached: fine-tuning will say so in its own words.
+        None if there is no `tokenizer.json` to check: for `scratch`, which trains its own; for a registered version,
+        which is not downloaded here; or if the hub is unreachable, which fine-tuning will report.
     """
     from tokenizers import Tokenizer
 
@@ -53,7 +52,7 @@ def unknown_tokens(checkpoint: str, revision: str | None, captions: Sequence[str
         return None
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception:  # the library raises bare Exceptions on files that it can't read
+    except Exception:  # the library raises bare Exceptions for unreadable files
         return None
     token = getattr(tokenizer.model, "unk_token", None)
     unknown = tokenizer.token_to_id(token) if token else None

@@ -1,4 +1,4 @@
-"""What identifies a checkpoint: a hash of all that decides what it says."""
+"""The identity of a checkpoint: a hash of everything that decides its captions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.runtime.atomic_files import sha256_of
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of a checkpoint's weights, configuration, tokenizer and image processor.
+    """Return the SHA-256 of a checkpoint's weights, configuration, tokenizer and image processor.
 
-    The note of how it was made (`training.json`) does not count.
+    `training.json`, the record of how it was trained, is left out.
     """
     files = [
         p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".txt"} and p.name != paths.TRAINING.name

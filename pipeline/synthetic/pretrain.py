@@ -25,14 +25,15 @@ from tqdm import tqdm
 
 from pipeline.config.sections.finetune import Scratch
 from pipeline.models.captioner import Captioner
-from pipeline.models.git.checkpoint import Checkpoint, scratch
+from pipeline.models.git.checkpoint import Git, GitCheckpoint
+from pipeline.models.inputs import Batch, collate, resize_and_crop
 from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
 from pipeline.synthetic.evaluate_sight import SCENES, Figures, sight
 from pipeline.synthetic.scenes import COLOURS, PLACES, Scene, draw, random_scene, unseen_pairs
 from pipeline.synthetic.things import THINGS
 from pipeline.synthetic.words import bare, instagram, plain
-from pipeline.training.loader import Batch, collate, cropped, misread
-from pipeline.training.optimization import adamw, summed_loss
+from pipeline.training.loader import swap_words
+from pipeline.training.optimization import CaptionLoss, adamw
 
 SEED = 1
 STEPS = 22_000
@@ -92,7 +93,7 @@ def lesson(done: float) -> Lesson:
 class _Steps(Dataset[Batch]):
     """The batches of all steps: step k has the scenes that the seed and k make up."""
 
-    def __init__(self, checkpoint: Checkpoint, steps: int, seed: int) -> None:
+    def __init__(self, checkpoint: GitCheckpoint, steps: int, seed: int) -> None:
         self._checkpoint = checkpoint
         self._steps = steps
         self._seed = seed
@@ -104,31 +105,32 @@ class _Steps(Dataset[Batch]):
         rng, grain = random.Random(f"{self._seed} {step}"), np.random.default_rng((self._seed, step))
         now = lesson(step / self._steps)
         scenes = [random_scene(rng, now.two, avoid=unseen_pairs(), spread=now.spread) for _ in range(BATCH)]
-        pictures = cropped(self._checkpoint.image_processor, [draw(scene, grain) for scene in scenes])
+        pictures = resize_and_crop(self._checkpoint.image_processor, [draw(scene, grain) for scene in scenes])
         tokens = [[self._checkpoint.tokenizer(now.tell(scene))["input_ids"]] for scene in scenes]
-        return misread(collate(self._checkpoint, pictures, tokens), MISREAD, (self._seed, step, 1))
+        return swap_words(collate(self._checkpoint, pictures, tokens), MISREAD, (self._seed, step, 1))
 
 
-def pretrain(seed: int = SEED, steps: int = STEPS) -> Checkpoint:
+def pretrain(seed: int = SEED, steps: int = STEPS) -> GitCheckpoint:
     """Train a new GIT on `steps * BATCH` scenes."""
     # For bit-for-bit repeatable matrix products on a GPU; cuBLAS reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    checkpoint = scratch(SIZES, _texts(), MAX_TOKENS)
+    checkpoint = Git().scratch(SIZES, _texts(), MAX_TOKENS)
     config = checkpoint.model.config
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = DROPOUT  # read when it is loaded, not now
-    checkpoint.model.generation_config.max_length = MAX_TOKENS
+    checkpoint.model.set_caption_length(MAX_TOKENS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device).train()
     optimizer = adamw(model, LEARNING_RATE, WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    compute_loss = CaptionLoss(model)
     # One process beside this one draws the next scenes.
     loader = DataLoader(_Steps(checkpoint, steps, seed), batch_size=None, num_workers=1, prefetch_factor=16)
     bar = tqdm(loader, desc="pretrain", unit=" steps", disable=None)
     mean = 0.0
     for step, batch in enumerate(bar):
-        loss, tokens = summed_loss(model, batch.to(device))
+        loss, tokens = compute_loss(batch.to(device))
         optimizer.zero_grad()
         (loss / tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)

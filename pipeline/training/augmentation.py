@@ -1,7 +1,6 @@
-"""Training pictures changed at random: a smaller square, other colours, mirrored.
+"""Random augmentation of training pictures: crop, colour, mirror.
 
-What becomes of a picture follows from the seed, the epoch and the picture's number alone, so a training that was cut
-off sees the same pictures when it goes on.
+The result depends only on the seed, the epoch and the picture's index, so a resumed training sees the same pictures.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ _COLOURS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 class Augmented(Dataset[torch.Tensor]):
-    """The pictures of a split as an epoch sees them, `(3, height, width)` uint8.
+    """The augmented pictures of a split in one epoch, `(3, height, width)` uint8.
 
     Args:
-        pictures: of the split.
-        examples: of the split; a picture of which a caption says left or right is not mirrored.
-        settings: how much is changed.
-        seed: of the training.
-        epoch: its number.
+        pictures: the split's pictures.
+        examples: the split's examples; a picture with a caption that says left or right is not mirrored.
+        settings: strength of each change.
+        seed: the training's seed.
+        epoch: the epoch's number.
     """
 
     def __init__(
@@ -45,11 +44,11 @@ class Augmented(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         rng = np.random.default_rng((*self._seed, index))
         may_mirror = not any(_SIDES.search(caption) for caption in self._examples[index].captions)
-        return self._pictures.cropped(changed(self._pictures.opened(index), self._settings, may_mirror, rng))
+        return self._pictures.resized(augment(self._pictures.opened(index), self._settings, may_mirror, rng))
 
 
-def changed(image: Image.Image, settings: Augmentation, may_mirror: bool, rng: np.random.Generator) -> Image.Image:
-    """A picture changed at random: an RGB square."""
+def augment(image: Image.Image, settings: Augmentation, may_mirror: bool, rng: np.random.Generator) -> Image.Image:
+    """Return a randomly changed picture: an RGB square."""
     side = round(min(image.size) * (1 - settings.crop * rng.random()))
     left, top = (int(rng.integers(0, length - side, endpoint=True)) for length in image.size)
     image = image.crop((left, top, left + side, top + side))

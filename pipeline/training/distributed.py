@@ -1,7 +1,7 @@
-"""One training by several processes, of one machine or more: how they are started and ended.
+"""Launching a training in several processes, on one machine or more.
 
-Each gets in its environment what `torchrun` would give it, so a training may as well be started by that. Here the
-processes' exit codes and signals stay those of a stage.
+Each process gets the environment variables that `torchrun` sets, so `torchrun` may start a training as well. This
+launcher keeps the exit codes and signals of a stage.
 """
 
 from __future__ import annotations
@@ -22,33 +22,32 @@ _GRACE_SECONDS = 60.0  # to write a state
 
 
 def is_one_of_several() -> bool:
-    """Whether this process was started as one of those of a training."""
+    """Return whether a launcher started this process."""
     return "LOCAL_RANK" in os.environ
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and tells."""
+    """Return whether this is the process that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def run_several(module: str, launch: Launch, machine: int, gpu: bool) -> int:
-    """Run this machine's processes of `python -m MODULE`; gives the exit code, of several the first that is not 0.
+def run_several(module: str, launch: Launch, machine: int) -> int:
+    """Run this machine's processes of `python -m MODULE`, and return the first exit code that is not 0, else 0.
 
-    Where one fails the others are ended. On one machine they talk to each other over the loopback interface.
+    If one fails, the others are terminated. On one machine they communicate over the loopback interface.
 
     Args:
-        module: what each process runs.
-        launch: how many there are, and where the first one is.
-        machine: the number of this machine, from 0.
-        gpu: whether each has a GPU.
+        module: the module that each process runs.
+        launch: number of processes and machines, and the first machine's address.
+        machine: this machine's rank, 0-based.
 
     Raises:
-        ConfigError: there is no machine of that number.
+        ConfigError: the rank exceeds the number of machines.
     """
     if machine >= launch.machines:
         raise ConfigError(
             f"--machine {machine}: params.yaml has runtime.launch.machines: {launch.machines}, and machines are"
-            " numbered from 0; correct one of them"
+            " numbered from 0; correct one of the two"
         )
     if launch.machines > 1 and machine == 0:
         print(f"{module}: waits for `python -m {module} --machine N` on the other machines, in this folder", flush=True)
@@ -59,7 +58,6 @@ def run_several(module: str, launch: Launch, machine: int, gpu: bool) -> int:
         "WORLD_SIZE": str(launch.together),
         "LOCAL_WORLD_SIZE": str(launch.processes),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        **({} if gpu else {"ACCELERATE_USE_CPU": "true"}),
     }
     if sys.platform == "linux" and common["MASTER_ADDR"] == _LOOPBACK:
         common["GLOO_SOCKET_IFNAME"] = "lo"
@@ -85,7 +83,7 @@ def _free_port() -> int:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask those that still run to end, and end them after a while."""
+    """Terminate the processes that still run, and kill them after a grace period."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The curve of a training: what each epoch came to, from `finetune` to `register` and `dvc plots`."""
+"""The history of a training: metrics of each epoch, from `finetune` to `register` and `dvc plots`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What an epoch came to.
+class EpochMetrics:
+    """The metrics of an epoch.
 
     Attributes:
         epoch: its number, from 1.
-        train_loss: the mean over its steps, nats a token.
-        validation_loss: after it, nats a token.
+        train_loss: mean over its steps, nats per token.
+        validation_loss: at its end, nats per token.
         learning_rate: at its end.
-        validation_cider: CIDEr-D of generated captions of validation pictures; NaN where none were generated.
-        validation_cider_error: the standard error of that mean over the pictures.
-        distinct_captions: the part of these that differ from each other.
+        validation_cider: CIDEr-D of generated captions of validation pictures; NaN if none were generated.
+        validation_cider_error: standard error of that mean over the pictures.
+        distinct_captions: share of these captions that differ from each other.
     """
 
     epoch: int
@@ -32,12 +32,12 @@ class Epoch:
     distinct_captions: float
 
     def metrics(self) -> dict[str, float]:
-        """The figures under the names that MLflow shows."""
+        """Return the metrics under the names that MLflow shows."""
         values = {f"epoch/{name}": value for name, value in vars(self).items() if name != "epoch"}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
-    def in_words(self, epochs: int) -> str:
-        """A line for the log."""
+    def log_line(self, epochs: int) -> str:
+        """Return a line for the log."""
         line = f"finetune: epoch {self.epoch:3}/{epochs}  train loss {self.train_loss:.4f}"
         line += f"  validation loss {self.validation_loss:.4f}"
         if not math.isnan(self.validation_cider):
@@ -45,13 +45,13 @@ class Epoch:
         return line
 
 
-def best_by_cider(epochs: Sequence[Epoch]) -> Epoch:
-    """The epoch to keep: of those about as good as the best by CIDEr-D the one with the lowest loss.
+def best_by_cider(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
+    """Return the epoch to keep: among those about as good as the best by CIDEr-D, the one with the lowest loss.
 
-    About as good is what lies within a standard error of the best (Breiman et al. 1984, "Classification and Regression
-    Trees", 3.4.3): the highest of many noisy means is mostly luck. Whether an epoch is kept is known when it ends, for
-    only the kept one's weights are there: of two that both are as good as the best so far the one with the lower loss
-    stays, and one that no longer is goes.
+    About as good means within one standard error of the best (Breiman et al. 1984, "Classification and Regression
+    Trees", 3.4.3): the highest of many noisy means is mostly luck. The decision is made at the end of each epoch,
+    because only the kept epoch's weights are stored: if both are as good as the best so far, the lower loss wins; a
+    kept epoch that no longer is as good is replaced.
     """
     kept = top = epochs[0]
     for epoch in epochs[1:]:
@@ -63,20 +63,21 @@ def best_by_cider(epochs: Sequence[Epoch]) -> Epoch:
     return kept
 
 
-_COLUMNS = [field.name for field in fields(Epoch)]
+_COLUMNS = [field.name for field in fields(EpochMetrics)]
 
 
-def write_curve(path: Path, epochs: Sequence[Epoch]) -> None:
-    """Write the epochs as CSV, a row each."""
+def write_history(path: Path, epochs: Sequence[EpochMetrics]) -> None:
+    """Write the epochs as CSV, one row each."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
         writer.writerows([getattr(epoch, column) for column in _COLUMNS] for epoch in epochs)
 
 
-def read_curve(path: Path) -> list[Epoch]:
-    """Read what `write_curve` wrote."""
+def read_history(path: Path) -> list[EpochMetrics]:
+    """Read a file that `write_history` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            Epoch(int(row["epoch"]), *(float(row[column]) for column in _COLUMNS[1:])) for row in csv.DictReader(file)
+            EpochMetrics(int(row["epoch"]), *(float(row[column]) for column in _COLUMNS[1:]))
+            for row in csv.DictReader(file)
         ]

@@ -1,4 +1,4 @@
-"""Memory of this process: keeping what is freed, and measuring what a piece of work needs."""
+"""Memory of the process: keep freed blocks, and measure the peak of a piece of work."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import psutil
+import torch
 
-# Of malloc.h
+# From malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees (glibc; elsewhere nothing happens).
+    """Make malloc keep freed blocks instead of returning them to the kernel (glibc only).
 
-    glibc gives large blocks back at once and gets them anew, as pages that the kernel has to clear: 15 % of a training
-    step of GIT-base on a CPU. Every step needs the same blocks, so the most that is used hardly rises (by 4 %).
+    glibc returns large blocks at once and requests them again, as pages that the kernel has to clear: 15 % of a
+    training step of GIT-base on a CPU. Every step needs the same blocks, so peak memory rises by only 4 %.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         mallopt = ctypes.CDLL(None).mallopt
@@ -29,10 +28,7 @@ def keep_freed_memory() -> None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """The bytes of a GPU that torch has taken for this process; on a CPU, those of the process."""
-    import psutil
-    import torch
-
+    """Return the bytes that torch has reserved on a GPU; on a CPU, the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return int(psutil.Process().memory_info().rss)
@@ -40,20 +36,18 @@ def memory_in_use(device: torch.device) -> int:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Give a function that tells, after the block, how many bytes it needed above those that were in use before.
+    """Yield a function that returns, after the block, the peak memory in bytes above what was in use before it.
 
-    Of a CPU known on Linux only; elsewhere 0.
+    For a CPU this is known on Linux only; elsewhere it returns 0.
     """
-    import torch
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield lambda: torch.cuda.max_memory_allocated(device) - before
         return
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept is not in use
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        ctypes.CDLL(None).malloc_trim(0)  # blocks that were freed and kept are not in use
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _status("VmRSS")
     except (OSError, AttributeError):
         yield lambda: 0

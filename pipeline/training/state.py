@@ -1,4 +1,4 @@
-"""The states of one training on the disk: the newest two, and the checkpoint of the best epoch so far beside them."""
+"""The state of a training, and where it is stored: the newest two states, beside the best epoch's checkpoint so far."""
 
 from __future__ import annotations
 
@@ -6,34 +6,55 @@ import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.runtime.atomic_files import PARTIAL, remove
 from pipeline.runtime.checksummed import is_whole, sealing
+from pipeline.training.history import EpochMetrics
 
-_KEPT = 2  # should the newest be damaged, there is one before it
+_KEPT = 2  # if the newest is damaged, the one before it is used
 
 
-class States:
-    """The states of a training in a folder; of no other training's."""
+@dataclass
+class TrainingState:
+    """The position of a training, and its results so far; saved with the weights, optimizer and random states.
+
+    Attributes:
+        step: optimizer steps taken.
+        epochs: metrics of the completed epochs.
+        loss_sum: summed loss of the current epoch, nats.
+        tokens: tokens in that sum.
+        samples: for each completed epoch, generated captions of the first validation pictures.
+    """
+
+    step: int = 0
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    loss_sum: float = 0.0
+    tokens: int = 0
+    samples: list[list[str]] = field(default_factory=list)
+
+
+class StateStore:
+    """A folder with the states of one training."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best epoch so far."""
+        """The folder of the checkpoint of the best epoch so far."""
         return self._folder / "best"
 
     def newest(self) -> Path | None:
-        """The newest state that is whole, if there is one."""
-        return next((folder for folder in self._found() if is_whole(folder)), None)
+        """Return the newest undamaged state, or None."""
+        return next((folder for folder in self._folders() if is_whole(folder)), None)
 
-    def go_back_to(self, state: Path | None) -> list[Path]:
-        """Put the best checkpoint back as it was at a state; remove the states after it, and give them."""
-        for cut_off in self._folder.glob(f".*{PARTIAL}"):
-            remove(cut_off)
-        later = [folder for folder in self._found() if state is None or folder.name > state.name]
+    def roll_back_to(self, state: Path | None) -> list[Path]:
+        """Restore the best checkpoint as it was at a state; remove later states and return their folders."""
+        for partial in self._folder.glob(f".*{PARTIAL}"):
+            remove(partial)
+        later = [folder for folder in self._folders() if state is None or folder.name > state.name]
         for folder in [*later, self.best]:
             remove(folder)
         if state and (state / self.best.name).exists():
@@ -41,15 +62,15 @@ class States:
         return later
 
     def write(self, step: int, fill: Callable[[Path], None], size: int) -> None:
-        """Write the state after a step, unless it is there, and remove all but the newest.
+        """Write the state after a step unless it exists, and remove all but the newest two.
 
         Args:
-            step: of the optimizer.
-            fill: writes the files of the state into a folder.
-            size: of these files, in bytes.
+            step: optimizer steps taken.
+            fill: writes the state's files into a folder.
+            size: size of these files, in bytes.
 
         Raises:
-            OSError: the disk has no room for it; nothing was begun.
+            OSError: not enough disk space; nothing was written.
         """
         folder = self._folder / f"step-{step:09}"
         if folder.exists():
@@ -58,23 +79,23 @@ class States:
         with sealing(folder) as place:
             fill(place)
             if self.best.exists():
-                # A copy and no link: what damages one file must not damage it in both states.
+                # A copy, not a link: damage to one file must not affect both states.
                 shutil.copytree(self.best, place / self.best.name)
-        for old in self._found()[_KEPT:]:
+        for old in self._folders()[_KEPT:]:
             remove(old)
 
     @contextmanager
     def new_best(self) -> Iterator[Path]:
-        """Give a place for the best epoch's checkpoint, which takes the place of the last one when the block ends."""
-        place = self._folder / f".best{PARTIAL}"
-        remove(place)
-        place.mkdir(parents=True)
-        yield place
+        """Yield a folder for the best epoch's checkpoint; it replaces the previous one when the block ends."""
+        partial = self._folder / f".best{PARTIAL}"
+        remove(partial)
+        partial.mkdir(parents=True)
+        yield partial
         remove(self.best)
-        place.rename(self.best)
+        partial.rename(self.best)
 
-    def _found(self) -> list[Path]:
-        """The states, the newest first."""
+    def _folders(self) -> list[Path]:
+        """Return the states, the newest first."""
         return sorted(self._folder.glob("step-*"), reverse=True)
 
     def _check_room(self, size: int) -> None:
@@ -82,5 +103,7 @@ class States:
         self._folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._folder).free
         if free < 1.05 * (size + best):
-            words = f"No space left on device: a state needs {(size + best) / 1e6:,.0f} MB, {free / 1e6:,.0f} are free"
-            raise OSError(errno.ENOSPC, words, str(self._folder))
+            message = (
+                f"No space left on device: a state needs {(size + best) / 1e6:,.0f} MB, {free / 1e6:,.0f} are free"
+            )
+            raise OSError(errno.ENOSPC, message, str(self._folder))

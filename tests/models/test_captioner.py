@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from pipeline.models.captioner import Captioner
-from pipeline.training.loader import cropped, pixel_values
+from pipeline.models.inputs import normalize, resize_and_crop
 from tests.models.git.test_checkpoint import small
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "navy")]
@@ -20,7 +20,7 @@ def test_several_captions_are_different_and_the_likeliest_comes_first(tmp_path: 
     stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     for found, picture in zip(Captioner(made).several(PICTURES, 5, seed=3), PICTURES, strict=True):
         assert len(found) == len(set(found)) == 5
-        pixels = pixel_values(made.image_processor, cropped(made.image_processor, [picture]))
+        pixels = normalize(made.image_processor, resize_and_crop(made.image_processor, [picture]))
         ranks = []
         for caption in found:
             ids = torch.tensor([made.tokenizer(caption)["input_ids"]])

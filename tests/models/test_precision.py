@@ -3,35 +3,34 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.models.precision import chosen, in_words
-from pipeline.training.optimization import summed_loss
+from pipeline.models.inputs import collate
+from pipeline.models.precision import compute_dtype, describe
+from pipeline.training.optimization import CaptionLoss
 from tests.models.git.test_checkpoint import small
 
 CPU = torch.device("cpu")
 
 
 def test_auto_is_float32_on_a_cpu_and_what_is_named_is_taken() -> None:
-    assert chosen("auto", CPU) is torch.float32
-    assert chosen("bfloat16", CPU) is torch.bfloat16
-    assert chosen("float32", torch.device("cuda")) is torch.float32
-    assert in_words(CPU, torch.bfloat16) == "bfloat16 on cpu"
+    assert compute_dtype("auto", CPU) is torch.float32
+    assert compute_dtype("bfloat16", CPU) is torch.bfloat16
+    assert compute_dtype("float32", torch.device("cuda")) is torch.float32
+    assert describe(CPU, torch.bfloat16) == "bfloat16 on cpu"
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_on_a_gpu_asks_whether_it_has_bfloat16_itself(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert chosen("auto", torch.device("cuda")) is (torch.bfloat16 if native else torch.float32)
+    assert compute_dtype("auto", torch.device("cuda")) is (torch.bfloat16 if native else torch.float32)
 
 
 def test_bfloat16_computes_about_the_same_loss_and_leaves_weights_in_float32() -> None:
-    from pipeline.training.loader import collate
-
     made = small()
     made.model.eval()
     tokens = [[made.tokenizer(caption)["input_ids"] for caption in ("a red star", "two dogs")]]
     batch = collate(made, torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), tokens)
-    exact, _ = summed_loss(made.model, batch)
-    rough, _ = summed_loss(made.model, batch, torch.bfloat16)
+    exact, _ = CaptionLoss(made.model)(batch)
+    rough, _ = CaptionLoss(made.model, torch.bfloat16)(batch)
     assert rough.dtype == torch.float32
     assert rough.item() == pytest.approx(exact.item(), rel=0.02)
     assert rough.item() != exact.item()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from pipeline.models.git.checkpoint import load
+from pipeline.models.factory import load
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.synthetic import pretrain

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from pipeline.config.sections.finetune import Augmentation
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
-from pipeline.training.augmentation import Augmented, changed
+from pipeline.training.augmentation import Augmented, augment
 from pipeline.training.loader import Pictures
 from tests.models.git.test_checkpoint import small
 
@@ -23,7 +23,7 @@ def image() -> Image.Image:
 
 
 def draws(image: Image.Image, settings: Augmentation, may_mirror: bool = True, count: int = 200) -> list[Image.Image]:
-    return [changed(image, settings, may_mirror, np.random.default_rng(seed)) for seed in range(count)]
+    return [augment(image, settings, may_mirror, np.random.default_rng(seed)) for seed in range(count)]
 
 
 def test_a_square_of_the_allowed_sizes_is_cut_out_anywhere(image: Image.Image) -> None:

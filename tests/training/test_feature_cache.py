@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
-from pipeline.models.git.checkpoint import Checkpoint
-from pipeline.training.feature_cache import Features, NoRoomError
-from pipeline.training.loader import Pictures, pixel_values
+from pipeline.models.base import Checkpoint
+from pipeline.models.inputs import normalize
+from pipeline.training.feature_cache import FeatureCache, FeatureEncoder, NoRoomError, UncachedFeatures
+from pipeline.training.loader import Pictures
 from tests.conftest import jpeg
 from tests.models.git.test_checkpoint import small
 
@@ -32,21 +33,20 @@ class Made:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.encoded = folder, 0
-        real = Features._encode
+        real = FeatureCache._encode
 
-        def counted(features: Features, indices: list[int]) -> list[bytes]:
+        def counted(features: FeatureCache, indices: list[int]) -> list[bytes]:
             self.encoded += len(indices)
             return real(features, indices)
 
-        monkeypatch.setattr(Features, "_encode", counted)
+        monkeypatch.setattr(FeatureCache, "_encode", counted)
 
     def of(
         self, colours: list[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, limit: int = PLENTY
-    ) -> Features:
+    ) -> FeatureCache:
         self.encoded = 0
-        return Features(
-            checkpoint, [pictures(self.folder / "pictures", checkpoint, colours)], self.folder / "cache", dtype, limit
-        )
+        source = pictures(self.folder / "pictures", checkpoint, colours)
+        return FeatureCache(FeatureEncoder(checkpoint, dtype), [source], self.folder / "cache", limit)
 
     def files(self) -> set[str]:
         return {path.name for path in (self.folder / "cache").glob("*.rows")}
@@ -62,9 +62,9 @@ def test_features_are_what_the_encoder_says(made: Made, dtype: torch.dtype, off:
     checkpoint = small(dropout=0.5)
     checkpoint.model.train()
     features = made.of(COLOURS, checkpoint, dtype)
-    assert checkpoint.model.git.image_encoder.training  # as it was before
+    assert checkpoint.model.image_encoder.training  # as it was before
     source = pictures(made.folder / "again", checkpoint, COLOURS)
-    inputs = pixel_values(checkpoint.image_processor, torch.stack([source[i] for i in range(len(COLOURS))]))
+    inputs = normalize(checkpoint.image_processor, torch.stack([source[i] for i in range(len(COLOURS))]))
     with torch.no_grad():
         expected = checkpoint.model.eval().git.image_encoder(inputs).last_hidden_state
     found = torch.stack([features[i] for i in range(len(features))])
@@ -76,13 +76,26 @@ def test_a_loss_from_features_is_that_from_pictures(made: Made) -> None:
     checkpoint = small()
     features = made.of(COLOURS[:2], checkpoint)
     source = pictures(made.folder / "again", checkpoint, COLOURS[:2])
-    inputs = pixel_values(checkpoint.image_processor, torch.stack([source[0], source[1]]))
+    inputs = normalize(checkpoint.image_processor, torch.stack([source[0], source[1]]))
     ids = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
     rest = (ids, (ids > 0).long(), torch.tensor([0, 1]))
     with torch.no_grad():
         expected, _ = checkpoint.model.eval().caption_loss(inputs, *rest)
         found, _ = checkpoint.model.caption_loss(None, *rest, features=torch.stack([features[0], features[1]]))
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_uncached_features_have_the_bits_of_cached_ones_in_any_order(made: Made, dtype: torch.dtype) -> None:
+    checkpoint = small(dropout=0.5)
+    checkpoint.model.train()
+    cached = made.of(COLOURS, checkpoint, dtype)
+    uncached = UncachedFeatures(FeatureEncoder(checkpoint, dtype), pictures(made.folder / "again", checkpoint, COLOURS))
+    order = [*reversed(range(len(COLOURS))), 3, 3]
+    for index, features in zip(order, uncached.__getitems__(order), strict=True):
+        assert torch.equal(features, cached[index])
+        assert torch.equal(uncached[index], features)
+        assert features.dtype == dtype
 
 
 def test_each_picture_is_encoded_once_whatever_comes_later(made: Made) -> None:
@@ -176,7 +189,9 @@ def test_splits_come_one_after_the_other(made: Made) -> None:
     checkpoint = small()
     train = pictures(made.folder / "train", checkpoint, COLOURS[:4])
     validation = pictures(made.folder / "validation", checkpoint, COLOURS[2:6])
-    features = Features(checkpoint, [train, validation], made.folder / "cache", torch.float32, PLENTY)
+    features = FeatureCache(
+        FeatureEncoder(checkpoint, torch.float32), [train, validation], made.folder / "cache", PLENTY
+    )
     one, two = features.splits()
     assert (len(one), len(two)) == (4, 4)
     assert torch.equal(one[2], two[0])
@@ -189,7 +204,7 @@ def fill(folder: Path) -> list[float]:
     checkpoint = small()
     examples = [Example(f"{colour}.jpg", ["x"], colour, [], []) for colour in COLOURS]
     source = Pictures(examples, PictureReader(folder / "pictures"), checkpoint)
-    features = Features(checkpoint, [source], folder / "cache", torch.float32, PLENTY)
+    features = FeatureCache(FeatureEncoder(checkpoint, torch.float32), [source], folder / "cache", PLENTY)
     return [features[i].sum().item() for i in range(len(COLOURS))]
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.history import Epoch, best_by_cider, read_curve, write_curve
+from pipeline.training.history import EpochMetrics, best_by_cider, read_history, write_history
 
 
-def epochs(*values: tuple[float, float], error: float = 0.2) -> list[Epoch]:
+def epochs(*values: tuple[float, float], error: float = 0.2) -> list[EpochMetrics]:
     """Of CIDEr-D and validation loss."""
-    return [Epoch(k, 1.0, loss, 1e-3, cider, error, 1.0) for k, (cider, loss) in enumerate(values, start=1)]
+    return [EpochMetrics(k, 1.0, loss, 1e-3, cider, error, 1.0) for k, (cider, loss) in enumerate(values, start=1)]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_of_epochs_about_as_good_as_the_best_the_lowest_loss_is_kept(
     assert all(now in (before, k) for k, (before, now) in enumerate(itertools.pairwise(kept), start=2))
 
 
-def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
-    written = [*epochs((1.0, 3.0), (2.0, 2.0)), Epoch(3, 0.1, 0.2, 1e-4, math.nan, math.nan, math.nan)]
-    write_curve(tmp_path / "curve.csv", written)
-    read = read_curve(tmp_path / "curve.csv")
+def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = [*epochs((1.0, 3.0), (2.0, 2.0)), EpochMetrics(3, 0.1, 0.2, 1e-4, math.nan, math.nan, math.nan)]
+    write_history(tmp_path / "history.csv", written)
+    read = read_history(tmp_path / "history.csv")
     assert read[:2] == written[:2]
     assert math.isnan(read[2].validation_cider)
     assert "epoch/validation_cider" not in read[2].metrics()

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import GitProcessor
 
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
+from pipeline.models.inputs import caption_tokens
 from pipeline.training import loader
 from tests.conftest import jpeg
 from tests.models.git.test_checkpoint import small
@@ -63,7 +64,7 @@ def test_pictures_become_what_the_checkpoints_own_processor_makes_of_them(tmp_pa
 
 def test_captions_are_cut_to_the_most_tokens_with_both_marks() -> None:
     made = small()
-    ((tokens,),) = loader.tokenize(made, [Example("x", ["a red star " * 30], "", [], [])], 10)
+    ((tokens,),) = caption_tokens(made, [["a red star " * 30]], 10)
     assert len(tokens) == 10
     assert tokens[0] == made.tokenizer.cls_token_id
     assert tokens[-1] == made.tokenizer.sep_token_id

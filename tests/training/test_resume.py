@@ -20,12 +20,15 @@ import pytest
 from pipeline import build, finetune, ingest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
-from pipeline.models.git.checkpoint import Checkpoint
+from pipeline.models.git.checkpoint import GitCheckpoint
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.runtime.checksummed import SEAL, is_whole, sealing
 from pipeline.synthetic.sample import write_sample
-from pipeline.training.trainer import StoppedError, Training
+from pipeline.training import session
+from pipeline.training.optimization import CaptionLoss
+from pipeline.training.trainer import StoppedError, Trainer
+from pipeline.training.validation import Validation
 from tests.conftest import TINY, environment, run, set_params
 
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
@@ -60,15 +63,15 @@ def uninterrupted(built: Path) -> str:
 
 def crash_in(method: str, step: int) -> None:
     """Train, and crash within a method once so many steps were taken."""
-    original = getattr(Training, method)
+    original = getattr(Trainer, method)
 
-    def crash(self: Training, *args: Any) -> Any:
-        if self.progress.step >= step:
+    def crash(self: Trainer, *args: Any) -> Any:
+        if self.state.step >= step:
             raise CrashError
         return original(self, *args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Training, method, crash)
+        patched.setattr(Trainer, method, crash)
         with pytest.raises(CrashError):
             train()
 
@@ -85,7 +88,7 @@ def test_it_goes_on_from_a_crash_bit_for_bit(
     assert len(states(built)) == min(step, 2)
     capsys.readouterr()
     train()
-    assert f"goes on from step {step} of {STEPS}" in capsys.readouterr().out
+    assert f"resumes from step {step} of {STEPS}" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
     assert not list(built.glob(".work/training/*"))  # nothing is left of what has ended well
 
@@ -111,20 +114,20 @@ def test_it_goes_on_bit_for_bit_however_it_trains(built: Path, changes: dict[str
 def test_a_crash_while_the_best_epoch_is_kept_leaves_the_best_before_it(
     built: Path, uninterrupted: str, capsys: Any
 ) -> None:
-    save = Checkpoint.save
+    save = GitCheckpoint.save
 
-    def crash(self: Checkpoint, folder: Path, *weights: Any) -> None:
+    def crash(self: GitCheckpoint, folder: Path, *weights: Any) -> None:
         save(self, folder, *weights)
         if states(built)[-1].name == "step-000000006":
             raise CrashError
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Checkpoint, "save", crash)
+        patched.setattr(GitCheckpoint, "save", crash)
         with pytest.raises(CrashError):
             train()
     capsys.readouterr()
     train()
-    assert "goes on from step 6 of" in capsys.readouterr().out
+    assert "resumes from step 6 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
@@ -143,7 +146,7 @@ def test_a_crash_while_a_state_is_written_costs_one_step(built: Path, uninterrup
     assert [path.name for path in states(built)] == ["step-000000003", "step-000000004"]
     assert all(is_whole(path) for path in states(built))
     train()
-    assert "goes on from step 4 of" in capsys.readouterr().out
+    assert "resumes from step 4 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
@@ -180,7 +183,7 @@ def test_the_state_before_a_damaged_one_is_taken(built: Path, uninterrupted: str
     train()
     said = capsys.readouterr().out
     assert f"{newest.relative_to(built)}: is damaged" in said
-    assert "goes on from step 4 of" in said
+    assert "resumes from step 4 of" in said
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
@@ -193,13 +196,13 @@ def test_another_training_starts_anew_and_leaves_the_one_that_was_cut_off(
     capsys.readouterr()
     train()
     said = capsys.readouterr().out
-    assert "starts anew" in said
-    assert "goes on" not in said
+    assert "starts from the beginning" in said
+    assert "resumes" not in said
     set_params(
         built, {"finetune.learning_rate": 1e-3, "runtime.state_minutes": 5}
     )  # when states are written is no matter
     train()
-    assert "goes on from step 5 of" in capsys.readouterr().out
+    assert "resumes from step 5 of" in capsys.readouterr().out
     assert weights_hash(OUTPUTS[0]) == weights
 
 
@@ -236,28 +239,29 @@ def wait_for_state(folder: Path, step: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("method", ["captions", "validation_loss"])
+@pytest.mark.parametrize("method", ["captions", "loss"])
 def test_asked_to_end_in_the_validation_it_goes_on_with_that(
     built: Path, uninterrupted: str, method: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = getattr(Training, method)
+    original = getattr(Validation, method)
 
-    def ask(self: Training, *args: Any, **others: Any) -> Any:
-        if self.progress.step == 6:
-            self._asked = lambda: True
+    def ask(self: Validation, *args: Any, **others: Any) -> Any:
+        trainer = self._stop_if_asked.__self__
+        if trainer.state.step == 6:
+            trainer._asked = lambda: True
         return original(self, *args, **others)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Training, method, ask)
-        patched.setattr(finetune, "_fit", lambda trainer, watch: trainer.fit(watch, lambda: False))
+        patched.setattr(Validation, method, ask)
+        patched.setattr(session, "fit", lambda training, logger: training.trainer.fit(logger, lambda: False))
         with pytest.raises(StoppedError):
             train()
     assert [path.name for path in states(built)] == ["step-000000005", "step-000000006"]
     capsys.readouterr()
     shown = []
-    monkeypatch.setattr(finetune._Watch, "samples", lambda self, captions: shown.append(len(captions)))
+    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions: shown.append(len(captions)))
     train()
-    assert "goes on from step 6 of" in capsys.readouterr().out
+    assert "resumes from step 6 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
     assert shown == [2, 3]  # each epoch's captions once
 
@@ -277,10 +281,10 @@ def test_a_signal_in_the_midst_of_it_costs_nothing(built: Path, how: signal.Sign
     said = process.communicate(timeout=60)[0]
     if how != signal.SIGKILL:
         assert process.returncode == 75, said
-        assert "is kept; `dvc repro` goes on from there" in said
+        assert "is saved; `dvc repro` resumes from there" in said
         assert len(states(built)) == 1
     again = run(built, *command)
-    assert "goes on from step" in again.stdout
+    assert "resumes from step" in again.stdout
     resumed = sha256_of(*OUTPUTS)
     train()
     assert sha256_of(*OUTPUTS) == resumed
@@ -300,16 +304,14 @@ def test_a_step_in_parts_learns_the_same(built: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_told_with_the_parts_that_do(built: Path, monkeypatch: Any) -> None:
-    from pipeline.training import trainer
+    forward = CaptionLoss.forward
 
-    summed_loss = trainer.summed_loss
-
-    def small_memory(model: Any, batch: Any, *others: Any) -> Any:
-        if model.training and len(batch.pixel_values) > 5:
+    def small_memory(self: CaptionLoss, batch: Any) -> Any:
+        if self.model.training and len(batch.pixel_values) > 5:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes")
-        return summed_loss(model, batch, *others)
+        return forward(self, batch)
 
-    monkeypatch.setattr(trainer, "summed_loss", small_memory)
+    monkeypatch.setattr(CaptionLoss, "forward", small_memory)
     told = r"finetune\.batch_size: 16 pictures at a time do not fit into memory, 4 do; set finetune\.accumulation to 4"
     with pytest.raises(ConfigError, match=told):
         train()
@@ -332,7 +334,7 @@ def test_a_full_disk_ends_it_in_a_line_and_the_last_state_is_whole(built: Path, 
         (small / "room").unlink(missing_ok=True)
         subprocess.run(["mount", "-o", "remount,size=64M", small], check=True)
         again = run(built, sys.executable, "-m", "pipeline.finetune")
-        assert f"goes on from step {int(kept[-1].name[5:])} of" in again.stdout
+        assert f"resumes from step {int(kept[-1].name[5:])} of" in again.stdout
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -371,7 +373,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(clone: Callable[[], Path])
         process.communicate()
     done = run(killed, *command)
     assert done.returncode == 0, done.stderr
-    assert "goes on from step" in done.stdout
+    assert "resumes from step" in done.stdout
     outputs = [sha256_of(*(folder / output for output in OUTPUTS)) for folder in (alone, killed)]
     assert outputs[0] == outputs[1]
     assert "up to date" in run(killed, "dvc", "status", "finetune").stdout

@@ -11,9 +11,10 @@ Parameters, checkpoint format, losses and tokens are those of the library's clas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,9 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from pipeline.models.base import CaptionModel, Decoding
 from pipeline.models.git.ops import attend, attend_and_sum, cross_entropy_of, dropout, linear, normed_feed_forward
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+_DECODER = r"git\.encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)"
+_IMAGE_ENCODER = r"git\.image_encoder\..+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,75 @@ class Prefix:
         return self.layers[0][0].shape[0]
 
 
-class GitForCausalLM(transformers.GitForCausalLM):  # type: ignore[misc]  # transformers is untyped here
-    """The library's class with a picture's prefix computed once, fused attention, and the head on targets only.
+class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore[misc]  # transformers is untyped here
+    """The library's class with a prefix computed once per picture, fused attention, and the head on targets only.
 
-    It bears the library's name, because that is what `save_pretrained` writes into a checkpoint.
+    It has the library's name because `save_pretrained` writes the class name into a checkpoint.
     """
+
+    if TYPE_CHECKING:  # attributes that transformers sets; at run time it would read such an annotation of `config`
+        config: Any
+        generation_config: Any
+        git: Any
+        output: Any
+        generate: Any
+        save_pretrained: Any
+        gradient_checkpointing_enable: Any
+
+    @property
+    def image_encoder(self) -> torch.nn.Module:
+        """The vision transformer."""
+        encoder: torch.nn.Module = self.git.image_encoder
+        return encoder
+
+    @property
+    def image_encoder_settings(self) -> dict[str, Any]:
+        """The `vision_config`."""
+        settings: dict[str, Any] = self.config.vision_config.to_dict()
+        return settings
+
+    @property
+    def features_shape(self) -> tuple[int, int]:
+        """One token per patch and the class token, `(image tokens, vision width)`."""
+        vision = self.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square input picture, in pixels."""
+        return int(self.config.vision_config.image_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """The number of text positions."""
+        return int(self.config.max_position_embeddings)
+
+    def set_caption_length(self, max_tokens: int) -> None:
+        """Set the `max_length` of the generation config."""
+        self.generation_config.max_length = max_tokens
+
+    def lora_targets(self, with_image_encoder: bool) -> str:
+        """The projections of attention, in the decoder or everywhere."""
+        return f"{_DECODER}|{_IMAGE_ENCODER}" if with_image_encoder else _DECODER
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass."""
+        self.gradient_checkpointing_enable()
+
+    def write(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write what stock `GitForCausalLM.from_pretrained` loads."""
+        self.save_pretrained(folder, state_dict=weights)
+
+    def generate_captions(
+        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
+    ) -> torch.Tensor:
+        """Search or sample with transformers' `generate`; see `caption`."""
+        options: dict[str, Any] = {"do_sample": False, "num_beams": decoding.beams}
+        if decoding.samples:
+            options = {"do_sample": True, "top_p": decoding.top_p, "num_return_sequences": decoding.samples}
+        if decoding.max_tokens is not None:
+            options["max_length"] = decoding.max_tokens
+        return self.caption(pixel_values, features=features, **options)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the image encoder makes of `(pictures, 3, height, width)`: `(pictures, image_tokens, width)`."""

@@ -1,4 +1,4 @@
-"""A check before training: that our forward pass and the installed transformers' are the same model."""
+"""A check before training that our forward pass equals that of the installed transformers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "n
 
 
 def check_loss() -> None:
-    """Compare the loss of three captions of two pictures on a tiny model; takes some milliseconds.
+    """Compare the loss of three captions of two pictures on a tiny model; takes milliseconds.
 
-    Torch's random state is left as it was.
+    Torch's random state does not change.
 
     Raises:
         ConfigError: the library computes another loss; names its version.
@@ -46,5 +46,5 @@ def check_loss() -> None:
     if not off < _TOLERANCE:
         raise ConfigError(
             f"transformers {version('transformers')}: its GIT computes another loss than ours (off by {off:.3g} nats a"
-            " token), so training would not be what it says; install the version that requirements.lock names"
+            " token), so training results would be wrong; install the version in requirements.lock"
         )

@@ -10,17 +10,21 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, TemporaryError
-from pipeline.models.git import checkpoint
+from pipeline.config.sections.finetune import Scratch
+from pipeline.models import factory
+from pipeline.models.git.checkpoint import GitCheckpoint
 from pipeline.models.weights import weights_hash
 from tests.conftest import ROOT, TINY
 
 CAPTIONS = ["a red star on the grass", "Two dogs, running!", "café #sunset"]
 
 
-def small(dropout: float = 0.0) -> checkpoint.Checkpoint:
+def small(dropout: float = 0.0) -> GitCheckpoint:
     torch.manual_seed(0)
-    sizes = params.Scratch(**{**TINY["finetune.scratch"], "dropout": dropout})
-    return checkpoint.scratch(sizes, CAPTIONS, max_tokens=32)
+    sizes = Scratch(**{**TINY["finetune.scratch"], "dropout": dropout})
+    made = factory.scratch(sizes, CAPTIONS, max_tokens=32)
+    assert isinstance(made, GitCheckpoint)
+    return made
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_a_saved_checkpoint_loads_in_stock_transformers_with_equal_logits(saved:
 
 
 def test_loading_and_saving_again_changes_nothing(saved: Path, tmp_path: Path) -> None:
-    checkpoint.load(saved).save(tmp_path / "again")
+    factory.load(saved).save(tmp_path / "again")
     for file in ("model.safetensors", "tokenizer.json", "processor_config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
 
@@ -66,49 +70,49 @@ def test_no_pickled_weights_are_loaded(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     torch.save({}, saved / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"has no \.safetensors weights"):
-        checkpoint.load(saved)
+        factory.load(saved)
 
 
 def test_what_is_no_git_checkpoint_is_told(saved: Path, tmp_path: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
     with pytest.raises(ConfigError, match="model_type is 'blip', not 'git'"):
-        checkpoint.load(saved)
+        factory.load(saved)
     (saved / "config.json").write_text("[1]")
     with pytest.raises(ConfigError, match="is no JSON object"):
-        checkpoint.load(saved)
+        factory.load(saved)
     with pytest.raises(ConfigError, match=r"config\.json: not found"):
-        checkpoint.load(tmp_path)
+        factory.load(tmp_path)
 
 
 def test_damaged_weights_are_told_in_one_line(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(ConfigError, match="can't be loaded as a GIT checkpoint"):
-        checkpoint.load(saved)
+    with pytest.raises(ConfigError, match="can't be loaded as a git checkpoint"):
+        factory.load(saved)
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(ConfigError, match="its weights lack"):
-        checkpoint.load(saved)
+        factory.load(saved)
 
 
 def test_a_hub_name_without_network_is_told_with_the_way_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(TemporaryError, match="bring the checkpoint's folder"):
-        checkpoint.locate("microsoft/git-base", "0" * 40)
+    with pytest.raises(TemporaryError, match="set finetune.checkpoint to its folder"):
+        factory.locate("microsoft/git-base", "0" * 40)
 
 
 def test_a_connection_that_breaks_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*words: object, **more: object) -> str:
         raise type("ReadError", (Exception,), {})("connection reset")  # the HTTP library's, no OSError
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    monkeypatch.setattr("pipeline.models.factory.snapshot_download", broken)
     with pytest.raises(TemporaryError, match="can't be reached .ReadError."):
-        checkpoint.locate("microsoft/git-base", "0" * 40)
+        factory.locate("microsoft/git-base", "0" * 40)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -116,12 +120,12 @@ def test_weights_that_were_saved_in_half_precision_are_trained_in_float32(saved:
     stock = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
     stock.save_pretrained(saved)
     assert str(dtype).removeprefix("torch.") in (saved / "config.json").read_text()
-    loaded = checkpoint.load(saved).model
+    loaded = factory.load(saved).model
     assert {weights.dtype for weights in loaded.parameters()} == {torch.float32}
 
 
 def test_a_folder_is_taken_as_it_is(saved: Path) -> None:
-    assert checkpoint.locate(str(saved), None) == saved
+    assert factory.locate(str(saved), None) == saved
 
 
 def test_git_bases_own_layout_is_loaded(tmp_path: Path) -> None:
@@ -149,14 +153,14 @@ def test_git_bases_own_layout_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "base" / "tokenizer_config.json").write_text(
         json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer", "model_max_length": 512})
     )
-    loaded = checkpoint.load(tmp_path / "base")
+    loaded = factory.load(tmp_path / "base")
     assert loaded.image_processor.image_mean[0] == 0.48145466
     assert loaded.tokenizer("A red star")["input_ids"] == made.tokenizer("a red star")["input_ids"]
     shutil.rmtree(tmp_path / "base")
 
 
 def test_the_shipped_scratch_sizes_make_a_small_model() -> None:
-    made = checkpoint.scratch(params.load(ROOT / "params.yaml").finetune.scratch, CAPTIONS, 48)
+    made = factory.scratch(params.load(ROOT / "params.yaml").finetune.scratch, CAPTIONS, 48)
     assert 0.5e6 < made.model.num_parameters() < 3e6
 
 
@@ -166,7 +170,7 @@ def test_the_same_captions_give_the_same_vocabulary() -> None:
         f"{a}{b} {b}{a}ing the un{a}able" for a in ("wel", "come", "lib", "rary") for b in ("ers", "tok", "ize")
     ]
     sizes = params.load(ROOT / "params.yaml").finetune.scratch.model_copy(update={"vocabulary": 120})
-    made = [checkpoint.scratch(sizes, captions, 48).tokenizer for _ in range(8)]
+    made = [factory.scratch(sizes, captions, 48).tokenizer for _ in range(8)]
     assert all(other.get_vocab() == made[0].get_vocab() for other in made)
     assert made[0].tokenize("welcome ##w") == made[0].tokenize("welcome") + made[0].tokenize("##w")
     assert made[0].decode(made[0]("unlibable")["input_ids"], skip_special_tokens=True) == "unlibable"

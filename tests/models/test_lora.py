@@ -1,4 +1,4 @@
-"""LoRA learns little beside the weights, and what is saved is a plain checkpoint that says the same."""
+"""LoRA trains few parameters, and the saved checkpoint is plain and computes the same loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from pipeline.config.sections.finetune import Lora
-from pipeline.models.git.checkpoint import load
-from pipeline.models.git.lora import add_lora, plain_weights
+from pipeline.models.factory import load
 from pipeline.models.git.modeling import GitForCausalLM
+from pipeline.models.lora import inject_lora, merged_weights
 from pipeline.training.optimization import adamw
 from tests.models.git.test_checkpoint import small
 from tests.models.git.test_modeling import batch, config
@@ -22,7 +22,7 @@ SETTINGS = Lora(rank=4, alpha=8.0, dropout=0.1)
 def learned(image_encoder: bool, steps: int = 4) -> GitForCausalLM:
     torch.manual_seed(0)
     model = GitForCausalLM(config(dropout=0.1))
-    add_lora(model, SETTINGS, image_encoder)
+    inject_lora(model, SETTINGS, model.lora_targets(image_encoder))
     optimizer = adamw(model, 0.05, 0.0)
     for _ in range(steps):
         loss, tokens = model.caption_loss(*batch())
@@ -51,7 +51,7 @@ def test_only_the_changes_learn_and_nothing_else_has_a_gradient(image_encoder: b
 def test_what_is_saved_is_plain_and_says_what_the_model_says(tmp_path: Path) -> None:
     model = learned(image_encoder=True)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path, state_dict=plain_weights(model))
+    model.save_pretrained(tmp_path, state_dict=merged_weights(model))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())  # it may train on
     stock, found = transformers.GitForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(found.values())

@@ -1,0 +1,232 @@
+"""What a captioning model is to the rest of the project: `CaptionModel`, and `Checkpoint` with its preprocessing.
+
+Training, evaluation, the registry and the captioner use these classes only. An architecture is a package beside this
+module that implements them, and `pipeline/models/factory.py` picks it by the `model_type` of a checkpoint's
+`config.json`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.config.sections.finetune import Scratch
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are generated.
+
+    Attributes:
+        beams: width of beam search; 1 is greedy search. Ignored when sampling.
+        samples: captions to sample per picture; 0 searches for the likeliest caption.
+        top_p: probability mass of the tokens to sample from (Holtzman et al. 2020, "nucleus sampling").
+        max_tokens: maximum length in tokens, begin and end marks included; None uses the model's own.
+    """
+
+    beams: int = 1
+    samples: int = 0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+
+
+class CaptionModel(torch.nn.Module, ABC):
+    """A model that turns pictures into features and features into captions.
+
+    Shapes: pixels are `(pictures, 3, image_size, image_size)`, normalised. Features are `(pictures, *features_shape)`.
+    Captions are token ids `(captions, length)`, from the begin mark to the end mark and then padding, with an
+    attention mask of the same shape (1 on tokens) and `picture_of` `(captions,)`, the index of each caption's picture:
+    a picture and its features are passed once, however many captions it has.
+    """
+
+    _image_encoder_is_frozen = False
+
+    @property
+    @abstractmethod
+    def image_encoder(self) -> torch.nn.Module:
+        """The part that computes features; its parameters are those that `freeze_image_encoder` freezes."""
+
+    @property
+    @abstractmethod
+    def image_encoder_settings(self) -> dict[str, Any]:
+        """The configuration that features depend on, besides the image encoder's weights."""
+
+    @property
+    @abstractmethod
+    def features_shape(self) -> tuple[int, int]:
+        """The shape of a picture's features: `(image tokens, width)`."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """The side of the square input picture, in pixels."""
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """The longest caption that the model can process, in tokens."""
+
+    @abstractmethod
+    def set_caption_length(self, max_tokens: int) -> None:
+        """Set the default maximum length of generated captions, in tokens; a saved checkpoint keeps it."""
+
+    @abstractmethod
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the features of pictures."""
+
+    @abstractmethod
+    def caption_loss(
+        self,
+        pixel_values: torch.Tensor | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed cross-entropy of captions (nats), and the number of tokens in the sum.
+
+        Args:
+            pixel_values: the pictures; None if `features` are passed.
+            input_ids: the captions.
+            attention_mask: 1 on tokens, 0 on padding.
+            picture_of: the index of each caption's picture.
+            features: the pictures' features, from `encode`.
+            labels: `(captions, length)`, the tokens to predict if they differ from `input_ids`.
+            label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016).
+        """
+
+    @abstractmethod
+    def likelihood(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        picture_of: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
+
+    @abstractmethod
+    def generate_captions(
+        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
+    ) -> torch.Tensor:
+        """Return token ids, `(pictures * max(1, samples), length)`; the captions of a picture are adjacent.
+
+        Pass either pixels or features.
+        """
+
+    @abstractmethod
+    def lora_targets(self, with_image_encoder: bool) -> str:
+        """Return a regular expression for the full names of the linear layers that LoRA adapts.
+
+        Raises:
+            ConfigError: the architecture has no such layers.
+        """
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass from now on, to save memory.
+
+        Raises:
+            ConfigError: the architecture does not support it.
+        """
+
+    @abstractmethod
+    def write(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write `config.json` and safetensors weights into a folder.
+
+        Args:
+            folder: the destination.
+            weights: saved in place of the model's own.
+        """
+
+    def freeze_image_encoder(self) -> None:
+        """Exclude the image encoder from training, and keep it in evaluation mode (no dropout) from now on."""
+        self.image_encoder.requires_grad_(False)
+        self._image_encoder_is_frozen = True
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; a frozen image encoder stays in evaluation mode."""
+        super().train(mode)
+        if self._image_encoder_is_frozen:
+            self.image_encoder.eval()
+        return self
+
+    def num_parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class ImageProcessor(Protocol):
+    """Resizes, crops and normalises pictures; Hugging Face's image processors (PIL backend) implement it."""
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    rescale_factor: float
+
+    def __call__(self, images: list[Image.Image], **options: Any) -> Any:
+        """Return a mapping with `pixel_values`, `(pictures, 3, height, width)`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings."""
+
+    def save_pretrained(self, folder: Path) -> Any:
+        """Write the settings into a folder."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with the image processor and the tokenizer that it was trained with."""
+
+    model: CaptionModel
+    image_processor: ImageProcessor
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square input picture, in pixels."""
+        return self.model.image_size
+
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a plain Hugging Face checkpoint.
+
+        Args:
+            folder: the destination.
+            weights: saved in place of the model's own.
+        """
+        self.model.write(folder, weights)
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+class Architecture(Protocol):
+    """How checkpoints of one `model_type` are loaded and created."""
+
+    def load(self, folder: Path) -> Checkpoint:
+        """Load a checkpoint whose `config.json` and safetensors weights are known to exist.
+
+        The library's own exceptions may pass: the factory turns them into a `ConfigError`.
+
+        Raises:
+            ConfigError: the weights are incomplete.
+        """
+
+    def scratch(self, sizes: Scratch, captions: Iterable[str], max_tokens: int) -> Checkpoint:
+        """Create a model with random weights (torch's seed decides) and a tokenizer trained on `captions`."""
+
+    def self_check(self) -> None:
+        """Check before training that the installed libraries compute what this code expects.
+
+        Random states stay as they are.
+
+        Raises:
+            ConfigError: they do not; names the library and its version.
+        """

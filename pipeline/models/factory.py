@@ -1,0 +1,132 @@
+"""From a checkpoint's name to a `Checkpoint`: find its folder, read its `model_type`, load it by its architecture.
+
+To add an architecture, write a package beside this module that implements `pipeline/models/base.py`, and add it to
+`_ARCHITECTURES`. Code outside this project calls `register`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import logging as transformers_logging
+
+from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
+from pipeline.config.sections.finetune import Scratch
+from pipeline.models.base import Architecture, Checkpoint
+
+SCRATCH = "scratch"  # the name of a checkpoint that is created on the spot
+SCRATCH_MODEL_TYPE = "git"
+# No pickled weights (*.bin, *.pt, *.ckpt): unpickling runs any code that the file contains.
+_FILES = ["*.json", "*.txt", "*.safetensors"]
+
+
+def _git() -> Architecture:
+    # Imported on use, so that loading one architecture does not import the others.
+    from pipeline.models.git.checkpoint import Git
+
+    return Git()
+
+
+_ARCHITECTURES: dict[str, Callable[[], Architecture]] = {"git": _git}
+
+
+def register(model_type: str, architecture: Callable[[], Architecture]) -> None:
+    """Make an architecture available to `load` and `scratch` under its `model_type`."""
+    _ARCHITECTURES[model_type] = architecture
+
+
+def locate(name: str, revision: str | None) -> Path:
+    """Return the folder of a checkpoint: `name` itself if it is a folder, else the hub's copy.
+
+    Raises:
+        TemporaryError: the hub is unreachable, and the commit is not on this machine yet.
+        ConfigError: the hub has no such checkpoint or commit.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
+        raise ConfigError(
+            f"params.yaml: finetune.checkpoint: the hub has no {name} at {revision} ({type(error).__name__});"
+            " correct the name and finetune.revision"
+        ) from None
+    except Exception as error:  # down to the HTTP library's own
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TemporaryError(
+            f"params.yaml: finetune.checkpoint: {name} at {revision} is not on this machine and the hub can't be"
+            f" reached ({type(error).__name__}); run again later, or download the checkpoint on another machine"
+            " (`hf download`) and set finetune.checkpoint to its folder"
+        ) from None
+
+
+def load(folder: Path) -> Checkpoint:
+    """Load a checkpoint from a folder.
+
+    Raises:
+        ConfigError: the folder has no checkpoint of a known architecture with safetensors weights, or it is damaged.
+    """
+    model_type = _model_type(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder}: has no .safetensors weights (pickled weights can run code, so they are not loaded);"
+            " convert them on a machine that trusts them: `save_pretrained` writes safetensors"
+        )
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # architectures check what it would warn about
+    try:
+        return _ARCHITECTURES[model_type]().load(folder)
+    except PipelineError:
+        raise
+    except Exception as error:  # the libraries raise many kinds, down to the safetensors reader's own
+        raise ConfigError(
+            f"{folder}: can't be loaded as a {model_type} checkpoint: {type(error).__name__}: {error};"
+            " download or copy it again"
+        ) from None
+
+
+def scratch(
+    sizes: Scratch, captions: Iterable[str], max_tokens: int, model_type: str = SCRATCH_MODEL_TYPE
+) -> Checkpoint:
+    """Create a small model with random weights (torch's seed decides) and a tokenizer trained on `captions`."""
+    return _ARCHITECTURES[model_type]().scratch(sizes, captions, max_tokens)
+
+
+def self_check(folder: Path | None) -> None:
+    """Check before training that the installed libraries compute what the checkpoint's architecture expects.
+
+    Args:
+        folder: of the checkpoint; None for `scratch`.
+
+    Raises:
+        ConfigError: they do not; names the library and its version.
+    """
+    _ARCHITECTURES[_model_type(folder) if folder else SCRATCH_MODEL_TYPE]().self_check()
+
+
+def _model_type(folder: Path) -> str:
+    config_file = folder / "config.json"
+    try:
+        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise ConfigError(f"{config_file}: not found; name a folder with a checkpoint") from None
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{config_file}: is no JSON object; download or copy the checkpoint again") from None
+    if model_type not in _ARCHITECTURES:
+        known = " or ".join(map(repr, _ARCHITECTURES))
+        raise ConfigError(
+            f"{config_file}: model_type is {model_type!r}, not {known}; name a checkpoint of such a model, like"
+            " microsoft/git-base"
+        )
+    return str(model_type)

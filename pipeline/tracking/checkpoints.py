@@ -1,0 +1,23 @@
+"""From `finetune.checkpoint` to a folder: a registered version, a folder, or a name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config.sections.finetune import REGISTERED
+from pipeline.models import factory
+from pipeline.tracking import registry
+
+
+def locate(name: str, revision: str | None) -> Path:
+    """Return the folder of a checkpoint, downloaded if necessary.
+
+    Args:
+        name: `models:/NAME/VERSION`, a folder, or a hub name.
+        revision: the commit of a hub name.
+
+    Raises:
+        TemporaryError: the hub or MLflow is unreachable, and the checkpoint is not on this machine yet.
+        ConfigError: the hub has no such checkpoint or commit, or MLflow no such version.
+    """
+    return registry.checkpoint_of(name) if name.startswith(REGISTERED) else factory.locate(name, revision)

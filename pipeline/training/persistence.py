@@ -1,0 +1,84 @@
+"""Saving and restoring a training's state: weights, optimizer, schedule, position and every random state."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+
+from pipeline.training.history import EpochMetrics
+from pipeline.training.processes import Processes
+from pipeline.training.state import StateStore, TrainingState
+
+Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
+def save_state(
+    store: StateStore,
+    state: TrainingState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    processes: Processes,
+) -> None:
+    """Write a state; all processes call it together, and the first writes.
+
+    Raises:
+        OSError: not enough disk space; nothing was written.
+    """
+    random_states = processes.gather([_random_states(processes.device)])
+
+    def fill(folder: Path) -> None:
+        save_model(model, str(folder / "model.safetensors"))
+        save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+        for rank, tensors in enumerate(random_states):
+            save_file(tensors, folder / f"random-{rank}.safetensors")
+        content = {"progress": asdict(state), "schedule": schedule.state_dict()}
+        (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
+
+    if processes.is_first:
+        parameters = list(model.parameters())  # AdamW keeps two more numbers for each trainable one
+        size = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
+        store.write(state.step, fill, size)
+    processes.wait()
+
+
+def load_state(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, processes: Processes
+) -> TrainingState:
+    """Restore model, optimizer, schedule and random states in place, and return the position."""
+    load_model(model, str(folder / "model.safetensors"), device=str(processes.device))
+    tensors: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+        index, _, key = name.partition(".")
+        tensors.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": tensors, "param_groups": groups})
+    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    schedule.load_state_dict(content["schedule"])
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+    _set_random_states(load_file(folder / f"random-{processes.rank}.safetensors"), processes.device)
+    progress = content["progress"]
+    return TrainingState(**{**progress, "epochs": [EpochMetrics(**epoch) for epoch in progress["epochs"]]})
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    states = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": value.contiguous() for i, tensors in states.items() for key, value in tensors.items()}
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

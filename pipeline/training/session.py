@@ -1,0 +1,208 @@
+"""A training from params to outputs: set up, resume, fit, write.
+
+The modules imported here take seconds to load, so `pipeline/finetune.py` imports this one only when it trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.config.params import Params
+from pipeline.data.dataset import Example
+from pipeline.models import factory
+from pipeline.models.base import Checkpoint
+from pipeline.models.precision import compute_dtype, describe
+from pipeline.models.weights import weights_hash
+from pipeline.runtime import entrypoint
+from pipeline.runtime.atomic_files import remove, sha256_of, write_json
+from pipeline.runtime.import_closure import deciding
+from pipeline.training import preflight
+from pipeline.training.data import open_pictures, read_splits
+from pipeline.training.history import write_history
+from pipeline.training.memory import keep_freed_memory
+from pipeline.training.processes import Processes
+from pipeline.training.state import StateStore
+from pipeline.training.trainer import StoppedError, Trainer, TrainingLogger
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training that is set up.
+
+    Attributes:
+        trainer: the loop.
+        facts: what decides the result, and `training_key`, their hash.
+        folder: where states are kept until the training has ended.
+    """
+
+    trainer: Trainer
+    facts: dict[str, Any]
+    folder: Path
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.trainer.processes.is_first
+
+
+def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session:
+    """Load data and model, and check what can be checked before the first step.
+
+    Args:
+        params: all params.
+        locate: returns the folder of `finetune.checkpoint` at `finetune.revision`.
+
+    Raises:
+        ConfigError: a param does not fit the data, the checkpoint or this machine.
+        TemporaryError: the checkpoint can't be downloaded now.
+    """
+    keep_freed_memory()
+    settings = params.finetune
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    # The first process fills the feature cache for all, and other machines may start hours later.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(cpu=not gpu, kwargs_handlers=[patience])
+    processes = Processes(accelerator)
+    dtype = compute_dtype(settings.precision, processes.device)
+    computed_in = describe(processes.device, dtype, processes.world)
+    if processes.is_first:
+        print(f"finetune: computes in {computed_in}")
+    start = None if settings.checkpoint == factory.SCRATCH else locate(settings.checkpoint, settings.revision)
+    factory.self_check(start)
+    train, validation = read_splits(settings.validation_captions)
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(True)
+    checkpoint = _load(start, params, train)
+    _check_fits(checkpoint, params)
+    checkpoint.model.to(processes.device)
+    # The saved checkpoint then generates captions as long as those that it learned.
+    checkpoint.model.set_caption_length(settings.max_tokens)
+    facts = training_facts(params, weights_hash(start) if start else factory.SCRATCH, computed_in)
+    folder = paths.TRAININGS / facts["training_key"][:32]
+    with accelerator.main_process_first():  # it fills the cache for all
+        data = open_pictures(checkpoint, train, validation, params, dtype, prints=processes.is_first)
+    store = StateStore(folder)
+    trainer = Trainer(checkpoint, data, settings, processes, dtype, store, params.runtime.state_minutes)
+    forecast = preflight.check(trainer, dtype)
+    if processes.is_first:
+        print(f"finetune: {forecast}")
+    return Session(trainer, facts, folder)
+
+
+def resume(session: Session) -> None:
+    """Resume this training if it was interrupted; of other interrupted trainings keep the newest only."""
+    trainer = session.trainer
+    resumed = trainer.resume()
+    if not session.is_first:
+        return
+    others = [path for path in paths.TRAININGS.glob("*") if path != session.folder]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    if resumed:
+        print(f"finetune: resumes from step {trainer.state.step:,} of {trainer.steps:,}, saved in {session.folder}")
+    elif others:
+        print(f"finetune: starts from the beginning: {others[0]} has other data, params, code or libraries")
+    for older in others[1:]:
+        remove(older)
+
+
+def fit(session: Session, logger: TrainingLogger) -> None:
+    """Train to the end. On SIGTERM or Ctrl-C write a state and stop.
+
+    Raises:
+        TemporaryError: another process of this training was asked to stop.
+    """
+    trainer = session.trainer
+    with entrypoint.ending_itself() as asked:
+        try:
+            trainer.fit(logger, asked)
+        except StoppedError:
+            step = f"step {trainer.state.step:,} of {trainer.steps:,}"
+            print(f"finetune: {step} is saved; `dvc repro` resumes from there")
+            if not asked():
+                raise TemporaryError("another process of this training was asked to stop; run it again") from None
+
+
+def write(session: Session, folder: Path, report: Path, history: Path) -> None:
+    """Write the best epoch's checkpoint, the report and the history."""
+    trainer, best = session.trainer, session.trainer.best_epoch
+    shutil.copytree(StateStore(session.folder).best, folder)
+    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch})
+    write_history(history, trainer.state.epochs)
+    write_json(
+        report,
+        {
+            "best_epoch": best.epoch,
+            "best_by": "CIDEr-D" if trainer.selects_by_cider else "loss",
+            "train_loss": best.train_loss,
+            "validation_loss": best.validation_loss,
+            "validation_CIDEr-D": None if math.isnan(best.validation_cider) else best.validation_cider,
+            "parameters": trainer.parameters,
+            "trained_parameters": trainer.trained_parameters,
+            "model_sha256": weights_hash(folder),
+        },
+    )
+
+
+def summary(session: Session) -> str:
+    """Return the stage's last line."""
+    trainer, best = session.trainer, session.trainer.best_epoch
+    by_cider = trainer.selects_by_cider
+    result = f"CIDEr-D {best.validation_cider:.3f}" if by_cider else f"loss {best.validation_loss:.3f}"
+    return (
+        f"{paths.MODEL} holds epoch {best.epoch} of {len(trainer.state.epochs)}, the best on the"
+        f" {len(trainer.data.validation):,} validation pictures ({result}); the history is in {paths.FINETUNE_CURVE}"
+    )
+
+
+def training_facts(params: Params, start_hash: str, computed_in: str) -> dict[str, Any]:
+    """Return what decides a training's result, and its hash, the training key."""
+    facts = {
+        "checkpoint": params.finetune.checkpoint,
+        "checkpoint_sha256": start_hash,
+        "data_sha256": sha256_of(paths.DATASET / "train", paths.DATASET / "validation"),
+        "code_sha256": sha256_of(*(_ROOT / file for file in deciding("pipeline.finetune"))),
+        "params": params.finetune.model_dump(),
+        "computed_in": computed_in,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+    return {"training_key": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), **facts}
+
+
+def _load(start: Path | None, params: Params, train: Sequence[Example]) -> Checkpoint:
+    if start:
+        return factory.load(start)
+    captions = [caption for example in train for caption in example.captions]
+    return factory.scratch(params.finetune.scratch, captions, params.finetune.max_tokens)
+
+
+def _check_fits(checkpoint: Checkpoint, params: Params) -> None:
+    if checkpoint.image_size > params.ingest.image_size:
+        raise ConfigError(
+            f"params.yaml: ingest.image_size: is {params.ingest.image_size}, but {params.finetune.checkpoint} takes"
+            f" pictures of {checkpoint.image_size} pixels; set it to {checkpoint.image_size} or more"
+        )
+    if params.finetune.max_tokens > checkpoint.model.max_tokens:
+        raise ConfigError(
+            f"params.yaml: finetune.max_tokens: is {params.finetune.max_tokens}, but {params.finetune.checkpoint} has"
+            f" places for {checkpoint.model.max_tokens} tokens; set it to {checkpoint.model.max_tokens} or less"
+        )
