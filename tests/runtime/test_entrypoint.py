@@ -175,4 +175,4 @@ def test_help_imports_nothing_heavy(name: str) -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, env=dict(os.environ), check=True
     )
     assert done.stdout.splitlines()[-1] == "set()"
-    assert f"python -m pipeline.{name}" in done.stdout
+    assert "usage: python -m pipeline." in done.stdout
