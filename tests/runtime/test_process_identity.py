@@ -38,7 +38,7 @@ def test_a_process_that_has_ended_is_not_alive_although_nobody_has_waited_for_it
 
 
 def test_the_one_who_started_a_process_is_found_behind_shells() -> None:
-    code = "from pipeline import alive; print(*process_identity.starters())"
+    code = "from pipeline.runtime import process_identity; print(*process_identity.starters())"
     inner = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}; true"
     command = f"sh -c {shlex.quote(inner)}; true"
     # As DVC calls bash.
