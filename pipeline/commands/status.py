@@ -58,7 +58,7 @@ def read_status(params: Params, with_dvc: bool = False) -> Part:
         "running": _running(),
         "data": _part(lambda: _data(params), "reports of the data"),
         "model": _part(_model, "reports of the model"),
-        "registry": _part(lambda: _registry(params), "answer of MLflow"),
+        "registry": _read_registry(params),
         "schedule": _part(_schedule, SCHEDULE),
         "stale": _part(_stale, "answer of `dvc status`") if with_dvc else None,
     }
@@ -153,6 +153,18 @@ def _example() -> Part | None:
                 "people": line["references"][0],
             }
     return None
+
+
+def _read_registry(params: Params) -> Part | None:
+    try:
+        return _registry(params)
+    except PipelineError as error:
+        return {"problem": str(error)}
+    except Exception as error:  # of any kind: MLflow does not wrap those of a damaged database
+        why = (str(error).splitlines() or [""])[0]
+        return {
+            "problem": f"MLflow can't be read ({type(error).__name__}: {why}); check MLFLOW_TRACKING_URI or mlflow.db"
+        }
 
 
 def _registry(params: Params) -> Part | None:
