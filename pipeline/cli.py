@@ -268,12 +268,12 @@ def status(
 ) -> None:
     """Show data, model, versions, last runs and schedule, and what to do next."""
 
-    def work(params: Params) -> str | Done:
+    def work() -> str | Done:
         from pipeline.commands.status import show_status
 
-        return show_status(params, as_json=as_json, with_dvc=with_dvc)
+        return show_status(as_json=as_json, with_dvc=with_dvc)
 
-    _execute("status", work, prints=False)
+    _execute("status", work, prints=False, needs_params=False)
 
 
 @app.command(epilog=_examples("train"))

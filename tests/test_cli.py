@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 
 from pipeline import cli
 from pipeline.commands import status
-from pipeline.config import params
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.tracking import ui
@@ -155,11 +154,11 @@ def test_an_empty_registry_says_what_to_run(workspace: Path, mlflow_db: Path, wo
 
 
 def read() -> dict[str, Any]:
-    return status.read_status(params.load())
+    return status.read_status()
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
-    status.show_status(params.load())
+    status.show_status()
     return capsys.readouterr().out
 
 
@@ -171,13 +170,29 @@ def test_status_of_a_fresh_clone_creates_nothing_and_says_make_demo(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_params(workspace, {"finetune.checkpoint": status.DEMO_CHECKPOINT})
+    (workspace / status.DEMO_CHECKPOINT).mkdir(parents=True)
     text = shown(capsys)
     assert "data/raw/sample: not found" in text
     assert "no registered version yet" in text
     assert "not scheduled: `image-captioning serve --cron" in text
     assert "running now: nothing" in text
     assert text.splitlines()[-1].startswith("Next:        make demo")
-    assert [path.name for path in workspace.iterdir()] == ["params.yaml"]
+    assert {path.name for path in workspace.iterdir()} == {"params.yaml", "models"}
+
+
+def test_status_before_setup_says_make_setup(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_params(workspace, {"finetune.checkpoint": status.DEMO_CHECKPOINT})
+    (workspace / "models").mkdir()
+    (workspace / f"{status.DEMO_CHECKPOINT}.dvc").write_text("outs: []\n")
+    text = shown(capsys)
+    assert "'models/git-demo' is no folder here" in " ".join(text.split())
+    assert text.splitlines()[-1].startswith("Next:        make setup")
+
+
+def test_status_says_what_is_wrong_with_params(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_params(workspace, {"build.tests": 0.5})
+    assert "params.yaml: build.tests: unknown key" in shown(capsys)
+    assert commands(read()) == ["image-captioning status"]
 
 
 def test_status_says_how_to_bring_a_missing_source(workspace: Path) -> None:

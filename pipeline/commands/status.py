@@ -20,8 +20,8 @@ from typing import Any
 
 from pipeline.commands import status_text
 from pipeline.config import paths
-from pipeline.config.errors import PipelineError
-from pipeline.config.params import Params
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.params import Params, load
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json, read_json_lines
 from pipeline.runtime.entrypoint import Done
@@ -36,35 +36,55 @@ _DVC_SECONDS = 300.0
 
 Part = dict[str, Any]
 
+_UNKNOWN: Part = {"problem": "unknown until params.yaml is right"}
 
-def show_status(params: Params, *, as_json: bool = False, with_dvc: bool = False) -> Done:
+
+def show_status(*, as_json: bool = False, with_dvc: bool = False) -> Done:
     """Print the state of the workspace, and return it.
 
     Args:
-        params: all of params.yaml.
         as_json: whether to print JSON instead of text.
         with_dvc: whether to ask DVC which stages are stale, which takes seconds.
+
+    Raises:
+        ConfigError: this is not the root of a workspace.
     """
-    status = read_status(params, with_dvc)
+    status = read_status(with_dvc)
     print(json.dumps(status, indent=2, ensure_ascii=False) if as_json else status_text.render(status))
     return Done("done", status)
 
 
-def read_status(params: Params, with_dvc: bool = False) -> Part:
-    """Return the state of the workspace as JSON. A part that can't be read has the key `problem`."""
+def read_status(with_dvc: bool = False) -> Part:
+    """Return the state of the workspace as JSON. A part that can't be read has the key `problem`.
+
+    Raises:
+        ConfigError: this is not the root of a workspace.
+    """
+    params, problem = _params()
     status: Part = {
         "workspace": os.fsencode(Path.cwd()).decode(errors="replace"),
         "git": _git(),
         "running": _running(),
-        "data": _part(lambda: _data(params), "reports of the data"),
+        "params": {"problem": problem} if problem else None,
+        "data": _part(lambda: _data(params), "reports of the data") if params else _UNKNOWN,
         "model": _part(_model, "reports of the model"),
-        "registry": _read_registry(params),
+        "registry": _read_registry(params) if params else _UNKNOWN,
         "schedule": _part(_schedule, SCHEDULE),
         "stale": _part(_stale, "answer of `dvc status`") if with_dvc else None,
     }
     status["demo_model"] = (status["model"] or {}).get("checkpoint") == DEMO_CHECKPOINT
     status["next"] = [{"command": command, "why": why} for command, why in islice(_next_steps(params, status), 2)]
     return status
+
+
+def _params() -> tuple[Params | None, str | None]:
+    """Return the params, or what is wrong with them: in a clone without `dvc pull`, git-demo is missing."""
+    try:
+        return load(), None
+    except ConfigError as error:
+        if not paths.PARAMS.is_file():
+            raise
+        return None, str(error)
 
 
 def _part(read: Callable[[], Part | None], source: object) -> Part | None:
@@ -241,10 +261,16 @@ def _stale() -> Part:
     return {"stages": sorted(json.loads(done.stdout or "{}"))}
 
 
-def _next_steps(params: Params, status: Part) -> Iterator[tuple[str, str]]:
+def _next_steps(params: Params | None, status: Part) -> Iterator[tuple[str, str]]:
     """Yield the commands that make sense now, each with its reason, the most useful first."""
     if status["running"]:
         yield "image-captioning ui", "follow the training that is running"
+        return
+    if params is None:
+        if not Path(DEMO_CHECKPOINT).is_dir() and Path(f"{DEMO_CHECKPOINT}.dvc").is_file():
+            yield "make setup", "fetch the sample pictures and git-demo"
+        else:
+            yield "image-captioning status", "after you have corrected params.yaml"
         return
     if broken := next((name for name in ("data", "model") if "problem" in (status[name] or {})), None):
         yield "dvc repro", f"bring the {broken} up to date"

@@ -27,6 +27,7 @@ def render(status: Part) -> str:
     """Return the text of what `status.read_status` returned."""
     lines = [
         *_block("Workspace", _workspace(status)),
+        *(_block("Params", _wrap(status["params"]["problem"])) if status["params"] else ()),
         "",
         *_block("Data", _data(status["data"])),
         "",
@@ -123,7 +124,7 @@ def _registry(registry: Part | None, model: Part | None) -> Iterator[str]:
 def _runs(registry: Part | None) -> Iterator[str]:
     runs = (registry or {}).get("runs")
     if not runs:
-        yield "unknown: MLflow can't be reached" if registry and "problem" in registry else "none yet"
+        yield "unknown" if registry and "problem" in registry else "none yet"
         return
     for run in runs:
         yield f"{run['name']:<24}  {_when(run['started'])}  {run['status']}"
