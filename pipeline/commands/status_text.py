@@ -38,7 +38,7 @@ def render(status: Part) -> str:
         *_block("Schedule", _schedule(status["schedule"])),
         *(_block("Stale", _stale(status["stale"])) if status["stale"] else ()),
         "",
-        *([*textwrap.wrap(_DEMO_NOTE, _WIDTH), ""] if status["demo_model"] else []),
+        *([*_wrap(_DEMO_NOTE, width=_WIDTH), ""] if status["demo_model"] else []),
         *_block("Next:", _next(status["next"])),
     ]
     # Captions and names of runs come from strangers, and control characters could repaint the terminal.
@@ -165,5 +165,13 @@ def _clip(text: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 3].rstrip()}..."
 
 
-def _wrap(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, _WIDTH - _LABEL, initial_indent=indent, subsequent_indent=indent)
+def _wrap(text: str, indent: str = "", width: int = _WIDTH - _LABEL) -> list[str]:
+    # Commands, paths and names must stay whole, to be copied.
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
