@@ -73,7 +73,7 @@ def test_captions_are_written_as_coco_has_them_and_score_the_same(trained: Path)
     folder = Path("reports/evaluate")
     files = [folder / "coco_results.json", folder / "coco_annotations.json"]
     done = run(
-        trained, sys.executable, "-m", "pipeline.commands.score", *map(str, files), "--no-java", "--json", "again.json"
+        trained, sys.executable, "-m", "pipeline.cli", "score", *map(str, files), "--no-java", "--json", "again.json"
     )
     assert done.returncode == 0, done.stderr
     scores = read_json(Path("again.json"))["scores"]

@@ -14,7 +14,6 @@ import sys
 import time
 import urllib.request
 import zipfile
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.commands import caption
+from pipeline.commands.caption import caption_photos
 from pipeline.config import params
 from pipeline.data.dataset import PictureReader, read_examples
 from pipeline.runtime.atomic_files import read_json, sha256_of
@@ -191,15 +190,16 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
         image.resize((100, 100)).save(tmp_path / "smaller.jpg")
     Image.new("RGB", (64, 48), "red").save(tmp_path / "never seen.jpg")
     names = [f"{tmp_path}/original.jpg", f"{tmp_path}/smaller.jpg", f"{tmp_path}/never seen.jpg", test.sha256]
-    done = run(loop, sys.executable, "-m", "pipeline.commands.trained_on", *names)
+    done = run(loop, sys.executable, "-m", "pipeline.cli", "trained-on", *names)
     assert done.returncode == 0, done.stderr
     exactly, nearly, never, tested, last = done.stdout.splitlines()
     assert "trained on it: versions 1" in exactly
-    assert "trained on it: none; on one nearly the same: versions 1" in nearly
+    assert "trained on it: none; trained on a near-duplicate: versions 1" in nearly
     for line in (never, tested):
-        assert "trained on it: none; on one nearly the same: none" in line
-    assert "versions of image-captioning were looked through" in last
-    missing = run(loop, sys.executable, "-m", "pipeline.commands.trained_on", "lost.jpg")
+        assert "trained on it: none; trained on a near-duplicate: none" in line
+    assert "versions of image-captioning" in last
+    assert last.startswith("trained-on: checked ")
+    missing = run(loop, sys.executable, "-m", "pipeline.cli", "trained-on", "lost.jpg")
     assert missing.returncode == 65
     assert "lost.jpg: No such file" in missing.stderr
 
@@ -207,7 +207,7 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
 def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says_it_once(loop: Path) -> None:
     sha256 = read_json(loop / "reports/register.json")["model_sha256"]
     (number,) = (v.version for v in registered(loop) if v.tags["model_sha256"] == sha256)
-    command = (sys.executable, "-m", "pipeline.commands.promote", "--dry-run", "--challenger", f"{number}")
+    command = (sys.executable, "-m", "pipeline.cli", "promote", "--dry-run", "--challenger", f"{number}")
     done = run(loop, *command)
     assert done.returncode == 0, done.stderr
     (kept,) = (loop / ".work/captions").glob("*.json")
@@ -265,33 +265,33 @@ def test_ones_own_photo_is_captioned_by_the_newest_and_by_a_named_model(
 ) -> None:
     photo = tmp_path / "my photo.jpg"
     photo.write_bytes(jpeg("green", (400, 300)))
-    newest = run(loop, sys.executable, "-m", "pipeline.commands.caption", str(photo))
+    newest = run(loop, sys.executable, "-m", "pipeline.cli", "caption", str(photo))
     assert newest.returncode == 0, newest.stderr
     said = {newest.stdout.splitlines()[0]}
+    assert "the newest version: there is no champion" in newest.stdout.splitlines()[-1]
 
     # The command is run above; what its other arguments do is seen without the ten seconds that each start takes.
     monkeypatch.chdir(loop)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def lines(*words: str, of: Path = photo) -> list[str]:
-        parser = ArgumentParser()
-        caption._arguments(parser)
-        caption.run(params.load(), parser.parse_args([str(of), *words]))
+    def lines(of: Path = photo, **options: Any) -> list[str]:
+        print(caption_photos(params.load(), [of], **options))
         return capsys.readouterr().out.splitlines()
 
     for model in ("models:/image-captioning/1", "models/finetune"):
-        said.add(lines("--model", model)[0])
+        said.add(lines(model=model)[0])
     assert len(said) == 1
     no_utf8 = Path(shutil.copy(photo, tmp_path / os.fsdecode(b"foto\xfc.jpg")))
-    assert lines("--model", "models/finetune", of=no_utf8)[0].encode().startswith(str(tmp_path).encode())
-    several = [line for line in lines("--several", "4") if line.startswith(str(photo))]
+    assert lines(no_utf8, model="models/finetune")[0].encode().startswith(str(tmp_path).encode())
+    several = [line for line in lines(several=4) if line.startswith(str(photo))]
     assert 1 <= len(several) == len(set(several)) <= 4
-    assert run(loop, sys.executable, "-m", "pipeline.commands.caption", "nothing.jpg").returncode == 65
+    assert run(loop, sys.executable, "-m", "pipeline.cli", "caption", "nothing.jpg").returncode == 65
     champion = run(
         loop,
         sys.executable,
         "-m",
-        "pipeline.commands.caption",
+        "pipeline.cli",
+        "caption",
         str(photo),
         "--model",
         "models:/image-captioning@champion",

@@ -1,52 +1,67 @@
-"""Caption your own photos with a registered model, or with a checkpoint's folder."""
+"""Caption photos with a registered model or a checkpoint folder."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.data.images import PictureError, decode
-from pipeline.runtime import entrypoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def run(params: Params, args: argparse.Namespace) -> str:
-    """Print each photo's captions; returns the last line to print."""
+def caption_photos(
+    params: Params, photos: Sequence[Path], *, model: str | None = None, several: int = 1, seed: int = 0
+) -> str:
+    """Print the captions of each photo and return the last line to print.
+
+    Args:
+        params: all of params.yaml.
+        photos: picture files.
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a checkpoint folder; None for the champion, or the
+            newest version if there is no champion.
+        several: the maximum number of different captions per photo.
+        seed: random seed of the sampling if `several` is more than 1.
+
+    Raises:
+        DataError: no photo can be read.
+        ConfigError: there is no such model.
+        TemporaryError: MLflow can't be reached.
+    """
     problems: list[str] = []
-    photos = _opened(args.photo, params.ingest.max_pixels, problems)
-    first = next(photos, None)  # before the model is loaded
+    readable = _open_photos(photos, params.ingest.max_pixels, problems)
+    first = next(readable, None)  # before the model is loaded
     if first is None:
         raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
 
-    folder = _checkpoint(args.model or f"models:/{params.register_.model}")
+    model, why = (model, "") if model else _default_model(params.register_.model)
+    folder = _checkpoint(model)
     from pipeline.models.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
     captioned = 0
-    for name, image in itertools.chain([first], photos):
-        if args.several == 1:
+    for name, image in itertools.chain([first], readable):
+        if several == 1:
             captions = captioner.caption([image], beams=params.evaluate.beams)
         else:
-            captions = captioner.several([image], args.several, seed=args.seed)[0]
+            captions = captioner.several([image], several, seed=seed)[0]
         for caption in captions:
             print(f"{name}: {caption}")
         captioned += 1
     for problem in problems:
-        print(f"caption: {problem}; left out", file=sys.stderr)
-    return f"{captioned} of {len(args.photo)} photos captioned by {args.model or 'the newest version'} ({folder})"
+        print(f"caption: {problem}; skipped", file=sys.stderr)
+    return f"{captioned} of {len(photos)} photos captioned by {model}{why} ({folder})"
 
 
-def _opened(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:
-    """Each photo with its name to print, one at a time; what is wrong with the others goes to `problems`."""
+def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:
+    """Yield the printable name and the picture of each readable photo; append the others' problems to `problems`."""
     for photo in photos:
         name = os.fsencode(photo).decode(errors="replace")
         try:
@@ -59,31 +74,26 @@ def _opened(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Ite
             yield name, image
 
 
+def _default_model(name: str) -> tuple[str, str]:
+    """Return the URI of the champion, else of the newest version, and why that one was chosen."""
+    from pipeline.tracking import registry, runs
+
+    with runs.reachable():
+        store = runs.client()
+        champion = registry.champion(store, name)
+        if champion is not None:
+            return f"models:/{name}/{champion}", ", the champion"
+        numbers = registry.versions(store, name)
+    if not numbers:
+        raise ConfigError(f"models:/{name}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
+    return f"models:/{name}/{numbers[-1]}", ", the newest version: there is no champion"
+
+
 def _checkpoint(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if not model.startswith("models:/"):
-        raise ConfigError(f"--model {model}: is no folder; name one, or models:/NAME@ALIAS, or models:/NAME/VERSION")
+        raise ConfigError(f"--model {model}: is not a folder; name one, or models:/NAME@ALIAS, or models:/NAME/VERSION")
     from pipeline.tracking.registry import checkpoint_of
 
     return checkpoint_of(model)
-
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photo", type=Path, nargs="+", metavar="PHOTO", help="a picture file")
-    parser.add_argument(
-        "--model",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, or a checkpoint's folder (default: the newest version)",
-    )
-    parser.add_argument("--several", type=_count, default=1, metavar="N", help="up to N different captions a photo")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling, with --several (default: %(default)s)")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100")
-    return int(text)
-
-
-if __name__ == "__main__":
-    entrypoint.main("caption", run, _arguments)

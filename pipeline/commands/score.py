@@ -1,25 +1,10 @@
-"""Score captions: predictions beside references -> BLEU-1..4, ROUGE-L, CIDEr-D, CIDEr, METEOR, SPICE, with intervals.
+"""Score captions from files: predictions and references -> BLEU, ROUGE-L, CIDEr-D, CIDEr, METEOR, SPICE with intervals.
 
-Predictions are JSON Lines, a picture a line, or COCO's results as they are:
-  {"image_id": 42, "caption": "a dog on the beach"}
-  {"image_id": 43, "captions": ["a cat", "a cat sleeps"]}      several, the likeliest first: it is scored
-
-References are JSON Lines, a picture or a caption a line, or COCO's annotations as they are:
-  {"image_id": 42, "references": ["A dog runs by the sea.", "Dog at the beach"]}
-  {"image_id": 43, "caption": "A sleeping cat"}
-
-A picture's id may be `image_id`, `id`, `file_name` or `image`; instead of `references` there may be `captions`,
-`caption` or `text`. `reports/evaluate/captions.jsonl` has both in one file, and captions of several systems: name it
-once, and one of them with --system.
-
-Pictures of the references without a prediction are left out, as in coco-caption's example; a prediction without
-references is an error. METEOR and SPICE need `pip install pycocoevalcap==1.2` and Java.
+`image-captioning score --help` describes the formats of the files.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,35 +15,57 @@ from pipeline.evaluation.inputs import read_predictions, read_references
 from pipeline.evaluation.metrics import NAMES, Words, statistics
 from pipeline.evaluation.ptb import java
 from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
-from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import write_json, write_json_lines
 
-_NOTES = {"CIDEr-D": "what coco-caption calls CIDEr", "CIDEr": "the paper's, without clipping and penalty of length"}
+_NOTES = {"CIDEr-D": "called CIDEr by coco-caption", "CIDEr": "as in the paper: no clipping, no length penalty"}
 _BEYOND = {
-    "distinct-1": "different words over all words",
-    "distinct-2": "different pairs of words over all pairs",
-    "distinct_captions": "different captions over all captions",
-    "words": "a caption",
-    "reference_words": "a reference",
-    "emoji_recall": "of the references' emoji, of pictures that have any",
-    "hashtag_recall": "of the references' hashtags, of pictures that have any",
-    "best_of ROUGE-L": "of each picture's captions the best",
-    "best_of CIDEr-D": "of each picture's captions the best",
-    "best_of CIDEr": "of each picture's captions the best",
-    "self-CIDEr": "how much a picture's captions differ, 0 to 1",
-    "mBLEU": "BLEU-4 of a picture's captions against each other; lower differs more",
+    "distinct-1": "distinct words / all words",
+    "distinct-2": "distinct word pairs / all word pairs",
+    "distinct_captions": "distinct captions / all captions",
+    "words": "per caption",
+    "reference_words": "per reference",
+    "emoji_recall": "share of the references' emoji, over pictures that have any",
+    "hashtag_recall": "share of the references' hashtags, over pictures that have any",
+    "best_of ROUGE-L": "best caption of each picture",
+    "best_of CIDEr-D": "best caption of each picture",
+    "best_of CIDEr": "best caption of each picture",
+    "self-CIDEr": "how much the captions of a picture differ, 0 to 1",
+    "mBLEU": "BLEU-4 between the captions of a picture; lower is more diverse",
 }
 
 
-def run(args: argparse.Namespace) -> str:
-    """Print the table, write what was asked for; returns the last line to print."""
-    several, references, left_out = _read(args)
-    report, each = scored(several, references, args.seed, with_java=not args.no_java)
-    if left_out:
-        report["warnings"].append(f"{left_out:,} pictures with references have no prediction and are left out")
+def score_files(
+    predictions: Path,
+    references: Path | None = None,
+    *,
+    system: str | None = None,
+    json_path: Path | None = None,
+    each_path: Path | None = None,
+    with_java: bool = True,
+    seed: int = 0,
+) -> str:
+    """Print the table of scores, write the requested files, and return the last line to print.
+
+    Args:
+        predictions: the captions of a model.
+        references: the captions of people; None if `predictions` contains both.
+        system: which system to score if `predictions` has captions of several.
+        json_path: where to write the whole report as JSON.
+        each_path: where to write the scores of each picture as JSON Lines.
+        with_java: whether to compute METEOR and SPICE, which are slow.
+        seed: random seed of the bootstrap.
+
+    Raises:
+        DataError: a file can't be read, or a prediction has no references.
+        ConfigError: an output can't be written.
+    """
+    captions, people, ignored = _read(predictions, references, system)
+    report, each = score_captions(captions, people, seed, with_java)
+    if ignored:
+        report["warnings"].append(f"{ignored:,} pictures with references have no prediction and are left out")
     print(table(report))
     written = []
-    for path, write, content in ((args.json, write_json, report), (args.each, write_json_lines, each)):
+    for path, write, content in ((json_path, write_json, report), (each_path, write_json_lines, each)):
         if path:
             try:
                 write(path, content)
@@ -69,74 +76,79 @@ def run(args: argparse.Namespace) -> str:
     return f"{line}; written to {' and '.join(written)}" if written else line
 
 
-def _read(args: argparse.Namespace) -> tuple[dict[str | int, list[str]], list[list[str]], int]:
-    """The captions and references of each picture that is scored, and how many others have references."""
-    several = read_predictions(args.predictions, args.system)
-    if not several:
-        raise DataError(f"{args.predictions}: has no captions; write one JSON object a line, with an id and a caption")
-    file = args.references or args.predictions
-    known = read_references(file, beside_predictions=args.references is None)
-    missing = [picture for picture in several if not known.get(str(picture))]
+def _read(
+    predictions: Path, references: Path | None, system: str | None
+) -> tuple[dict[str | int, list[str]], list[list[str]], int]:
+    """Return the captions and references of each predicted picture, and the number of pictures without prediction."""
+    captions = read_predictions(predictions, system)
+    if not captions:
+        raise DataError(f"{predictions}: has no captions; write one JSON object a line, with an id and a caption")
+    file = references or predictions
+    known = read_references(file, beside_predictions=references is None)
+    missing = [picture for picture in captions if not known.get(str(picture))]
     if missing:
         shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{file}: has no references for {len(missing):,} of {len(several):,} predicted pictures ({shown});"
-            " add them, or take these predictions out"
+            f"{file}: has no references for {len(missing):,} of {len(captions):,} predicted pictures ({shown});"
+            " add them, or remove these predictions"
         )
-    return several, [known[str(picture)] for picture in several], len(known) - len(several)
+    return captions, [known[str(picture)] for picture in captions], len(known) - len(captions)
 
 
-def scored(
-    several: Mapping[str | int, list[str]], references: Sequence[Sequence[str]], seed: int = 0, with_java: bool = True
+def score_captions(
+    captions: Mapping[str | int, list[str]],
+    references: Sequence[Sequence[str]],
+    seed: int = 0,
+    with_java: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All that is told of captions, and the scores of each picture.
+    """Return the report and the scores of each picture.
 
     Args:
-        several: the captions of each picture, the first of which is scored.
+        captions: of each picture one or more captions, of which the first is scored.
         references: of the same pictures, in the same order.
-        seed: of the bootstrap.
-        with_java: whether METEOR and SPICE are computed, which takes longer than all else.
+        seed: random seed of the bootstrap.
+        with_java: whether to compute METEOR and SPICE, which take longer than everything else.
     """
-    texts = [captions[0] for captions in several.values()]
-    said = [tokenize(text) for text in texts]
-    people = [[tokenize(text) for text in captions] for captions in references]
-    counted = statistics(said, people)
+    texts = [several[0] for several in captions.values()]
+    predicted = [tokenize(text) for text in texts]
+    people = [[tokenize(text) for text in several] for several in references]
+    counted = statistics(predicted, people)
     by_java, not_computed = (
-        java.scores(said, people) if with_java else ({}, dict.fromkeys(java.NAMES, "left out by --no-java"))
+        java.scores(predicted, people) if with_java else ({}, dict.fromkeys(java.NAMES, "left out by --no-java"))
     )
     beyond = diversity.wording(texts, references)
-    beyond["reference_words"] = diversity.mean_length([words for captions in people for words in captions])
+    beyond["reference_words"] = diversity.mean_length([words for several in people for words in several])
     few = bootstrap.warning(len(texts))
     report = {
         "scores": {**counted.scores(), **by_java},
         "intervals_95": {name: list(ends) for name, ends in bootstrap.intervals(counted, seed).items()},
         "not_computed": not_computed,
-        "beyond_overlap": {**beyond, **_of_several(several, people)},
+        "beyond_overlap": {**beyond, **_diversity(captions, people)},
         "pictures": len(texts),
         "references": sum(map(len, people)),
         "tokenizer": TOKENIZER,
         "warnings": [few] if few else [],
     }
     scores = counted.each()
-    each = [{"id": picture, **{n: float(scores[n][i]) for n in NAMES}} for i, picture in enumerate(several)]
+    each = [{"id": picture, **{n: float(scores[n][i]) for n in NAMES}} for i, picture in enumerate(captions)]
     return report, each
 
 
-def _of_several(several: Mapping[str | int, list[str]], references: list[list[list[str]]]) -> dict[str, float]:
-    """What can be told only where every picture has two captions or more."""
-    if any(len(captions) < 2 for captions in several.values()):
+def _diversity(captions: Mapping[str | int, list[str]], references: list[list[list[str]]]) -> dict[str, float]:
+    """Return the figures that need two captions or more for every picture; none if one picture has fewer."""
+    if any(len(several) < 2 for several in captions.values()):
         return {}
-    said: list[list[Words]] = [[tokenize(text) for text in captions] for captions in several.values()]
-    differing = diversity.self_cider(said, references)
+    predicted: list[list[Words]] = [[tokenize(text) for text in several] for several in captions.values()]
+    differing = diversity.self_cider(predicted, references)
     return {
-        **{f"best_of {name}": value for name, value in diversity.best_of(said, references).items()},
+        **{f"best_of {name}": value for name, value in diversity.best_of(predicted, references).items()},
         "self-CIDEr": sum(differing) / len(differing),
-        "mBLEU": diversity.mutual_bleu(said),
+        "mBLEU": diversity.mutual_bleu(predicted),
     }
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Return the report as a table for people."""
     lines = [
         f"{report['pictures']:,} pictures, {report['references']:,} references",
         f"words: {report['tokenizer']}",
@@ -157,22 +169,3 @@ def table(report: Mapping[str, Any]) -> str:
             lines.append(f"{name.replace('_', ' '):<18}{value:7.3f}   {_BEYOND[name]}")
     lines += [f"warning: {words}" for words in report["warnings"]]
     return "\n".join(lines)
-
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="what a model said")
-    parser.add_argument(
-        "references", type=Path, nargs="?", metavar="REFERENCES", help="what people say (default: PREDICTIONS has both)"
-    )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all of it as JSON")
-    parser.add_argument("--each", type=Path, metavar="OUT", help="write the scores of each picture as JSON Lines")
-    parser.add_argument("--system", metavar="NAME", help="of which system, where PREDICTIONS has captions of several")
-    parser.add_argument("--no-java", action="store_true", help="leave METEOR and SPICE out, which take long")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals' resamples (default: %(default)s)")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipeline.commands.score", description=__doc__)
-    _arguments(parser)
-    parsed = parser.parse_args()
-    sys.exit(entrypoint.execute("score", lambda: run(parsed), needs_params=False))

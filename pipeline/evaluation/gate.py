@@ -73,8 +73,8 @@ def verdict(rule: Promote, distinct: float, pictures: int, found: Gain | None) -
         )
     better = found.low > rule.least_gain
     span = f"{found.value:+.3f} {rule.metric}, {rule.confidence:.0%} interval {found.low:+.3f} to {found.high:+.3f}"
-    reasons.append(
-        f"{span} on {pictures} test pictures that neither was trained on: {'' if better else 'not '}surely more than"
-        f" promote.least_gain ({rule.least_gain:g})"
-    )
+    outcome = f"{'' if better else 'not '}surely more than promote.least_gain ({rule.least_gain:g})"
+    if found.high < 0 and not better:
+        outcome = "worse"
+    reasons.append(f"{span} on {pictures} test pictures that neither was trained on: {outcome}")
     return Verdict(varied and tells and better, reasons)

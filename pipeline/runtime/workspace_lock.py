@@ -82,6 +82,12 @@ def enter(stage: str) -> None:
         _refuse_if_alive(claim)
 
 
+def holder() -> Claim | None:
+    """Return the claim of the running process that has the workspace, if there is one. Waits for nothing."""
+    claim = _read()
+    return claim if claim and process_identity.is_alive(claim.process) else None
+
+
 def _dvc() -> str:
     """The DVC that started this stage. Where it was killed meanwhile, its child now is init's or the like."""
     try:

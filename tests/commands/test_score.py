@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.commands import score as score_command
+from pipeline.commands.score import score_files
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.evaluation.metrics import NAMES, score
 from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
@@ -38,9 +37,17 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 def command(*words: object, java: bool = False) -> str:
     """What the command returns, in this process."""
-    parser = ArgumentParser()
-    score_command._arguments(parser)
-    return score_command.run(parser.parse_args([*map(str, words), *([] if java else ["--no-java"])]))
+    files: list[Path] = []
+    options: dict[str, Any] = {}
+    rest = iter(words)
+    for word in rest:
+        name = {"--json": "json_path", "--each": "each_path", "--system": "system"}.get(str(word))
+        if name:
+            value = next(rest)
+            options[name] = value if name == "system" else Path(str(value))
+        else:
+            files.append(Path(str(word)))
+    return score_files(*files, **options, with_java=java)
 
 
 def report(*words: object) -> dict:
@@ -58,7 +65,8 @@ def test_it_runs_in_any_folder_and_prints_a_table(files: tuple[Path, Path]) -> N
         files[0].parent,
         sys.executable,
         "-m",
-        "pipeline.commands.score",
+        "pipeline.cli",
+        "score",
         *map(str, files),
         "--no-java",
         PYTHONPATH=str(ROOT),
@@ -70,17 +78,17 @@ def test_it_runs_in_any_folder_and_prints_a_table(files: tuple[Path, Path]) -> N
         assert f"{name:<18}{value:7.3f}" in done.stdout
     assert "METEOR            not computed: left out by --no-java" in done.stdout
     assert "warning: 3 pictures are too few" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"metrics: CIDEr-D {expected()['CIDEr-D']:.3f} on 3 pictures"
+    assert done.stdout.splitlines()[-1] == f"score: CIDEr-D {expected()['CIDEr-D']:.3f} on 3 pictures"
     assert {path.name for path in files[0].parent.iterdir()} == {"predictions.jsonl", "references.jsonl"}
 
 
 def test_a_fault_is_one_line_and_65(files: tuple[Path, Path]) -> None:
     with files[0].open("a") as file:
         file.write('{"image_id": 9}\n')
-    done = run(files[0].parent, sys.executable, "-m", "pipeline.commands.score", *map(str, files), PYTHONPATH=str(ROOT))
+    done = run(files[0].parent, sys.executable, "-m", "pipeline.cli", "score", *map(str, files), PYTHONPATH=str(ROOT))
     assert done.returncode == 65
     assert done.stdout == ""
-    assert done.stderr.startswith(f"metrics: {files[0]}: line 4: found the keys `image_id`; add one of")
+    assert done.stderr.startswith(f"score: {files[0]}: line 4: found the keys `image_id`; add one of")
     assert done.stderr.count("\n") == 1
 
 

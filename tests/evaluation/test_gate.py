@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 RULE = Promote(metric="CIDEr-D", least_gain=0.1, confidence=0.95, least_pictures=30, least_distinct=0.2, seed=0)
 SURE = Gain(value=0.5, low=0.2, high=0.8, differing=100)
 UNSURE = Gain(value=0.5, low=0.05, high=0.95, differing=100)
+WORSE = Gain(value=-0.5, low=-0.8, high=-0.1, differing=100)
 FEW = Gain(value=0.5, low=0.2, high=0.8, differing=29)
 
 
@@ -28,6 +29,8 @@ FEW = Gain(value=0.5, low=0.2, high=0.8, differing=29)
         (FEW, 0.5, False, ["least_pictures", "surely more"]),
         (FEW, 0.1, False, ["least_distinct", "least_pictures", "surely more"]),
         (Gain(0.1, 0.1, 0.1, 100), 0.5, False, ["not surely more"]),
+        (WORSE, 0.5, False, [": worse"]),
+        (WORSE, 0.1, False, ["least_distinct", ": worse"]),
         (None, 0.5, True, ["no champion yet"]),
         (None, 0.1, False, ["least_distinct"]),
     ],

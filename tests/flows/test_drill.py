@@ -266,7 +266,7 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
         drill.end()
 
         before = drill.champion()
-        rolled = run(drill.folder, sys.executable, "-m", "pipeline.commands.promote", "--rollback")
+        rolled = run(drill.folder, sys.executable, "-m", "pipeline.cli", "promote", "--rollback")
         drill.say(rolled.stdout.strip().splitlines()[-1])
         assert rolled.returncode == 0, rolled.stderr
         assert drill.champion() == before - 1 == 1

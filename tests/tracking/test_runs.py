@@ -75,7 +75,7 @@ def test_where_a_training_came_from_is_told_once(store: mlflow.MlflowClient) -> 
 ENDLESS = """
 import time
 from pathlib import Path
-from pipeline import tracking
+from pipeline.tracking import runs
 store = runs.client()
 with runs.training_run(store, runs.experiment(store, "x"), "b" * 64, {}) as run:
     Path("run id").write_text(run.id)

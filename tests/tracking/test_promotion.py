@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
 import time
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 
 from pipeline import build, ingest
-from pipeline.commands import promote
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.dataset import Example, read_examples
@@ -23,18 +21,11 @@ from pipeline.data.split import Prints
 from pipeline.evaluation.metrics import NAMES
 from pipeline.runtime.atomic_files import read_json
 from pipeline.synthetic.sample import write_sample
-from pipeline.tracking import registry, runs
+from pipeline.tracking import promotion, registry, runs
 from tests.conftest import set_params
 
 MODEL = "image-captioning"
 NOTHING = Printed([], Prints.of([]))
-PLAIN = {
-    "challenger": None,
-    "unless_taken_back": False,
-    "since": math.inf,
-    "dry_run": False,
-    "rollback": False,
-}
 Say = Callable[[Example], str]
 
 
@@ -68,12 +59,18 @@ def says(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def captions(store: Any, params: Any, number: int, test: list[Example]) -> list[str]:
         return [spoken[number](example) for example in test]
 
-    monkeypatch.setattr(promote, "_captions", captions)
+    monkeypatch.setattr(promotion, "_captions", captions)
     return register
 
 
-def run(**changes: Any) -> str:
-    return promote.run(params.load(), Namespace(**{**PLAIN, **changes}))
+def run(**options: Any) -> str:
+    done = promotion.promote(params.load(), **options)
+    assert options.get("dry_run") or done.result == report()
+    return done.line
+
+
+def roll_back(**options: Any) -> str:
+    return promotion.roll_back(params.load(), **options)
 
 
 def people(example: Example) -> str:
@@ -114,20 +111,24 @@ def test_the_first_version_is_champion_and_a_better_one_takes_its_place(store: A
 def test_a_worse_one_or_one_as_good_is_not_promoted_and_reasons_are_with_both(store: Any, says: Any) -> None:
     says(people)
     run()
-    for worse in (half, people, lambda example: "the same of all of them"):
+    for worse, outcome in (
+        (half, ": worse"),
+        (people, ": not surely more"),
+        (lambda example: "the same of all of them", ": worse"),
+    ):
         number = says(worse)
         assert run().startswith(f"version {number} is not promoted; the champion is version 1: ")
         assert registry.champion(store, MODEL) == 1
         assert report()["decision"] == "kept"
         for version in (1, number):
-            assert "surely more" in registry.tags(store, MODEL, version)["gate.reasons"]
+            assert outcome in registry.tags(store, MODEL, version)["gate.reasons"]
     assert "least_distinct" in " ".join(report()["reasons"])
 
 
 def test_running_it_again_changes_nothing(store: Any, says: Any) -> None:
     says(half)
     run()
-    assert run() == "version 1 is not promoted; the champion is version 1: it is the champion already"
+    assert run() == "version 1 is not promoted; the champion is version 1: it is already champion"
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(store: Any, says: Any) -> None:
@@ -161,22 +162,22 @@ def test_roll_back_returns_to_the_champion_before_and_the_one_taken_back_stays_o
     run()
     says(people)
     run()
-    assert run(rollback=True, dry_run=True).startswith("would take version 2 back")
+    assert roll_back(dry_run=True).startswith("version 2 would be rolled back")
     assert registry.champion(store, MODEL) == 2
-    assert run(rollback=True) == "took version 2 back: the champion is version 1 again"
+    assert roll_back() == "version 2 is rolled back: the champion is version 1 again"
     assert registry.champion(store, MODEL) == 1
-    assert "it was taken back; `--challenger 2` compares it all the same" in run()
+    assert "it was rolled back; compare it again with `--challenger 2`" in run()
     assert registry.champion(store, MODEL) == 1
-    assert "it was taken back" in run(challenger=2, unless_taken_back=True)
+    assert "it was rolled back" in run(challenger=2, unless_rolled_back=True)
     assert "version 2 is champion in place of version 1" in run(challenger=2)
     assert registry.ROLLED_BACK not in registry.tags(store, MODEL, 2)
-    run(rollback=True)
-    with pytest.raises(ConfigError, match="followed no other champion"):
-        run(rollback=True)
+    roll_back()
+    with pytest.raises(ConfigError, match="is the first champion"):
+        roll_back()
     run(challenger=2)
     store.delete_model_version(MODEL, "1")
-    with pytest.raises(ConfigError, match="models:/image-captioning/1: was champion before, and is deleted"):
-        run(rollback=True)
+    with pytest.raises(ConfigError, match="models:/image-captioning/1: the previous champion was deleted"):
+        roll_back()
     assert registry.ROLLED_BACK not in registry.tags(store, MODEL, 2)
 
 
@@ -212,13 +213,13 @@ def test_a_version_that_does_not_tell_what_it_learned_is_compared_on_all(store: 
     run()
     says(people, None)
     run()
-    assert "version 2 does not tell what it was trained on" in capsys.readouterr().out
+    assert "version 2 has no list of its training pictures" in capsys.readouterr().out
     assert f"on {len(read_examples(Path('data/dataset/test')))} test pictures" in report()["reasons"][-1]
 
 
 def test_where_all_test_pictures_were_trained_on_nothing_is_decided(store: Any, says: Any) -> None:
     says(half, printed(read_examples(Path("data/dataset/test"))))
-    with pytest.raises(DataError, match="every picture, or one nearly the same, was trained on"):
+    with pytest.raises(DataError, match="a version was trained on every test picture"):
         run()
 
 
@@ -226,10 +227,10 @@ def test_what_is_not_there_is_told(store: Any, says: Any) -> None:
     with pytest.raises(ConfigError, match="has no version in MLflow"):
         run()
     with pytest.raises(ConfigError, match="has no version"):
-        run(rollback=True)
+        roll_back()
     says(half)
     with pytest.raises(ConfigError, match="has no champion"):
-        run(rollback=True)
+        roll_back()
     with pytest.raises(ConfigError, match="--challenger 7: models:/image-captioning has the versions 1"):
         run(challenger=7)
     set_params(Path.cwd(), {"build.test": 0.0})
@@ -264,8 +265,8 @@ def test_what_was_promoted_by_a_run_that_could_not_tell_is_told_as_promoted_and_
     told = run(since=began, challenger=second)
     assert told == said.splitlines()[-1]
     assert (report()["decision"], report()["challenger"], report()["champion"]) == ("promoted", second, first)
-    assert "it is the champion already" in run(since=time.time() + 2, challenger=second)
-    assert "it is the champion already" in run(challenger=second)
+    assert "it is already champion" in run(since=time.time() + 2, challenger=second)
+    assert "it is already champion" in run(challenger=second)
 
 
 def test_a_champion_that_changes_while_versions_are_compared_is_not_overwritten(
@@ -275,14 +276,14 @@ def test_a_champion_that_changes_while_versions_are_compared_is_not_overwritten(
     run()
     second = says(half)
     third = says(people)
-    compare = promote._compare
+    compare = promotion._compare
 
     def meanwhile(*words: Any) -> Any:
         found = compare(*words)
         registry.make_champion(store, MODEL, second)
         return found
 
-    monkeypatch.setattr(promote, "_compare", meanwhile)
+    monkeypatch.setattr(promotion, "_compare", meanwhile)
     with pytest.raises(TemporaryError, match=f"became version {second} while {third} was compared with {first}"):
         run()
     assert registry.champion(store, MODEL) == second

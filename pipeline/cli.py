@@ -1,0 +1,311 @@
+"""`image-captioning`: the commands for people.
+
+This module only declares arguments. Each command imports its work when it runs, so that `--help` and shell completion
+answer at once, and runs it through `entrypoint.execute`, which turns failures into one line and an exit code. Wrong
+usage exits with 78, like every other wrong setting. `train`, `retrain` and `serve` become the flow's own process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.config.errors import ConfigError, TemporaryError
+
+if TYPE_CHECKING:
+    from pipeline.config.params import Params
+    from pipeline.runtime.entrypoint import Done
+
+_NAME = "image-captioning"
+_MAX_SEED = 2**32 - 1
+
+
+class _Commands(TyperGroup):
+    """The group of commands. A usage error is one line and exit code 78."""
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run the command line and exit."""
+        options |= {"prog_name": _NAME, "standalone_mode": False}
+        try:
+            code = super().main(*args, **options)
+        except typer.TyperException as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else _NAME
+            message = " ".join(error.format_message().split()).rstrip(".")
+            print(f"{command}: {message}; see `{command} --help`", file=sys.stderr)
+            sys.exit(ConfigError.exit_code)
+        except typer.Abort:  # Ctrl-C before the work began
+            sys.exit(TemporaryError.exit_code)
+        sys.exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    rich_markup_mode=None,  # plain text, and no import of rich
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _examples(*commands: str) -> str:
+    # "\b" keeps the line breaks.
+    return "\b\nExamples:\n" + "\n".join(f"  {_NAME} {command}" for command in commands)
+
+
+def _execute(
+    name: str,
+    work: Callable[..., str | Done],
+    lock: str | None = None,
+    prints: bool = True,
+    needs_params: bool = True,
+) -> NoReturn:
+    from pipeline.runtime import entrypoint
+
+    raise typer.Exit(entrypoint.execute(name, work, lock=lock, prints=prints, needs_params=needs_params))
+
+
+def _become_flow(flow: str, *arguments: str) -> NoReturn:
+    """Replace this process with a flow's, so that signals reach it and its exit code is the command's."""
+    os.execv(sys.executable, [sys.executable, "-m", f"flows.{flow}", *arguments])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{_NAME} {version(_NAME)}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune a captioning model on your own pictures, compare versions, and caption photos.
+
+    Run the commands in the root of the repository. Start with `image-captioning status`.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(
+    epilog=_examples(
+        "caption photo.jpg",
+        "caption holiday/*.jpg --several 5",
+        "caption photo.jpg --model models:/image-captioning/3",
+    )
+)
+def caption(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Picture files.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="models:/NAME@ALIAS, models:/NAME/VERSION or a checkpoint folder."
+            " Default: the champion, or the newest version if there is no champion.",
+        ),
+    ] = None,
+    several: Annotated[int, typer.Option(min=1, max=100, help="Up to this many different captions per photo.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Random seed for --several.")] = 0,
+) -> None:
+    """Caption photos with a registered model or a checkpoint."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.caption import caption_photos
+
+        return caption_photos(params, photos, model=model, several=several, seed=seed)
+
+    _execute("caption", work)
+
+
+_SCORE_HELP = """Score captions against references: BLEU, ROUGE-L, CIDEr, METEOR and SPICE, with 95 % intervals.
+
+Runs in any folder. METEOR and SPICE need Java and `pip install pycocoevalcap==1.2`.
+
+\b
+Predictions are JSON Lines, one picture per line, or COCO results:
+  {"image_id": 42, "caption": "a dog on the beach"}
+  {"image_id": 43, "captions": ["a cat", "a cat sleeps"]}
+Of several captions, put the most likely first: only that one is scored.
+
+\b
+References are JSON Lines, one picture or caption per line, or COCO annotations:
+  {"image_id": 42, "references": ["A dog runs by the sea.", "Dog at the beach"]}
+  {"image_id": 43, "caption": "A sleeping cat"}
+
+The id may be called image_id, id, file_name or image. The text may be called references, captions, caption or text.
+Every prediction needs references; pictures without a prediction are ignored.
+"""
+
+
+@app.command(
+    help=_SCORE_HELP,
+    epilog=_examples(
+        "score predictions.jsonl references.jsonl",
+        "score reports/evaluate/captions.jsonl --system model",
+        "score predictions.jsonl references.jsonl --json scores.json --no-java",
+    ),
+)
+def score(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="Captions from a model.", show_default=False)
+    ],
+    references: Annotated[
+        Path | None,
+        typer.Argument(metavar="[REFERENCES]", help="Captions from people. Default: PREDICTIONS contains both."),
+    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all scores as JSON.")] = None,
+    each_path: Annotated[
+        Path | None, typer.Option("--each", metavar="FILE", help="Write the scores of each picture as JSON Lines.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which system to score if PREDICTIONS has several.")
+    ] = None,
+    no_java: Annotated[bool, typer.Option("--no-java", help="Skip METEOR and SPICE, which are slow.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Random seed of the bootstrap intervals.")] = 0,
+) -> None:
+    """Score captions against references; `_SCORE_HELP` is the help text."""
+
+    def work() -> str:
+        from pipeline.commands.score import score_files
+
+        return score_files(
+            predictions,
+            references,
+            system=system,
+            json_path=json_path,
+            each_path=each_path,
+            with_java=not no_java,
+            seed=seed,
+        )
+
+    _execute("score", work, needs_params=False)
+
+
+@app.command(epilog=_examples("promote", "promote --dry-run", "promote --challenger 3", "promote --rollback"))
+def promote(
+    challenger: Annotated[
+        int | None, typer.Option(min=1, metavar="VERSION", help="The version to compare. Default: the newest.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Restore the previous champion.")] = False,
+    unless_rolled_back: Annotated[
+        bool, typer.Option("--unless-rolled-back", "--unless-taken-back", hidden=True)
+    ] = False,
+    since: Annotated[float, typer.Option(min=0, hidden=True)] = math.inf,
+) -> None:
+    """Make the newest version the champion if it is better.
+
+    Both versions caption the same test pictures. Pictures that either one was trained on do not count. The rule is
+    `promote` in params.yaml.
+    """
+
+    def work(params: Params) -> str | Done:
+        from pipeline.tracking import promotion
+
+        if rollback and challenger is not None:
+            raise ConfigError("--rollback: cannot be combined with --challenger; use one of the two")
+        if rollback:
+            return promotion.roll_back(params, dry_run=dry_run)
+        return promotion.promote(
+            params, challenger=challenger, unless_rolled_back=unless_rolled_back, since=since, dry_run=dry_run
+        )
+
+    _execute("promote", work, lock="promote")
+
+
+@app.command("trained-on", epilog=_examples("trained-on photo.jpg", "trained-on *.jpg"))
+def trained_on(
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE...", help="Picture files, or SHA-256 hashes of them.", show_default=False),
+    ],
+) -> None:
+    """Show which registered versions were trained on a picture or a near-duplicate.
+
+    Near-duplicates of a hash are known only if the picture was ingested here or a version was trained on it.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.tracking.trained_on import report_versions
+
+        return report_versions(params, pictures)
+
+    _execute("trained-on", work)
+
+
+@app.command(epilog=_examples("ui", "ui --port 5050"))
+def ui(
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, show_default=False, help="Default: the first free port from 5000."),
+    ] = None,
+) -> None:
+    """Browse runs and registered models in MLflow, on this machine only. Ctrl-C ends it."""
+
+    def work(params: Params) -> str:
+        from pipeline.tracking.ui import browse
+
+        return browse(params, port)
+
+    _execute("ui", work)
+
+
+@app.command(epilog=_examples("status", "status --dvc", "status --json"))
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    with_dvc: Annotated[bool, typer.Option("--dvc", help="Also ask DVC which stages are stale (slower).")] = False,
+) -> None:
+    """Show data, model, versions, last runs and schedule, and what to do next."""
+
+    def work() -> str | Done:
+        from pipeline.commands.status import show_status
+
+        return show_status(as_json=as_json, with_dvc=with_dvc)
+
+    _execute("status", work, prints=False, needs_params=False)
+
+
+@app.command(epilog=_examples("train"))
+def train() -> None:
+    """Bring every stage up to date as a Prefect flow, with the same result as `dvc repro`.
+
+    Crashes, out-of-memory kills and transient errors are retried with exponential backoff.
+    """
+    _become_flow("train")
+
+
+@app.command(epilog=_examples("retrain"))
+def retrain() -> None:
+    """Check the sources for new data, retrain, and promote the new model if it is better.
+
+    Works in a clone of this workspace, on what is committed here.
+    """
+    _become_flow("retrain")
+
+
+@app.command(epilog=_examples('serve --cron "0 3 * * 1"', 'serve --cron "30 2 * * *" --timezone Europe/Berlin'))
+def serve(
+    cron: Annotated[
+        str,
+        typer.Option(help='Minute, hour, day, month, weekday. "0 3 * * 1": Mondays at 3.', show_default=False),
+    ],
+    timezone: Annotated[str, typer.Option(help="Time zone of --cron, like Europe/Berlin.")] = "UTC",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's server and pages.")] = 4200,
+) -> None:
+    """Retrain on a schedule and whenever the data change. Ctrl-C ends it."""
+    _become_flow("serve", f"--cron={cron}", f"--timezone={timezone}", f"--port={port}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,80 @@
+"""Which registered versions were trained on a picture or a near-duplicate.
+
+A picture is a file or its SHA-256. Near-duplicates of a hash are known only if that picture was ingested here
+(data/ingest) or a version was trained on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config.errors import DataError
+from pipeline.config.params import Params
+from pipeline.data import images
+from pipeline.data.fingerprints import Printed, ingested, read_printed
+from pipeline.data.split import Prints
+from pipeline.tracking import registry
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def report_versions(params: Params, pictures: Sequence[str]) -> str:
+    """Print which versions were trained on each picture, and return the last line to print.
+
+    Args:
+        params: all of params.yaml.
+        pictures: names of picture files, or SHA-256 hashes (hexadecimal).
+
+    Raises:
+        DataError: a picture can't be read.
+        TemporaryError: MLflow can't be reached.
+    """
+    from pipeline.tracking import runs
+
+    model = params.register_.model
+    with runs.reachable():
+        lists = {
+            number: registry.training_pictures(model, number) for number in registry.versions(runs.client(), model)
+        }
+    known = {number: read_printed(path) for number, path in lists.items() if path}
+    for name in pictures:
+        picture = _look_up(name, [*known.values(), ingested()], params)
+        (sha256,) = picture.hashes
+        exactly = [number for number, trained in known.items() if trained.has(sha256)]
+        nearly = [
+            number
+            for number, trained in known.items()
+            if number not in exactly and trained.near(picture, params.build.near_duplicate_bits)
+        ]
+        print(
+            f"{name} ({sha256[:12]}...): trained on it: {_numbers(exactly)};"
+            f" trained on a near-duplicate: {_numbers(nearly)}"
+        )
+    unknown = [f"{number}" for number in lists if number not in known]
+    return (
+        f"checked {len(lists)} versions of {model}"
+        + (f" (versions {', '.join(unknown)} have no list of training pictures)" if unknown else "")
+        + "; to stop using a picture, add it to ingest.exclude and run `dvc repro`"
+    )
+
+
+def _numbers(versions: list[int]) -> str:
+    return f"versions {', '.join(map(str, versions))}" if versions else "none"
+
+
+def _look_up(name: str, known: Sequence[Printed], params: Params) -> Printed:
+    if _SHA256.fullmatch(name) and not Path(name).exists():
+        sha256 = name.lower()
+        return next(
+            (pictures.of([sha256]) for pictures in known if pictures.has(sha256)), Printed([sha256], Prints.of([]))
+        )
+    try:
+        data = Path(name).read_bytes()
+        picture = images.normalise(data, params.ingest.image_size, params.ingest.max_pixels)
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror}; name a picture file or its SHA-256") from None
+    except images.PictureError as error:
+        raise DataError(f"{name}: {error}; name a picture file or its SHA-256") from None
+    return Printed([images.identity(data)], Prints.of([(picture.phash, picture.thumbnail)]))
