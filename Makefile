@@ -79,7 +79,7 @@ sample: setup ## generate the sample again (after changing how scenes are drawn)
 
 pretrain: setup ## pretrain git-demo again, with two seeds (after changing how scenes are drawn; 90 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.synthetic.pretrain .work/git-demo-2 --seed 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.synthetic.pretrain models/git-demo --beside .work/git-demo-2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.synthetic.pretrain models/git-demo --compare .work/git-demo-2
 	cp models/git-demo/README.md docs/git-demo.md
 	$(BIN)/python -m dvc add --quiet models/git-demo
 	$(BIN)/python -m dvc push --quiet --remote sample models/git-demo.dvc

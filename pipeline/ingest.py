@@ -1,7 +1,7 @@
-"""Ingest a source: data/raw/SOURCE (a stranger's archive) -> data/ingest/SOURCE (checked pictures, records).
+"""Ingest a source: data/raw/SOURCE (raw archives) -> data/ingest/SOURCE (checked pictures and records).
 
-Every row and every file is accounted for: kept, or set aside with its reason. A picture that the last run
-decoded is not decoded again: it is found by the hash of its raw bytes.
+Every row and every file is accounted for: it is kept, or set aside with a reason. Pictures that the last run decoded
+are not decoded again; they are found by the hash of their raw bytes.
 """
 
 from __future__ import annotations
@@ -9,30 +9,40 @@ from __future__ import annotations
 import argparse
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.config.sections.ingest import Ingest
 from pipeline.data import dataset, images
-from pipeline.data.audit import Account, write_set_aside
-from pipeline.data.dataset import Ingested, PictureReader, PictureWriter, Row, read_ingested, write_ingested
+from pipeline.data.audit import Audit, write_set_aside
+from pipeline.data.dataset import (
+    IngestedPicture,
+    PictureReader,
+    PictureWriter,
+    RawCaption,
+    read_ingested,
+    write_ingested,
+)
 from pipeline.data.images import Normalised
 from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
-from pipeline.data.sources.layouts import CaptionFile, PictureIndex, caption_files, is_resource_fork, read_captions
+from pipeline.data.sources.layout import CaptionRow
+from pipeline.data.sources.picture_index import PictureIndex
+from pipeline.data.sources.registry import find_captions_files, is_resource_fork, read_captions
 from pipeline.data.text import clean
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
 from pipeline.runtime.progress import progress_bar
 
-PICTURE_BYTES = 256 * 2**20  # of one file; no photo comes near
-_MADE_BY = "made_by.json"  # what, beside the raw bytes, the pictures in the folder follow from
+_MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
+_MADE_BY = "made_by.json"  # what the pictures in the folder depend on, beside the raw bytes
 _UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".arw", ".dng"}
 _VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".avi", ".mkv"}
 
@@ -41,31 +51,36 @@ R = TypeVar("R")
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
-    """Ingest one source; returns the last line to print."""
+    """Ingest one source; return the last line to print."""
     name, settings = args.source, params.ingest
-    if name not in settings.sources:  # also keeps a name like ../x from leading out of the folder
+    if name not in settings.sources:  # this also rejects a name like ../x, which would leave the folder
         raise ConfigError(
             f"params.yaml: ingest.sources: has no {name!r}, only {', '.join(settings.sources)}; add it there"
         )
     folder, report = paths.INGEST / name, paths.INGEST_REPORTS / f"{name}.json"
     with open_files(paths.RAW / name) as files, swapped_in(folder, report) as (new_folder, new_report):
-        source = _Source(name, files, Account())
-        tables = source.find_captions()
-        found = source.ingest_pictures(new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads)
-        account = source.account
-        if not found:
-            reasons = account.reasons("file") + account.reasons("row")
-            seen = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-            raise DataError(f"{files.folder}: no picture with a caption in it ({seen}); check that the names agree")
-        account.check_share(str(files.folder), settings.max_set_aside)
-        write_ingested(new_folder, found)
+        audit = Audit()
+        source = _Source(name, files, audit)
+        captions_files = source.read_captions()
+        records = source.ingest_pictures(
+            new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads
+        )
+        if not records:
+            reasons = audit.reasons("file") + audit.reasons("row")
+            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            raise DataError(
+                f"{files.folder}: contains no picture with a caption ({counts}); check that the captions name the"
+                " picture files"
+            )
+        audit.check_share(str(files.folder), settings.max_set_aside)
+        write_ingested(new_folder, records)
         write_json(new_folder / _MADE_BY, _made_by(settings))
-        write_set_aside(new_folder / "set_aside.csv", account.aside)
-        write_json(new_report, {**account.report(), "captions_files": tables})
+        write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
+        write_json(new_report, {**audit.report(), "captions_files": captions_files})
     return (
-        f"{account.pictures:,} pictures with {account.captions:,} captions in {folder}; set aside"
-        f" {account.reasons('file').total():,} files and {account.reasons('row').total():,} rows"
-        f" (reasons: {report}; each one: {folder / 'set_aside.csv'})"
+        f"{audit.pictures:,} pictures with {audit.captions:,} captions in {folder}; set aside"
+        f" {audit.reasons('file').total():,} files and {audit.reasons('row').total():,} rows"
+        f" (counts: {report}; list: {folder / 'set_aside.csv'})"
     )
 
 
@@ -80,18 +95,22 @@ def _made_by(settings: Ingest) -> dict[str, Any]:
 
 
 class _LastRun:
-    """The pictures that the last run of this source made, if this run would make the same of the same bytes."""
+    """The pictures of this source's last run, if this run would produce the same from the same raw bytes.
+
+    Attributes:
+        pictures: reads the last run's pictures.
+    """
 
     def __init__(self, folder: Path, settings: Ingest) -> None:
-        self._records: dict[str, Ingested] = {}
+        self._records: dict[str, IngestedPicture] = {}
         self.pictures = PictureReader(folder)
         if (folder / _MADE_BY).is_file() and read_json(folder / _MADE_BY) == _made_by(settings):
-            with suppress(DataError, ValueError):  # what is damaged is made anew
-                there = self.pictures.names()
-                self._records = {r.sha256: r for r in read_ingested(folder) if r.file_name in there}
+            with suppress(DataError, ValueError):  # damaged files are recreated
+                stored = self.pictures.names()
+                self._records = {r.sha256: r for r in read_ingested(folder) if r.file_name in stored}
 
     def find(self, sha256: str) -> Normalised | None:
-        """What was made of the picture with these raw bytes, if it is there; `pictures` has its JPEG."""
+        """Return the picture with these raw bytes, without its JPEG (which `pictures` has); None if there is none."""
         record = self._records.get(sha256)
         if record is None:
             return None
@@ -104,21 +123,49 @@ class _LastRun:
         )
 
 
-class _Source:
-    """A source on its way in: its files, its captions by picture, and the account of both."""
+class _Decoded(NamedTuple):
+    """The result of reading one member.
 
-    def __init__(self, name: str, files: Files, account: Account) -> None:
+    Attributes:
+        sha256: of the member's bytes; None if they cannot be read.
+        result: the picture, the reason why it cannot be used, or None if no caption names the member.
+    """
+
+    sha256: str | None
+    result: Normalised | str | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The members of a source that have the same bytes: one picture.
+
+    Attributes:
+        members: indices, in order.
+        first: the first member with a caption; the first of all if none has one.
+        result: the picture, or the reason why it cannot be used.
+    """
+
+    members: list[int]
+    first: int
+    result: Normalised | str
+
+
+class _Source:
+    """A source that is being ingested: its files, the captions of each picture, and the audit of both."""
+
+    def __init__(self, name: str, files: Files, audit: Audit) -> None:
         self.name = name
         self.files = files
-        self.account = account
-        self._captions: dict[int, list[Row]] = {}  # the pictures by name: index -> its captions
+        self.audit = audit
+        self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
         self._leads: dict[int, set[int]] = {}  # index -> the first pictures of the posts that show it
 
-    def find_captions(self) -> list[dict[str, object]]:
-        """Sort the files by their names and give each picture its captions; returns what was read, for the report."""
-        layouts = caption_files(self.files)
-        self.account.files, self.account.caption_files = len(self.files.members), len(layouts)
-        for index, member in enumerate(self.files.members):
+    def read_captions(self) -> list[dict[str, object]]:
+        """Sort the files by name and read the captions of each picture; return a summary per captions file."""
+        members = self.files.members
+        layouts = find_captions_files(self.files)
+        self.audit.files, self.audit.caption_files = len(members), len(layouts)
+        for index, member in enumerate(members):
             if is_resource_fork(member):
                 self._set_aside(index, "not_a_picture_file")
             elif member.suffix in images.SUFFIXES:
@@ -126,130 +173,138 @@ class _Source:
             elif index not in layouts:
                 kind = "unsupported_format" if member.suffix in _UNSUPPORTED else "not_a_picture_file"
                 self._set_aside(index, member.refused or kind)
-        members = self.files.members
-        # A row means the file that an unpacked archive would have under that name.
+        # A row names the file that exists under that name once the archive is unpacked.
         by_name = PictureIndex({i: members[i] for i in self._captions if members[i].refused != "duplicate_name"})
-        return [self._read(read_captions(self.files, i, layout), by_name) for i, layout in layouts.items()]
+        summaries = []
+        for index, layout in layouts.items():
+            captions = read_captions(self.files, index, layout)
+            rows = self._assign(captions.rows, by_name)
+            summaries.append(
+                {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}
+            )
+        return summaries
 
-    def _read(self, file: CaptionFile, by_name: PictureIndex) -> dict[str, object]:
-        before = self.account.rows
-        leads: dict[int, int] = {}
-        for row in file.rows:
-            self.account.rows += 1
-            found = by_name.find(row.picture, row.folder) if row.picture else set()
-            index = min(found, default=-1)
+    def _assign(self, rows: Iterable[CaptionRow], by_name: PictureIndex) -> int:
+        """Assign each caption to its picture, or set the row aside; return the number of rows."""
+        before = self.audit.rows
+        leads: dict[int, int] = {}  # post -> its first picture
+        for row in rows:
+            self.audit.rows += 1
+            matches = by_name.find(row.picture, row.folder) if row.picture else set()
+            index = min(matches, default=-1)
             reason = None
             if row.picture is None:
                 reason = "malformed"
             elif not clean(row.caption.text):
                 reason = "empty"
-            elif len(found) != 1:
-                video = suffix(row.picture) in _VIDEOS
-                reason = "picture_ambiguous" if found else "video" if video else "picture_missing"
+            elif len(matches) != 1:
+                missing = "video" if suffix(row.picture) in _VIDEOS else "picture_missing"
+                reason = "picture_ambiguous" if matches else missing
             if reason:
-                self.account.set_aside_row(self.name, row.caption.file, row.caption.row, reason)
+                self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason)
             else:
                 self._captions[index].append(row.caption)
                 lead = index if row.post is None else leads.setdefault(row.post, index)
                 self._leads.setdefault(index, set()).add(lead)
-        return {
-            "file": file.place,
-            "layout": file.layout,
-            "encoding": file.encoding,
-            "rows": self.account.rows - before,
-        }
+        return self.audit.rows - before
 
-    def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[Ingested]:
-        """Decode, check and store each picture that has a caption, once; returns their records in order.
+    def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[IngestedPicture]:
+        """Decode, check and store each picture that has a caption; return the records in order.
 
-        Members with the same bytes are one picture, with the captions of all.
+        Members with the same bytes become one picture with the captions of all.
         """
-
-        def normalise(index: int) -> tuple[str | None, Normalised | str | None]:
-            """The SHA-256 of a member's bytes and what was made of it: a picture, a reason, None without a caption."""
-            try:
-                data = self.files.read(index, PICTURE_BYTES)
-            except MemberError as error:
-                return None, error.reason
-            sha256 = images.identity(data)
-            if not self._captions[index]:
-                return sha256, None
-            try:
-                return sha256, last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels)
-            except images.PictureError as error:
-                return sha256, error.reason
-
-        hashes: dict[int, str] = {}
-        same: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
-        outcome: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> the first that has a caption, and what of it
+        sha256s: dict[int, str] = {}
+        same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
+        results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
+        decoded = _parallel_map(lambda index: self._decode(index, settings, last), self._captions, threads)
         with PictureWriter(folder, last.pictures) as writer:
-            made = zip(self._captions, _map(normalise, self._captions, threads), strict=True)
             for index, (sha256, result) in progress_bar(
-                made, total=len(self._captions), desc=f"ingest {self.name}", unit=" pictures"
+                zip(self._captions, decoded, strict=True),
+                total=len(self._captions),
+                desc=f"ingest {self.name}",
+                unit=" pictures",
             ):
                 if sha256 is None:
                     assert isinstance(result, str)
                     self._set_aside(index, result)
                     continue
-                hashes[index] = sha256
-                same.setdefault(sha256, []).append(index)
-                if result is None or sha256 in outcome:
+                sha256s[index] = sha256
+                same_bytes.setdefault(sha256, []).append(index)
+                if result is None or sha256 in results:
                     continue
                 if isinstance(result, Normalised):
                     writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
                     result = result.without_jpeg() if result.jpeg else result
-                outcome[sha256] = index, result
+                results[sha256] = index, result
+        records = []
+        for sha256, members in same_bytes.items():
+            group = _Group(members, *results.get(sha256, (members[0], "no_caption")))
+            self._set_aside_members(group)
+            if isinstance(group.result, Normalised):
+                records.append(self._record(sha256, group, group.result, sha256s))
+        self.audit.pictures = len(records)
+        self.audit.captions = sum(len(record.captions) for record in records)
+        return records
 
-        ingested = []
-        for sha256, members in same.items():
-            first, result = outcome.get(sha256, (members[0], "no_caption"))
-            for index in members:
-                if isinstance(result, str):
-                    self._set_aside(index, result)
-                elif index != first:
-                    self.account.set_aside_file(self.name, self.files.members[index].place, "same_bytes")
-            if isinstance(result, Normalised):
-                leads = {lead for index in members for lead in self._leads.get(index, ())}
-                ingested.append(
-                    Ingested(
-                        sha256=sha256,
-                        file_name=f"{sha256}.jpg",
-                        origin=self.files.members[first].place,
-                        copies=[self.files.members[index].place for index in members if index != first],
-                        width=result.width,
-                        height=result.height,
-                        phash=f"{result.phash:016x}",
-                        thumbnail=result.thumbnail.hex(),
-                        # A post whose first picture can't be read follows the picture itself.
-                        split_by=sorted({hashes.get(lead, sha256) for lead in leads}),
-                        captions=[row for index in members for row in self._captions[index]],
-                    )
-                )
-        self.account.pictures = len(ingested)
-        self.account.captions = sum(len(record.captions) for record in ingested)
-        return ingested
+    def _decode(self, index: int, settings: Ingest, last: _LastRun) -> _Decoded:
+        try:
+            data = self.files.read(index, _MAX_PICTURE_BYTES)
+        except MemberError as error:
+            return _Decoded(None, error.reason)
+        sha256 = images.identity(data)
+        if not self._captions[index]:
+            return _Decoded(sha256, None)
+        try:
+            picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels)
+        except images.PictureError as error:
+            return _Decoded(sha256, error.reason)
+        return _Decoded(sha256, picture)
+
+    def _set_aside_members(self, group: _Group) -> None:
+        """Set aside a group that cannot be used, or all but the first member of one that can."""
+        for index in group.members:
+            if isinstance(group.result, str):
+                self._set_aside(index, group.result)
+            elif index != group.first:
+                self.audit.set_aside_file(self.name, self.files.members[index].place, "same_bytes")
+
+    def _record(self, sha256: str, group: _Group, picture: Normalised, sha256s: Mapping[int, str]) -> IngestedPicture:
+        leads = {lead for index in group.members for lead in self._leads.get(index, ())}
+        return IngestedPicture(
+            sha256=sha256,
+            file_name=f"{sha256}.jpg",
+            origin=self.files.members[group.first].place,
+            copies=[self.files.members[index].place for index in group.members if index != group.first],
+            width=picture.width,
+            height=picture.height,
+            phash=f"{picture.phash:016x}",
+            thumbnail=picture.thumbnail.hex(),
+            # If the first picture of a post cannot be read, the split follows the picture itself.
+            split_by=sorted({sha256s.get(lead, sha256) for lead in leads}),
+            captions=[caption for index in group.members for caption in self._captions[index]],
+        )
 
     def _set_aside(self, index: int, reason: str) -> None:
         """Set aside a file and the rows that name it."""
-        self.account.set_aside_file(self.name, self.files.members[index].place, reason)
-        for row in self._captions.get(index, ()):
-            self.account.set_aside_row(self.name, row.file, row.row, "picture_set_aside")
+        self.audit.set_aside_file(self.name, self.files.members[index].place, reason)
+        for caption in self._captions.get(index, ()):
+            self.audit.set_aside_row(self.name, caption.file, caption.row, "picture_set_aside")
 
 
-def _map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map` on threads (Pillow releases the GIL while it decodes), results in order.
+def _parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map` with threads (Pillow releases the GIL while decoding); results keep the order of the items.
 
     Unlike `Executor.map` it reads only a few items ahead, so that an archive of any size fits in memory.
     """
-    workers = threads or (os.cpu_count() or 1) + 1  # one more than cores: one of them waits for the GIL
+    workers = threads or (os.cpu_count() or 1) + 1  # one more than cores, because one usually waits for the GIL
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
+        pending: deque[Future[R]] = deque()
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

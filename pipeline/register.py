@@ -21,7 +21,7 @@ from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params, flatten
 from pipeline.data.dataset import PictureReader, read_examples
-from pipeline.data.fingerprints import printed, write_printed
+from pipeline.data.fingerprints import fingerprints_of, write_fingerprints
 from pipeline.data.images import data_url
 from pipeline.models.weights import weights_hash
 from pipeline.runtime import entrypoint
@@ -148,7 +148,7 @@ def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: 
 
     pictures = folder / registry.TRAINED_ON
     (folder / CARD).write_text(card, encoding="utf-8")
-    write_printed(pictures, printed(read_examples(paths.DATASET / "train")))
+    write_fingerprints(pictures, fingerprints_of(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
     uri = registry.log_model(

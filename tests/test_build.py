@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline import build, ingest
 from pipeline.config import params
 from pipeline.config.errors import DataError
-from pipeline.data.audit import Aside, read_set_aside, write_set_aside
+from pipeline.data.audit import SetAside, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.split import SPLITS
 from pipeline.runtime.atomic_files import read_json, sha256_of
@@ -104,11 +104,11 @@ def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
     account_holds(report)
     aside = [item for item in read_set_aside(Path("reports/set_aside.csv")) if item.source == "s"]
     assert sorted(aside, key=lambda item: item.row or 0) == [
-        Aside("file", "s", "images.zip:b.jpg", None, "no_caption_left"),
-        Aside("row", "s", "captions.csv", 3, "same_caption"),
-        Aside("row", "s", "captions.csv", 4, "too_few_words"),
-        Aside("row", "s", "captions.csv", 5, "too_few_words"),
-        Aside("row", "s", "captions.csv", 6, "too_many_words"),
+        SetAside("file", "s", "images.zip:b.jpg", None, "no_caption_left"),
+        SetAside("row", "s", "captions.csv", 3, "same_caption"),
+        SetAside("row", "s", "captions.csv", 4, "too_few_words"),
+        SetAside("row", "s", "captions.csv", 5, "too_few_words"),
+        SetAside("row", "s", "captions.csv", 6, "too_many_words"),
     ]
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
@@ -136,7 +136,7 @@ def test_words_that_the_checkpoint_does_not_know_are_told_with_the_mend(
     report = build_from("odd")
     assert report["unknown_tokens"]["most_frequent"] == {"🧿": 6}
     said = capsys.readouterr().out
-    assert "33.3% of the captions' tokens are unknown" in said
+    assert "33.3% of the caption tokens are unknown" in said
     assert "set build.captions.emoji to `words`" in said
     set_params(workspace, {"build.captions.emoji": "words"})
     assert build_from("odd")["unknown_tokens"]["share"] == 0
@@ -170,10 +170,10 @@ def test_what_is_excluded_is_out_with_all_that_is_like_it_in_every_source(
     assert report["pictures"]["set_aside"]["excluded"] == 8
     account_holds(report)
     said = capsys.readouterr().out
-    assert "'lost.jpg' is no folder, and no picture" in said
+    assert "'lost.jpg' is no folder and matches no picture" in said
     assert "'g/4.jpg'" in said
     (folder / "note.txt").write_text("no picture")
-    with pytest.raises(DataError, match=r"data/excluded/note\.txt: is no JPEG"):
+    with pytest.raises(DataError, match=r"data/excluded/note\.txt: is not a JPEG"):
         build_from("one", "two")
 
 
@@ -318,7 +318,7 @@ def test_lines_are_plain_json_that_a_person_can_read(workspace: Path) -> None:
 
 def test_names_that_a_spreadsheet_would_run_are_written_so_that_it_does_not(tmp_path: Path) -> None:
     names = ['=HYPERLINK("http://x.org","open").jpg', "+1.jpg", "-1.jpg", "@a.jpg", "'quoted.jpg", "plain.jpg"]
-    aside = [Aside("file", "s", name, None, "damaged") for name in names]
+    aside = [SetAside("file", "s", name, None, "damaged") for name in names]
     write_set_aside(tmp_path / "set_aside.csv", aside)
     with (tmp_path / "set_aside.csv").open(newline="") as file:
         assert [row["file"][0] for row in csv.DictReader(file)] == ["'"] * 5 + ["p"]

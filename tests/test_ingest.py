@@ -375,7 +375,7 @@ def test_real_flickr8k_is_ingested_whole(workspace: Path) -> None:
 
 
 def test_every_reason_has_its_words_and_every_word_its_reason() -> None:
-    files = ["ingest.py", "build.py", "data/archive.py", "data/pictures.py"]
+    files = ["ingest.py", "build.py", "data/sources/archive.py", "data/images.py"]
     source = "".join((ROOT / "pipeline" / file).read_text() for file in files)
     for reason in FILE_REASONS | ROW_REASONS:
         assert f'"{reason}"' in source

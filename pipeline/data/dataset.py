@@ -1,13 +1,14 @@
-"""What flows between the stages: one type each, with its one reader and one writer.
+"""The records that stages exchange: each is one type with one reader and one writer.
 
-`Ingested` goes from ingest to build (`data/ingest/<source>/records.jsonl`), `Example` from build to all that
-follows (`data/dataset/<split>/captions.jsonl`). The pictures stand beside both in a few zip shards: many
-thousand small files would cost DVC and the file system dearly.
+`IngestedPicture` goes from ingest to build (`data/ingest/<source>/records.jsonl`), `Example` from build to the later
+stages (`data/dataset/<split>/captions.jsonl`). The pictures are stored beside the records in a few zip shards, because
+DVC and file systems are slow with many small files.
 
-The shards of a split hold the lines of their own pictures too, as `metadata.jsonl`: so
-`datasets.load_dataset("imagefolder", data_dir="data/dataset")` reads the data set as it stands. (A
-`metadata.jsonl` beside the zip would load as well, but its pictures could not be opened: `datasets` looks
-for them in the metadata's own folder.)
+Each shard of a split also contains its own lines as `metadata.jsonl`, so that
+`datasets.load_dataset("imagefolder", data_dir="data/dataset")` reads the data set. (With a `metadata.jsonl` beside the
+zip the pictures could not be opened: `datasets` looks for them in the folder of the metadata.)
+
+This module imports nothing else of `pipeline.data`, so that changes there do not make training stale.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from typing import Any
 from pipeline.config.errors import DataError
 from pipeline.runtime.atomic_files import read_json_lines, write_json_lines
 
-SHARD_PICTURES = 1_000  # few files for DVC, and little to write again where a data set grows
+SHARD_PICTURES = 1_000  # few files for DVC, and little to rewrite when a data set grows
 _RECORDS = "records.jsonl"
 _EXAMPLES = "captions.jsonl"
-_METADATA = "metadata.jsonl"  # the name that imagefolder looks for
+_METADATA = "metadata.jsonl"  # the file name that imagefolder expects
 
 
 @dataclass(frozen=True)
-class Row:
-    """A caption as it came: its text, and the file and row (the header is row 1) that it stands in."""
+class RawCaption:
+    """A caption as written in its source: the text, and the file and row (a header is row 1) that it comes from."""
 
     text: str
     file: str
@@ -43,20 +44,20 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ingested:
-    """A picture that ingest could use, with every caption that its source has for it.
+class IngestedPicture:
+    """A usable picture, with every caption that its source has for it.
 
     Attributes:
-        sha256: of the raw bytes as they came; the picture's identity.
-        file_name: of the normalised picture within the shards.
+        sha256: SHA-256 of the raw bytes; the picture's identity.
+        file_name: the normalised picture's name within the shards.
         origin: where it was found in its source: the archive and the name within.
-        copies: where else the same bytes were found in it.
+        copies: where else in the source the same bytes were found.
         width, height: pixels of the normalised picture.
         phash: 64-bit perceptual hash, 16 hexadecimal digits.
         thumbnail: 8 x 8 RGB, row by row, 384 hexadecimal digits.
-        split_by: the SHA-256 that its split follows: its own; of a post with several pictures that of the first
-            of them; several where it stands in several posts.
-        captions: in the order in which they came.
+        split_by: the SHA-256s that determine its split: its own, or that of the first picture of each post that shows
+            it.
+        captions: in the order of the source.
     """
 
     sha256: str
@@ -68,7 +69,7 @@ class Ingested:
     phash: str
     thumbnail: str
     split_by: list[str]
-    captions: list[Row]
+    captions: list[RawCaption]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ class Example:
     """A picture of the data set and its captions.
 
     Attributes:
-        file_name: of the picture within the split's shards.
-        captions: cleaned, all different, at least one.
-        sha256: of the raw bytes as they came; the picture's identity.
-        sources: the folders of `data/raw` that it came from.
-        origins: where it was found in each.
+        file_name: the picture's name within the split's shards.
+        captions: cleaned and distinct; at least one.
+        sha256: SHA-256 of the raw bytes; the picture's identity.
+        sources: the folders of `data/raw` that contain it.
+        origins: where it was found in each source.
     """
 
     file_name: str
@@ -91,20 +92,23 @@ class Example:
 
 
 def fair_share(examples: Sequence[Example], most: int) -> list[Example]:
-    """Of many pictures `most`, in their order: those of the lowest SHA-256, so that no source or folder comes first."""
+    """Return at most `most` of the examples, in their order.
+
+    The ones with the lowest SHA-256 are chosen, so that no source or folder is preferred.
+    """
     lowest = {example.sha256 for example in sorted(examples, key=lambda example: example.sha256)[:most]}
     return [example for example in examples if example.sha256 in lowest]
 
 
-def write_ingested(folder: Path, records: Iterable[Ingested]) -> None:
-    """Write a source's records into `folder`."""
-    # `dataclasses.asdict` copies all that it finds, which takes seconds for many.
-    lines = (vars(record) | {"captions": [vars(row) for row in record.captions]} for record in records)
+def write_ingested(folder: Path, records: Iterable[IngestedPicture]) -> None:
+    """Write a source's records to `folder`."""
+    # `dataclasses.asdict` makes deep copies, which takes seconds for many records.
+    lines = (vars(record) | {"captions": [vars(caption) for caption in record.captions]} for record in records)
     write_json_lines(folder / _RECORDS, lines)
 
 
-def read_ingested(folder: Path) -> Iterator[Ingested]:
-    """Read a source's records from `folder`.
+def read_ingested(folder: Path) -> Iterator[IngestedPicture]:
+    """Yield a source's records from `folder`.
 
     Raises:
         DataError: the source has not been ingested.
@@ -112,19 +116,19 @@ def read_ingested(folder: Path) -> Iterator[Ingested]:
     if not (folder / _RECORDS).is_file():
         raise DataError(f"{folder / _RECORDS}: not found; run `dvc repro`, which ingests every source first")
     for value in read_json_lines(folder / _RECORDS):
-        yield Ingested(**{**value, "captions": [Row(**row) for row in value["captions"]]})
+        yield IngestedPicture(**{**value, "captions": [RawCaption(**caption) for caption in value["captions"]]})
 
 
 def write_split(
     folder: Path, examples: Iterable[Example], picture: Callable[[Example], PictureReader], last: Path
 ) -> None:
-    """Write a split into `folder`: its examples, and their pictures, in shards of their own for each source.
+    """Write a split to `folder`: its examples and their pictures, in separate shards for each source.
 
     Args:
-        folder: is made.
-        examples: with those of one source together.
-        picture: gives the reader that has an example's picture.
-        last: where the split was written the last time; its shards are used again where they are the same.
+        folder: is created.
+        examples: grouped by source.
+        picture: returns the reader that has an example's picture.
+        last: the folder of the last run, whose unchanged shards are reused.
     """
     lines = []
     for source, of_source in groupby(examples, key=lambda example: example.sources[0]):
@@ -136,7 +140,7 @@ def write_split(
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """Read a split's examples from `folder`.
+    """Return a split's examples from `folder`.
 
     Raises:
         DataError: the split has not been built.
@@ -147,27 +151,28 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 class PictureWriter:
-    """Writes pictures into the shards of a folder; equal pictures in equal order give equal bytes.
+    """Writes pictures to the shards of a folder; equal pictures in equal order give equal bytes.
 
-    A shard that would be what it was the last time is linked (copied, where the file system has no links) and not
-    written again: so a data set that grows at its end costs what is new, and DVC need not hash the rest.
+    A shard that has not changed since the last run is hard-linked (or copied, if the file system has no hard links)
+    instead of written. So when pictures are appended to a data set, only the new ones cost time, and DVC does not hash
+    the others again.
     """
 
     def __init__(self, folder: Path, last: PictureReader | None = None, prefix: str = "") -> None:
-        """Write to `folder`; `last` has the last time's shards, and `prefix` begins the names of the new ones."""
+        """Write to `folder`; `last` reads the shards of the last run, and `prefix` starts the names of the new ones."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._last = last
         self._prefix = prefix
         self._shards = 0
-        self._pictures: list[tuple[str, bytes | PictureReader]] = []  # of the shard that is being filled
+        self._pictures: list[tuple[str, bytes | PictureReader]] = []  # of the current shard
         self._metadata: list[dict[str, Any]] = []
 
     def add(self, file_name: str, picture: bytes | PictureReader, metadata: dict[str, Any] | None = None) -> None:
         """Append a picture: its bytes, or the reader of a folder that has it under the same name.
 
-        It is stored as it is: a JPEG does not get smaller in a zip. Where `metadata` is given, it becomes a line of
-        the shard's `metadata.jsonl`.
+        It is stored uncompressed, because JPEGs do not shrink in a zip. `metadata` becomes a line of the shard's
+        `metadata.jsonl`.
         """
         self._pictures.append((file_name, picture))
         if metadata:
@@ -212,7 +217,7 @@ class PictureWriter:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a shard's list of files says of one: its name, the CRC-32 of its bytes, and how many there are."""
+    """A file in a shard: its name, and the CRC-32 and number of its bytes."""
 
     name: str
     crc: int
@@ -220,32 +225,32 @@ class Entry:
 
 
 class PictureReader:
-    """Reads pictures out of the shards of a folder. It may be sent to another process, which opens them anew."""
+    """Reads pictures from the shards of a folder. It can be pickled; each process opens the shards itself."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._opened: tuple[dict[str, zipfile.ZipFile], dict[str, zipfile.ZipFile]] | None = None
 
     def read(self, file_name: str) -> bytes:
-        """The bytes of a picture.
+        """Return the bytes of a picture.
 
         Raises:
-            DataError: no shard of the folder has it, or the shard is damaged.
+            DataError: no shard of the folder contains it, or the shard is damaged.
         """
         try:
             return self._pictures[file_name].read(file_name)
         except (KeyError, zipfile.BadZipFile) as error:
-            raise self._told(file_name, error) from None
+            raise self._error(file_name, error) from None
 
     def names(self) -> set[str]:
-        """The names of all pictures in the shards; none where a shard is damaged."""
+        """Return the names of all pictures in the shards; the empty set if a shard is damaged."""
         try:
             return set(self._pictures)
         except zipfile.BadZipFile:
             return set()
 
     def entry(self, file_name: str) -> Entry:
-        """What the list of its shard says of a picture.
+        """Return the shard entry of a picture.
 
         Raises:
             DataError: as `read`.
@@ -253,11 +258,11 @@ class PictureReader:
         try:
             info = self._pictures[file_name].getinfo(file_name)
         except (KeyError, zipfile.BadZipFile) as error:
-            raise self._told(file_name, error) from None
+            raise self._error(file_name, error) from None
         return Entry(info.filename, info.CRC, info.file_size)
 
     def entries(self, shard: str) -> list[Entry]:
-        """What a shard (`pictures-0000.zip`) lists, in its order; nothing where it is not there or damaged."""
+        """Return the entries of a shard (`pictures-0000.zip`) in order; none if it is missing or damaged."""
         try:
             file = self._open()[0].get(shard)
         except zipfile.BadZipFile:
@@ -265,7 +270,7 @@ class PictureReader:
         return [Entry(info.filename, info.CRC, info.file_size) for info in file.infolist()] if file else []
 
     def link(self, shard: str, target: Path) -> None:
-        """Let `target` be the shard too, without writing its bytes again where the file system can do that."""
+        """Hard-link a shard to `target`; copy it if the file system has no hard links."""
         try:
             os.link(self._folder / shard, target)
         except OSError:
@@ -276,17 +281,17 @@ class PictureReader:
         return self._open()[1]
 
     def _open(self) -> tuple[dict[str, zipfile.ZipFile], dict[str, zipfile.ZipFile]]:
-        """The shards by their names, and by the names of the pictures in them."""
+        """Return the shards by file name, and by the names of the pictures in them."""
         if self._opened is None:
             shards = {path.name: zipfile.ZipFile(path) for path in sorted(self._folder.glob("pictures-*.zip"))}
             self._opened = shards, {name: shard for shard in shards.values() for name in shard.namelist()}
         return self._opened
 
-    def _told(self, file_name: str, error: Exception) -> DataError:
-        what = "no picture" if isinstance(error, KeyError) else f"damaged ({error}): can't read"
+    def _error(self, file_name: str, error: Exception) -> DataError:
+        problem = "no picture" if isinstance(error, KeyError) else f"damaged ({error}): cannot read"
         return DataError(
-            f"{self._folder}: {what} {file_name} in pictures-*.zip; remove the folder and run `dvc repro`, which makes"
-            " it anew"
+            f"{self._folder}: {problem} {file_name} in pictures-*.zip; remove the folder and run `dvc repro`, which"
+            " recreates it"
         )
 
     def __getstate__(self) -> dict[str, Any]:

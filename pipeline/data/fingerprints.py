@@ -1,6 +1,6 @@
-"""Pictures by what tells them and their near-duplicates: a list that travels with each registered version.
+"""The fingerprints of pictures by SHA-256: a list that is stored with each registered version.
 
-So what a version was trained on is known when its sources are long gone.
+It shows what a version was trained on even after the sources have been deleted.
 """
 
 from __future__ import annotations
@@ -13,72 +13,71 @@ from pathlib import Path
 from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.data.dataset import Example, read_ingested
-from pipeline.data.split import Prints, look_alikes
+from pipeline.data.near_duplicates import Fingerprints, find_near_duplicates
 
 
 @dataclass(frozen=True)
-class Printed:
-    """Some pictures: of each its SHA-256 and its print, in the same order."""
+class PictureFingerprints:
+    """The SHA-256 (of the raw bytes) and the fingerprint of each picture, in the same order."""
 
-    hashes: list[str]
-    prints: Prints
+    sha256s: list[str]
+    fingerprints: Fingerprints
 
     @cached_property
-    def _place(self) -> dict[str, int]:
-        return {sha256: i for i, sha256 in enumerate(self.hashes)}
+    def _index(self) -> dict[str, int]:
+        return {sha256: i for i, sha256 in enumerate(self.sha256s)}
 
-    def has(self, sha256: str) -> bool:
-        """Whether a picture is among these, by its raw bytes."""
-        return sha256 in self._place
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self._index
 
-    def of(self, hashes: Sequence[str]) -> Printed:
-        """Some of these, in the order that is given.
+    def select(self, sha256s: Sequence[str]) -> PictureFingerprints:
+        """Return the given pictures, in the given order.
 
         Raises:
-            KeyError: one is not among these.
+            KeyError: a picture is not in the list.
         """
-        return Printed(list(hashes), self.prints[[self._place[sha256] for sha256 in hashes]])
+        return PictureFingerprints(list(sha256s), self.fingerprints[[self._index[sha256] for sha256 in sha256s]])
 
-    def near(self, others: Printed, max_bits: int) -> set[int]:
-        """The indices of the others' pictures that are among these, or nearly the same as one of these."""
-        exactly = {i for i, sha256 in enumerate(others.hashes) if self.has(sha256)}
-        return exactly | set(look_alikes(others.prints, self.prints, max_bits))
+    def matches(self, others: PictureFingerprints, max_bits: int) -> set[int]:
+        """Return the indices of the pictures in `others` that are in this list, or near-duplicates of one in it."""
+        identical = {i for i, sha256 in enumerate(others.sha256s) if sha256 in self}
+        return identical | set(find_near_duplicates(others.fingerprints, self.fingerprints, max_bits))
 
 
-def ingested() -> Printed:
-    """All pictures of the sources as they were last ingested (data/ingest)."""
+def ingested_fingerprints() -> PictureFingerprints:
+    """Return the fingerprints of all pictures in data/ingest."""
     found = {
         record.sha256: (int(record.phash, 16), bytes.fromhex(record.thumbnail))
         for records in sorted(paths.INGEST.glob("*/records.jsonl"))
         for record in read_ingested(records.parent)
     }
-    return Printed(list(found), Prints.of(list(found.values())))
+    return PictureFingerprints(list(found), Fingerprints.of(list(found.values())))
 
 
-def printed(examples: Sequence[Example]) -> Printed:
-    """The pictures of a split.
+def fingerprints_of(examples: Sequence[Example]) -> PictureFingerprints:
+    """Return the fingerprints of a split's pictures.
 
     Raises:
-        DataError: one is not in data/ingest.
+        DataError: a picture is not in data/ingest.
     """
     try:
-        return ingested().of([example.sha256 for example in examples])
+        return ingested_fingerprints().select([example.sha256 for example in examples])
     except KeyError as error:
-        raise DataError(f"{paths.INGEST}: has no picture {error}, which {paths.DATASET} has; run `dvc repro`") from None
+        raise DataError(f"{paths.INGEST}: has no picture {error} of {paths.DATASET}; run `dvc repro`") from None
 
 
-def write_printed(path: Path, pictures: Printed) -> None:
-    """Write a line a picture: its SHA-256, its 64-bit perceptual hash and its 8 x 8 RGB thumbnail, hexadecimal."""
-    prints = zip(pictures.prints.hashes.tolist(), pictures.prints.thumbnails, strict=True)
+def write_fingerprints(path: Path, pictures: PictureFingerprints) -> None:
+    """Write a line per picture: SHA-256, 64-bit perceptual hash and 8 x 8 RGB thumbnail, all hexadecimal."""
+    prints = zip(pictures.fingerprints.hashes.tolist(), pictures.fingerprints.thumbnails, strict=True)
     lines = [
-        f"{sha256} {code:016x} {thumbnail.tobytes().hex()}\n"
-        for sha256, (code, thumbnail) in zip(pictures.hashes, prints, strict=True)
+        f"{sha256} {phash:016x} {thumbnail.tobytes().hex()}\n"
+        for sha256, (phash, thumbnail) in zip(pictures.sha256s, prints, strict=True)
     ]
     path.write_text("".join(lines), encoding="ascii")
 
 
-def read_printed(path: Path) -> Printed:
-    """Read what `write_printed` wrote."""
+def read_fingerprints(path: Path) -> PictureFingerprints:
+    """Read a file that `write_fingerprints` wrote."""
     columns = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
-    prints = Prints.of([(int(code, 16), bytes.fromhex(thumbnail)) for _, code, thumbnail in columns])
-    return Printed([sha256 for sha256, _, _ in columns], prints)
+    fingerprints = Fingerprints.of([(int(phash, 16), bytes.fromhex(thumbnail)) for _, phash, thumbnail in columns])
+    return PictureFingerprints([sha256 for sha256, _, _ in columns], fingerprints)

@@ -1,4 +1,4 @@
-"""The data set -> reports/data.html, one page to look at it: pictures, words, and what was set aside and why."""
+"""Render reports/data.html, an overview of the data set: pictures, words, and what was set aside and why."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import emoji
 
-from pipeline.data.audit import FILE_REASONS, ROW_REASONS, Aside
+from pipeline.data.audit import FILE_REASONS, ROW_REASONS, SetAside
 from pipeline.data.dataset import Example
 from pipeline.data.images import data_url
-from pipeline.data.text import emoji_name, words_of
+from pipeline.data.text import caption_words, emoji_name
 from pipeline.runtime import templates
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -26,10 +26,10 @@ _SIDE = 160  # pixels of a picture's longer side: 5 to 10 kB each, so that the p
 
 _MOST_FREQUENT = 30  # words, emoji
 _CHANGED = 10  # captions before and after cleaning
-_PLACES = 3  # where something was set aside, for each reason
+_PLACES = 3  # examples for each reason
 _BARS, _LABELS, _LINES = 60, 14, 5  # of the histogram, at most
 
-# The most frequent words of any English text; they say nothing about these pictures.
+# The most frequent words of any English text, which say nothing about the pictures.
 _FUNCTION_WORDS = {
     *("a", "about", "after", "all", "also", "am", "an", "and", "any", "are", "as", "at", "be", "been", "but"),
     *("by", "can", "did", "do", "does", "for", "from", "get", "got", "had", "has", "have", "he", "her", "here"),
@@ -47,10 +47,10 @@ class _Shown:
     """A picture on the page.
 
     Attributes:
-        url: the picture itself, as a data: URL.
+        url: the picture as a data: URL.
         place: where it was found.
-        captions: what was said of it.
-        split: that it is in; None where it was set aside.
+        captions: its captions.
+        split: its split; None if it was set aside.
     """
 
     url: str
@@ -61,7 +61,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Bar:
-    """A bar of the histogram: how many captions have so many words ("7", or "10–14")."""
+    """A bar of the histogram: the number of captions with this many words ("7", or "10–14")."""
 
     words: str
     captions: int
@@ -70,10 +70,10 @@ class _Bar:
 
 @dataclass(frozen=True)
 class _Reason:
-    """A reason in words, how often something was set aside for it, and a few of the places."""
+    """A reason for setting things aside, how often it occurred, and a few places."""
 
     code: str
-    words: str
+    description: str
     count: int
     places: Sequence[str]
 
@@ -81,19 +81,18 @@ class _Reason:
 def render(
     report: Mapping[str, Any],
     kept: Mapping[str, Sequence[Example]],
-    aside: Iterable[Aside],
-    near: Sequence[tuple[Example, Example]],
+    set_aside: Iterable[SetAside],
+    duplicates: Sequence[tuple[Example, Example]],
     picture: Callable[[Example], bytes],
 ) -> str:
-    """The page as self-contained HTML, which loads nothing from anywhere; equal inputs give equal bytes.
+    """Return the page as self-contained HTML, which loads nothing from elsewhere; equal inputs give equal bytes.
 
     Args:
-        report: what stands in `reports/build.json`.
-        kept: the examples of each split, at least one in all.
-        aside: every file and row that was set aside.
-        near: each near-duplicate that was set aside, with the picture of the data set that it is near to.
-        picture: gives the bytes of an example's picture, kept or a near-duplicate. Only those that the page shows are
-            asked for.
+        report: the content of `reports/build.json`.
+        kept: the examples of each split, at least one in total.
+        set_aside: every file and row that was set aside.
+        duplicates: each near-duplicate that was set aside, with the picture of the data set that it matches.
+        picture: returns the bytes of an example's picture; called only for pictures that the page shows.
     """
     split_of = {example.sha256: split for split, examples in kept.items() for example in examples}
 
@@ -101,10 +100,10 @@ def render(
         place = f"{example.sources[0]}: {example.origins[0]}"
         return _Shown(data_url(picture(example), _SIDE), place, example.captions, split_of.get(example.sha256))
 
-    # A SHA-256 tells nothing of what is on a picture: spread over its order is drawn at random, and always the same.
+    # SHA-256 order is random with respect to content, but always the same.
     examples = sorted((example for split in kept.values() for example in split), key=lambda example: example.sha256)
     chosen = sorted(_spread(examples, _PICTURES), key=lambda example: list(kept).index(split_of[example.sha256]))
-    lengths, words, symbols = _tallied(caption for example in examples for caption in example.captions)
+    lengths, words, symbols = _count_words(caption for example in examples for caption in example.captions)
     bars = _histogram(lengths)
     highest = max(bar.captions for bar in bars)
     return templates.render(
@@ -113,7 +112,7 @@ def render(
         pictures=[shown(example) for example in chosen],
         bars=bars,
         highest=highest,
-        lines=range(0, highest + 1, _round(highest, _LINES)),
+        lines=range(0, highest + 1, _round_step(highest, _LINES)),
         shortest=min(lengths),
         longest=max(lengths),
         median=statistics.median_low(sorted(lengths.elements())),
@@ -121,50 +120,50 @@ def render(
         function_words=sorted(_FUNCTION_WORDS),
         emoji=symbols.most_common(_MOST_FREQUENT),
         changed=_spread(report["captions_changed"]["examples"], _CHANGED),
-        reasons=_reasons(aside),
-        pairs=[(shown(one), shown(other)) for one, other in _spread(near, _PAIRS)],
-        near=len(near),
+        reasons=_reasons(set_aside),
+        pairs=[(shown(one), shown(other)) for one, other in _spread(duplicates, _PAIRS)],
+        duplicates=len(duplicates),
     )
 
 
 def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
-    """At most so many of the items, spread evenly over their order."""
-    many = min(most, len(items))
-    return [items[i * len(items) // many] for i in range(many)]
+    """Return at most `most` of the items, evenly spread over their order."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
-def _tallied(captions: Iterable[str]) -> tuple[Counter[int], Counter[str], Counter[str]]:
-    """How many captions have each number of words; how often each word stands in them, and each emoji."""
+def _count_words(captions: Iterable[str]) -> tuple[Counter[int], Counter[str], Counter[str]]:
+    """Return the number of captions of each length in words, and how often each word and each emoji occurs."""
     lengths, written = Counter[int](), Counter[str]()
     for caption in captions:
-        found = words_of(caption)
-        lengths[len(found)] += 1
-        written.update(found)
+        tokens = caption_words(caption)
+        lengths[len(tokens)] += 1
+        written.update(tokens)
     words, symbols = Counter[str](), Counter[str]()
     for word, times in written.items():
         if not word.isascii():
             for symbol in emoji.emoji_list(word):
                 symbols[symbol["emoji"]] += times
             word = emoji.replace_emoji(word)
-        words[_bare(word)] += times
-    for left_out in ("", *_FUNCTION_WORDS):
-        del words[left_out]
+        words[_strip_punctuation(word)] += times
+    for function_word in ("", *_FUNCTION_WORDS):
+        del words[function_word]
     return lengths, words, _by_name(symbols)
 
 
-def _bare(word: str) -> str:
-    """A word without case, and without the punctuation around it; empty where nothing else is left.
+def _strip_punctuation(word: str) -> str:
+    """Return a word in lower case without surrounding punctuation; empty if it is all punctuation.
 
-    >>> _bare("#Sunset!"), _bare("(don’t)"), _bare("...")
+    >>> _strip_punctuation("#Sunset!"), _strip_punctuation("(don’t)"), _strip_punctuation("...")
     ('sunset', "don't", '')
     """
-    # Vowel signs of many scripts are marks (M), not letters (L) or numbers (N), and end words too.
+    # Words may end in a mark (M), such as a vowel sign, as well as in a letter (L) or number (N).
     places = [i for i, character in enumerate(word) if unicodedata.category(character)[0] in "LNM"]
     return word[places[0] : places[-1] + 1].casefold().replace("’", "'") if places else ""
 
 
 def _by_name(symbols: Counter[str]) -> Counter[str]:
-    """Emoji with their names ("🔥 fire"); those that differ only in the skin's colour or in encoding as one."""
+    """Return emoji with their names ("🔥 fire"); variants that differ only in skin tone or encoding count as one."""
     first: dict[str, str] = {}
     named = Counter[str]()
     for symbol, times in symbols.most_common():
@@ -174,11 +173,11 @@ def _by_name(symbols: Counter[str]) -> Counter[str]:
 
 
 def _histogram(lengths: Counter[int]) -> list[_Bar]:
-    """The lengths of captions, in bars of as few words each as there is room for."""
+    """Return the caption lengths as bars, each as narrow as there is room for."""
     shortest, longest = min(lengths), max(lengths)
-    width = _round(longest - shortest + 1, _BARS)
+    width = _round_step(longest - shortest + 1, _BARS)
     firsts = range(shortest // width * width, longest + 1, width)
-    every = width * _round(len(firsts), _LABELS)
+    every = width * _round_step(len(firsts), _LABELS)
     return [
         _Bar(
             words=f"{first}" if width == 1 else f"{first}–{first + width - 1}",
@@ -189,10 +188,10 @@ def _histogram(lengths: Counter[int]) -> list[_Bar]:
     ]
 
 
-def _round(extent: int, most: int) -> int:
-    """The smallest step of 1, 2, 5, 10, 20, 50, ... that goes into `extent` at most `most` times, begun ones included.
+def _round_step(extent: int, most: int) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, 50, ... that covers `extent` in at most `most` steps.
 
-    >>> _round(7, 10), _round(11, 10), _round(430, 5)
+    >>> _round_step(7, 10), _round_step(11, 10), _round_step(430, 5)
     (1, 2, 100)
     """
     power = 1
@@ -203,20 +202,20 @@ def _round(extent: int, most: int) -> int:
         power *= 10
 
 
-def _reasons(aside: Iterable[Aside]) -> dict[str, list[_Reason]]:
-    """Why files (`file`) and rows (`row`) were set aside, the most frequent reason first; no kind that has none."""
-    found: dict[tuple[str, str], list[Aside]] = {}
-    for item in aside:
-        found.setdefault((item.kind, item.reason), []).append(item)
-    words = {"file": FILE_REASONS, "row": ROW_REASONS}
+def _reasons(set_aside: Iterable[SetAside]) -> dict[str, list[_Reason]]:
+    """Return the reasons by kind (`file`, `row`), most frequent first; a kind without any is left out."""
+    by_reason: dict[tuple[str, str], list[SetAside]] = {}
+    for item in set_aside:
+        by_reason.setdefault((item.kind, item.reason), []).append(item)
+    descriptions = {"file": FILE_REASONS, "row": ROW_REASONS}
     reasons: dict[str, list[_Reason]] = {}
-    for (kind, code), items in sorted(found.items(), key=lambda entry: (entry[0][0], -len(entry[1]), entry[0][1])):
-        reasons.setdefault(kind, []).append(_Reason(code, words[kind][code], len(items), _places(code, items)))
+    for (kind, code), items in sorted(by_reason.items(), key=lambda entry: (entry[0][0], -len(entry[1]), entry[0][1])):
+        reasons.setdefault(kind, []).append(_Reason(code, descriptions[kind][code], len(items), _places(code, items)))
     return reasons
 
 
-def _places(code: str, items: Sequence[Aside]) -> list[str]:
-    if code == "excluded":  # these are not even named
+def _places(code: str, items: Sequence[SetAside]) -> list[str]:
+    if code == "excluded":  # excluded pictures are not even named
         return []
     return [
         f"{item.source}: {item.file}" + (f", row {item.row:,}" if item.row is not None else "")

@@ -1,1 +1,1 @@
-"""Drawn pictures: what the sample and `git-demo` are made of. No stage imports it."""
+"""Synthetic scenes with captions: the sample data and the pretraining of `git-demo`. No stage imports this package."""

@@ -1,18 +1,18 @@
-"""Draws the sample: scenes with the captions of an Instagram feed, in the layout in which people bring their own.
+"""Generate the sample: synthetic scenes with Instagram-style captions, in the layout of a user's own data.
 
     python -m pipeline.synthetic.sample data/raw/sample
 
-writes `images.zip` and `captions.csv`. The same seed and the same Pillow give the same bytes. A few faults of
-the kind that real archives have are put in on purpose, so that the account which ingest gives is seen at work:
+writes `images.zip` and `captions.csv`. The same seed and Pillow version give the same bytes. The sample contains some
+faults of real archives on purpose, to show how ingest handles them:
 
-* a caption that is empty, and one of white space only
+* an empty caption, and one of white space only
 * the same caption twice for one picture
 * a caption whose picture is not in the zip
 * a row with too few fields
-* a picture with no caption
+* a picture without a caption
 * the same picture under two names
-* a picture cut off in the middle, and a text file under a picture's name
-* a folder of resource forks and a Thumbs.db, as some systems leave in their zips
+* a truncated picture, and a text file named like a picture
+* files that operating systems add to zips: a folder of resource forks and a Thumbs.db
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pipeline.synthetic.words import instagram
 
 PICTURES = 1000
 SEED = 20
-TWO_THINGS = 0.5  # the part of the scenes that have two things
+TWO_THINGS = 0.5  # fraction of the scenes with two things
 
 
 def write_sample(folder: Path, pictures: int = PICTURES, seed: int = SEED) -> None:
-    """Write `images.zip` (`pictures` drawn scenes and the faults) and `captions.csv` to `folder`."""
+    """Write `images.zip` (`pictures` scenes, and the faults) and `captions.csv` to `folder`."""
     rng, grain = random.Random(seed), np.random.default_rng(seed)
     files: dict[str, bytes] = {}
     rows: list[list[str]] = []
@@ -78,15 +78,15 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 
 def main() -> None:
-    """Command line: draw the sample into a folder."""
+    """Command line: write the sample to a folder."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.synthetic.sample", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where images.zip and captions.csv are written")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the drawing (default: %(default)s)")
+    parser.add_argument("folder", type=Path, help="folder to write images.zip and captions.csv to")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="number of pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="random seed (default: %(default)s)")
     args = parser.parse_args()
     write_sample(args.folder, args.pictures, args.seed)
     size = (args.folder / "images.zip").stat().st_size / 1e6
-    print(f"{args.pictures} pictures ({size:.1f} MB) and their captions are in {args.folder}")
+    print(f"wrote {args.pictures} pictures ({size:.1f} MB) and their captions to {args.folder}")
 
 
 if __name__ == "__main__":

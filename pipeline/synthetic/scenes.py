@@ -1,6 +1,6 @@
-"""Scenes: a place and the one or two things in it, made up at random and drawn as pictures.
+"""Random scenes (a place with one or two things) and their pictures.
 
-The same random state and the same Pillow give the same picture, bit for bit.
+The same random state and Pillow version give the same picture, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 
 from pipeline.synthetic.things import THINGS, Colour, Pen
 
-SIDE = 128  # pixels, of the square picture
-_SUPERSAMPLE = 3  # drawn this many times larger and reduced, for smooth edges
+SIDE = 128  # of the square picture, in pixels
+_SUPERSAMPLE = 3  # pictures are drawn this many times larger and then reduced, for smooth edges
 _TALL = SIDE * _SUPERSAMPLE
 
 COLOURS: dict[str, Colour] = {
@@ -32,23 +32,26 @@ COLOURS: dict[str, Colour] = {
     "grey": (132, 134, 140),
     "white": (248, 248, 246),
 }
-SIZES: dict[str, tuple[float, float]] = {"small": (0.30, 0.34), "big": (0.44, 0.48)}  # of the picture's side
+SIZES: dict[str, tuple[float, float]] = {
+    "small": (0.30, 0.34),
+    "big": (0.44, 0.48),
+}  # as fractions of the picture's side
 _BIG = sum(SIZES["big"]) / 2
 
-Pair = tuple[str, str]  # a colour and a thing
+Pair = tuple[str, str]  # the colour and kind of a thing
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where things are.
+    """A place where things are.
 
     Attributes:
-        where: as a caption says it.
-        far: the colours of what is behind, at the top and at the horizon.
-        near: the colours of the ground, at the horizon and at the bottom.
-        horizon: how far down it is, as a part of the picture's side.
-        stand: the parts of the side, from and to, between which things stand.
-        things: what is found there.
+        where: its name in captions ("on the beach").
+        far: colours of the background at the top and at the horizon.
+        near: colours of the ground at the horizon and at the bottom.
+        horizon: height of the horizon, from the top, as a fraction of the picture's side.
+        stand: range of the height, from the top, at which things stand, as fractions of the picture's side.
+        things: the kinds of things that occur there.
     """
 
     where: str
@@ -105,7 +108,7 @@ PLACES: dict[str, Place] = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing: its size, colour and kind by name, and its square in parts of the picture's side."""
+    """A thing: the names of its size, colour and kind, and its square as fractions of the picture's side."""
 
     size: str
     colour: str
@@ -116,23 +119,23 @@ class Thing:
 
     @property
     def pair(self) -> Pair:
-        """Its colour and its kind."""
+        """The colour and the kind."""
         return self.colour, self.kind
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A place and the one or two things in it; of two things the left one comes first."""
+    """A place with one or two things; of two things the left one is first."""
 
     place: Place
     things: tuple[Thing, ...]
 
 
 def unseen_pairs() -> frozenset[Pair]:
-    """Combinations of a colour and a thing that neither the sample nor `git-demo`'s training scenes contain.
+    """Return the combinations of colour and kind that neither the sample nor the training of `git-demo` contains.
 
-    Three things of every place lack one colour each, 15 of all 319 pairs: every thing and every colour is seen
-    often, but never these together.
+    Three kinds of every place lack one colour each, which is 15 of 319 pairs: every kind and every colour is frequent,
+    but these combinations never occur.
     """
     kinds = [kind for place in PLACES.values() for kind in place.things[::2]]
     colours = list(COLOURS)
@@ -146,14 +149,14 @@ def random_scene(
     only: Collection[Pair] = (),
     spread: float = 1.0,
 ) -> Scene:
-    """A scene made up at random.
+    """Return a random scene.
 
     Args:
-        rng: decides all of it.
-        two: the part of the scenes that have two things, of different kinds.
-        avoid: pairs of colour and thing that are never made.
-        only: where given, every thing is one of these pairs; of every place they hold two things at least.
-        spread: how far, from 0 to 1, things differ from a big one that stands in the middle of its slot.
+        rng: determines the scene.
+        two: probability of two things, of different kinds.
+        avoid: pairs of colour and kind that must not occur.
+        only: if given, every thing is one of these pairs, which must include two kinds of every place.
+        spread: how much, from 0 to 1, things vary from a big one in the middle of its slot.
     """
     place = PLACES[rng.choice(list(PLACES))]
     slots = [(0.0, 0.5), (0.5, 1.0)] if rng.random() < two else [(0.1, 0.9)]
@@ -178,7 +181,7 @@ def _near(middle: float, value: float, spread: float) -> float:
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """The scene as an RGB picture, `SIDE` pixels square; `rng` gives light, backdrop and grain."""
+    """Return the scene as an RGB picture of `SIDE` x `SIDE` pixels; `rng` determines light, backdrop and grain."""
     light = 1 + rng.uniform(-0.18, 0.18)
     horizon = scene.place.horizon + rng.uniform(-0.03, 0.03)
     page = _ground(scene.place, round(horizon * _TALL)).copy()
@@ -194,7 +197,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 @cache
 def _ground(place: Place, horizon: int) -> Image.Image:
-    """What is behind and below, as two gradients that meet at the horizon."""
+    """Return the background and the ground: two gradients that meet at the horizon."""
     rows = np.empty((_TALL, 3), dtype=np.float32)
     for part, (first, last) in ((rows[:horizon], place.far), (rows[horizon:], place.near)):
         part[:] = np.linspace(first, last, len(part))
@@ -202,7 +205,7 @@ def _ground(place: Place, horizon: int) -> Image.Image:
 
 
 def _backdrop(pen: ImageDraw.ImageDraw, place: Place, horizon: float, rng: np.random.Generator) -> None:
-    """What a place looks like behind its things: never in a colour that a caption names."""
+    """Draw the details of a place behind its things, in no colour that a caption names."""
     base = horizon * _TALL
     spots = rng.random((12, 3))
     if place.where == "in the night sky":

@@ -1,6 +1,6 @@
-"""How each thing of a scene is drawn: a function a thing, in one colour with a few neutral details.
+"""Draw the things of scenes: one function per kind, in one colour with a few neutral details.
 
-A thing is drawn into the unit square, x to the right and y downwards, standing on y = 1.
+A thing is drawn in the unit square (x to the right, y downwards) and stands on y = 1.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ GLASS: Colour = (196, 222, 232)
 
 
 class Pen:
-    """Draws into a square of the picture with the colour of a thing.
+    """Draws in a square of the picture, in the colour of a thing.
 
     Args:
-        draw: of the picture.
-        left: of the square, in pixels; `top` likewise.
-        top: see `left`.
-        side: of the square, in pixels.
-        colour: of the thing.
-        line: width of its outline, in pixels.
+        draw: draws on the picture.
+        left: left edge of the square, in pixels.
+        top: top edge of the square, in pixels.
+        side: side of the square, in pixels.
+        colour: colour of the thing.
+        line: width of outlines, in pixels.
     """
 
     def __init__(self, draw: ImageDraw.ImageDraw, left: float, top: float, side: float, colour: Colour, line: int):
@@ -46,27 +46,27 @@ class Pen:
         return [(self._left + x * self._side, self._top + y * self._side) for x, y in points]
 
     def polygon(self, *points: Point, fill: Colour | None = None) -> None:
-        """A filled and outlined polygon."""
+        """Draw a filled polygon with an outline."""
         self._draw.polygon(self._at(points), fill=fill or self.colour, outline=INK, width=self._line)
 
     def rectangle(self, left: float, top: float, right: float, bottom: float, fill: Colour | None = None) -> None:
-        """A filled and outlined rectangle."""
+        """Draw a filled rectangle with an outline."""
         self._draw.rectangle(self._box(left, top, right, bottom), fill or self.colour, INK, self._line)
 
     def ellipse(self, left: float, top: float, right: float, bottom: float, fill: Colour | None = None) -> None:
-        """A filled and outlined ellipse in a box."""
+        """Draw a filled ellipse with an outline."""
         self._draw.ellipse(self._box(left, top, right, bottom), fill or self.colour, INK, self._line)
 
     def half(self, left: float, top: float, right: float, bottom: float, fill: Colour | None = None) -> None:
-        """The upper half of the ellipse in a box."""
+        """Draw the upper half of an ellipse."""
         self._draw.pieslice(self._box(left, top, right, bottom), 180, 360, fill or self.colour, INK, self._line)
 
     def ring(self, left: float, top: float, right: float, bottom: float, width: float, fill: Colour) -> None:
-        """An ellipse's rim of the given width."""
+        """Draw the rim of an ellipse, `width` wide."""
         self._draw.ellipse(self._box(left, top, right, bottom), None, fill, max(1, round(width * self._side)))
 
     def line(self, *points: Point, width: float = 0.04, fill: Colour = INK) -> None:
-        """A line through points."""
+        """Draw a line through points."""
         self._draw.line(self._at(points), fill, max(1, round(width * self._side)), joint="curve")
 
     def _box(self, left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
@@ -75,7 +75,7 @@ class Pen:
 
 
 def _around(centre: Point, radius: float, corners: int, inner: float = 1.0) -> list[Point]:
-    """The corners of a regular polygon from the top on; every second one at `inner` times the radius."""
+    """Return the corners of a regular polygon from the top; every second one is at `inner` times the radius."""
     return [
         (
             centre[0] + radius * (inner if k % 2 else 1) * math.sin(2 * math.pi * k / corners),
@@ -178,12 +178,12 @@ def _tree(pen: Pen) -> None:
 
 
 def _moon(pen: Pen) -> None:
-    # A disc less a smaller one to its right: along the one rim, and back along the other.
+    # A disc minus a smaller one to its right: along one rim, and back along the other.
     pen.polygon(*_arc((0.5, 0.5), 0.5, 56.3, 303.7), *_arc((0.72, 0.5), 0.42, 277.8, 82.2))
 
 
 def _arc(centre: Point, radius: float, first: float, last: float, steps: int = 24) -> list[Point]:
-    """Points of a circle from one angle to another, in degrees from the right-hand side downwards."""
+    """Return points of a circle between two angles, in degrees clockwise from the right."""
     angles = [math.radians(first + (last - first) * k / steps) for k in range(steps + 1)]
     return [(centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angles]
 

@@ -1,4 +1,4 @@
-"""What people say of a scene: the plain words that `git-demo` learned, and the voices of an Instagram feed."""
+"""Captions of a scene: the plain words that `git-demo` learns, and captions in the style of an Instagram feed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 
 from pipeline.synthetic.scenes import Scene, Thing
 
-# Words, in hashtags too, and emoji; other signs between words do not part them.
+# A word (also within a hashtag) or an emoji; other characters between words are ignored.
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s!-/:-@\[-`{-~\u2000-\u206f\ufe0f]")
 
 
 def plain(scene: Scene) -> str:
-    """The scene in full and plain words: "a small red boat left of a big blue lighthouse on the beach"."""
+    """Return the full caption in plain words: "a small red boat left of a big blue lighthouse on the beach"."""
     things = " left of ".join(f"a {thing.size} {thing.colour} {thing.kind}" for thing in scene.things)
     return f"{things} {scene.place.where}"
 
 
-def bare(scene: Scene) -> str:
-    """As `plain`, without sizes and colours: "a boat left of a lighthouse on the beach"."""
+def kinds_only(scene: Scene) -> str:
+    """Return the plain caption without sizes and colours: "a boat left of a lighthouse on the beach"."""
     things = " left of ".join(f"a {thing.kind}" for thing in scene.things)
     return f"{things} {scene.place.where}"
 
 
 @dataclass(frozen=True)
 class _Mood:
-    """How a feed speaks of a place."""
+    """Words, emoji and hashtags that a feed uses for a place."""
 
     where: str
     emoji: str
@@ -77,20 +77,20 @@ def _shouter(scene: Scene, mood: _Mood) -> str:
     return f"The {what} {mood.where}!!! \N{SMILING FACE WITH HEART-SHAPED EYES} {mood.tags}"
 
 
-_PEOPLE: tuple[Callable[[Scene, _Mood], str], ...] = (_dreamer, _finder, _poet, _fan, _shouter)
+_STYLES: tuple[Callable[[Scene, _Mood], str], ...] = (_dreamer, _finder, _poet, _fan, _shouter)
 
 
 def instagram(scene: Scene, rng: random.Random) -> list[str]:
-    """What two to five different people wrote below the picture, each in a voice of their own.
+    """Return two to five captions, each in a different style.
 
-    Every voice names the colour and the kind of every thing, side by side as in "red boat".
+    Every caption names the colour and kind of every thing next to each other, as in "red boat".
     """
-    people = rng.sample(_PEOPLE, rng.randint(2, len(_PEOPLE)))
-    return [person(scene, _MOODS[scene.place.where]) for person in people]
+    styles = rng.sample(_STYLES, rng.randint(2, len(_STYLES)))
+    return [style(scene, _MOODS[scene.place.where]) for style in styles]
 
 
 def names_all(caption: str, scene: Scene) -> bool:
-    """Whether a caption names the colour and the kind of every thing, in exact words side by side.
+    """Return whether a caption names the colour and kind of every thing, next to each other in exact words.
 
     >>> from pipeline.synthetic.scenes import PLACES
     >>> boat = Scene(PLACES["beach"], (Thing("small", "red", "boat", left=0.1, top=0.5, side=0.3),))

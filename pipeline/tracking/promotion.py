@@ -20,7 +20,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.config.params import Params
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
-from pipeline.data.fingerprints import printed, read_printed
+from pipeline.data.fingerprints import fingerprints_of, read_fingerprints
 from pipeline.evaluation.diversity import distinct_captions
 from pipeline.evaluation.gate import Verdict, gain, verdict
 from pipeline.evaluation.metrics import Statistics, statistics
@@ -196,13 +196,13 @@ def _compare(
 
 def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example]) -> set[int]:
     """Return the indices of test pictures that a version was trained on, or on a near-duplicate."""
-    pictures, model, seen = printed(test), params.register_.model, set()
+    pictures, model, seen = fingerprints_of(test), params.register_.model, set()
     for number in numbers:
         listed = registry.training_pictures(model, number)
         if listed is None:
             print(f"promote: version {number} has no list of its training pictures; all test pictures count for it")
         else:
-            seen |= read_printed(listed).near(pictures, params.build.near_duplicate_bits)
+            seen |= read_fingerprints(listed).matches(pictures, params.build.near_duplicate_bits)
     return seen
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pipeline.tracking.runs import TrainingRun
 
 MODEL_SHA256 = "model_sha256"  # a tag: of the weights, see `model.weights`
-TRAINED_ON = "training_pictures.txt"  # stands with a version: the pictures that it was trained on, see data/printed.py
+TRAINED_ON = (
+    "training_pictures.txt"  # stands with a version: the pictures that it was trained on, see data/fingerprints.py
+)
 CHAMPION = "champion"  # the alias of the version in use
 BEFORE = "champion_before"  # a tag: the version that was champion before this one
 ROLLED_BACK = "rolled_back"  # a tag: it was champion, and was taken back

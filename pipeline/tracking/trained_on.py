@@ -13,8 +13,8 @@ from pathlib import Path
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
 from pipeline.data import images
-from pipeline.data.fingerprints import Printed, ingested, read_printed
-from pipeline.data.split import Prints
+from pipeline.data.fingerprints import PictureFingerprints, ingested_fingerprints, read_fingerprints
+from pipeline.data.near_duplicates import Fingerprints
 from pipeline.tracking import registry
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -38,15 +38,15 @@ def report_versions(params: Params, pictures: Sequence[str]) -> str:
         lists = {
             number: registry.training_pictures(model, number) for number in registry.versions(runs.client(), model)
         }
-    known = {number: read_printed(path) for number, path in lists.items() if path}
+    known = {number: read_fingerprints(path) for number, path in lists.items() if path}
     for name in pictures:
-        picture = _look_up(name, [*known.values(), ingested()], params)
-        (sha256,) = picture.hashes
-        exactly = [number for number, trained in known.items() if trained.has(sha256)]
+        picture = _look_up(name, [*known.values(), ingested_fingerprints()], params)
+        (sha256,) = picture.sha256s
+        exactly = [number for number, trained in known.items() if sha256 in trained]
         nearly = [
             number
             for number, trained in known.items()
-            if number not in exactly and trained.near(picture, params.build.near_duplicate_bits)
+            if number not in exactly and trained.matches(picture, params.build.near_duplicate_bits)
         ]
         print(
             f"{name} ({sha256[:12]}...): trained on it: {_numbers(exactly)};"
@@ -64,11 +64,12 @@ def _numbers(versions: list[int]) -> str:
     return f"versions {', '.join(map(str, versions))}" if versions else "none"
 
 
-def _look_up(name: str, known: Sequence[Printed], params: Params) -> Printed:
+def _look_up(name: str, known: Sequence[PictureFingerprints], params: Params) -> PictureFingerprints:
     if _SHA256.fullmatch(name) and not Path(name).exists():
         sha256 = name.lower()
         return next(
-            (pictures.of([sha256]) for pictures in known if pictures.has(sha256)), Printed([sha256], Prints.of([]))
+            (pictures.select([sha256]) for pictures in known if sha256 in pictures),
+            PictureFingerprints([sha256], Fingerprints.of([])),
         )
     try:
         data = Path(name).read_bytes()
@@ -77,4 +78,4 @@ def _look_up(name: str, known: Sequence[Printed], params: Params) -> Printed:
         raise DataError(f"{name}: {error.strerror}; name a picture file or its SHA-256") from None
     except images.PictureError as error:
         raise DataError(f"{name}: {error}; name a picture file or its SHA-256") from None
-    return Printed([images.identity(data)], Prints.of([(picture.phash, picture.thumbnail)]))
+    return PictureFingerprints([images.identity(data)], Fingerprints.of([(picture.phash, picture.thumbnail)]))

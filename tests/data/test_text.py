@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.params import load
 from pipeline.config.sections.build import Captions
-from pipeline.data.text import clean, cleaner, emoji_name, tag_words, words_of
+from pipeline.data.text import caption_cleaner, caption_words, clean, emoji_name, tag_words
 from tests.conftest import ROOT
 
 KEEP = Captions(
@@ -20,7 +20,7 @@ KEEP = Captions(
 
 
 def cleaned(text: str, **rules: Any) -> str:
-    return cleaner(KEEP.model_copy(update=rules))(text)
+    return caption_cleaner(KEEP.model_copy(update=rules))(text)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_scripts_that_are_written_with_joiners_keep_them() -> None:
 
 
 def test_words_have_a_letter_a_digit_or_are_emoji() -> None:
-    assert words_of("so good ! 🔥 - 7 ...") == ["so", "good", "🔥", "7"]
+    assert caption_words("so good ! 🔥 - 7 ...") == ["so", "good", "🔥", "7"]
 
 
 anything = st.text(
@@ -105,7 +105,7 @@ policies = st.builds(
 
 @given(anything, policies)
 def test_a_cleaned_caption_is_one_line_and_free_of_what_was_to_go(text: str, policy: Captions) -> None:
-    result = cleaner(policy)(text)
+    result = caption_cleaner(policy)(text)
     assert result == clean(result)
     assert unicodedata.is_normalized("NFC", result)
     assert not re.search(r"[\r\n\t\u2028]|  ", result)

@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = tmp_path_factory.mktemp("other")
     figures = {"scenes": 20, "named": 0.123, "named_of_one": 0.2, "named_of_two": 0.1, "plain": 0.05}
     write_json(other / "training.json", {"seen_combinations": figures, "unseen_combinations": figures})
-    return make(tmp_path_factory.mktemp("made") / "git-demo", "--seed", "1", "--beside", str(other))
+    return make(tmp_path_factory.mktemp("made") / "git-demo", "--seed", "1", "--compare", str(other))
 
 
 def test_the_same_seed_makes_the_same_checkpoint_and_another_seed_another(made: Path, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_checkpoint_is_a_plain_one_with_a_card_that_holds_its_figures(made: 
     card = (made / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
     named = read_json(made / "training.json")["unseen_combinations"]["named"]
-    assert f"| every colour and thing named | unseen | {100 * named:.1f} % | 12.3 % |" in card
+    assert f"| every colour and object named | unseen | {100 * named:.1f} % | 12.3 % |" in card
     assert "{" not in card
 
 

@@ -4,7 +4,7 @@ import random
 
 from pipeline.data.text import clean
 from pipeline.synthetic.scenes import PLACES, Scene, Thing, random_scene
-from pipeline.synthetic.words import bare, instagram, names_all, plain
+from pipeline.synthetic.words import instagram, kinds_only, names_all, plain
 
 BOAT = Thing("small", "red", "boat", left=0.1, top=0.5, side=0.3)
 TOWER = Thing("big", "blue", "lighthouse", left=0.52, top=0.4, side=0.46)
@@ -14,7 +14,7 @@ def test_plain_words_tell_size_colour_thing_relation_and_place() -> None:
     assert plain(Scene(PLACES["beach"], (BOAT,))) == "a small red boat on the beach"
     both = Scene(PLACES["beach"], (BOAT, TOWER))
     assert plain(both) == "a small red boat left of a big blue lighthouse on the beach"
-    assert bare(both) == "a boat left of a lighthouse on the beach"
+    assert kinds_only(both) == "a boat left of a lighthouse on the beach"
 
 
 def test_whatever_is_said_of_a_scene_names_all_of_it_and_nothing_of_another() -> None:

@@ -16,8 +16,8 @@ from pipeline import build, ingest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.dataset import Example, read_examples
-from pipeline.data.fingerprints import Printed, printed, write_printed
-from pipeline.data.split import Prints
+from pipeline.data.fingerprints import PictureFingerprints, fingerprints_of, write_fingerprints
+from pipeline.data.near_duplicates import Fingerprints
 from pipeline.evaluation.metrics import NAMES
 from pipeline.runtime.atomic_files import read_json
 from pipeline.synthetic.sample import write_sample
@@ -25,7 +25,7 @@ from pipeline.tracking import promotion, registry, runs
 from tests.conftest import set_params
 
 MODEL = "image-captioning"
-NOTHING = Printed([], Prints.of([]))
+NOTHING = PictureFingerprints([], Fingerprints.of([]))
 Say = Callable[[Example], str]
 
 
@@ -47,11 +47,11 @@ def says(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Registers a version that says what `say` gives of a test picture, and was trained on `pictures`."""
     spoken: dict[int, Say] = {}
 
-    def register(say: Say, pictures: Printed | None = NOTHING) -> int:
+    def register(say: Say, pictures: PictureFingerprints | None = NOTHING) -> int:
         folder = Path.cwd() / "versions" / str(len(spoken) + 1)
         (folder / "artifacts").mkdir(parents=True)
         if pictures is not None:
-            write_printed(folder / "artifacts" / registry.TRAINED_ON, pictures)
+            write_fingerprints(folder / "artifacts" / registry.TRAINED_ON, pictures)
         number = int(store.create_model_version(MODEL, source=folder.as_uri()).version)
         spoken[number] = say
         return number
@@ -184,14 +184,16 @@ def test_roll_back_returns_to_the_champion_before_and_the_one_taken_back_stays_o
 def test_pictures_that_either_was_trained_on_or_ones_nearly_the_same_do_not_count(store: Any, says: Any) -> None:
     """The challenger knows by heart what it was trained on, and nothing else."""
     test = read_examples(Path("data/dataset/test"))
-    known = printed(test[:30])
-    exactly, likeness = known.of(known.hashes[:15]), known.of(known.hashes[15:])
+    known = fingerprints_of(test[:30])
+    exactly, likeness = known.select(known.sha256s[:15]), known.select(known.sha256s[15:])
     # Saved anew, a picture has another hash and nearly the same print.
-    again = Printed([f"{random.Random(sha).getrandbits(256):064x}" for sha in likeness.hashes], likeness.prints)
-    of_both = Printed(
-        exactly.hashes + again.hashes,
-        Prints.of([(int(c), t.tobytes()) for p in (exactly, again)
-                   for c, t in zip(p.prints.hashes, p.prints.thumbnails, strict=True)]),
+    again = PictureFingerprints(
+        [f"{random.Random(sha).getrandbits(256):064x}" for sha in likeness.sha256s], likeness.fingerprints
+    )
+    of_both = PictureFingerprints(
+        exactly.sha256s + again.sha256s,
+        Fingerprints.of([(int(c), t.tobytes()) for p in (exactly, again)
+                   for c, t in zip(p.fingerprints.hashes, p.fingerprints.thumbnails, strict=True)]),
     )  # fmt: skip
     by_heart = {example.file_name for example in test[:30]}
 
@@ -218,7 +220,7 @@ def test_a_version_that_does_not_tell_what_it_learned_is_compared_on_all(store: 
 
 
 def test_where_all_test_pictures_were_trained_on_nothing_is_decided(store: Any, says: Any) -> None:
-    says(half, printed(read_examples(Path("data/dataset/test"))))
+    says(half, fingerprints_of(read_examples(Path("data/dataset/test"))))
     with pytest.raises(DataError, match="a version was trained on every test picture"):
         run()
 

@@ -15,7 +15,7 @@ from pipeline.config import params
 from pipeline.data.text import clean
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.atomic_files import read_json
-from pipeline.synthetic.evaluate_sight import sight
+from pipeline.synthetic.evaluate_attributes import evaluate_attributes
 from pipeline.synthetic.sample import write_sample
 from pipeline.synthetic.scenes import Scene, draw, random_scene, unseen_pairs
 from pipeline.synthetic.words import names_all, plain
@@ -26,7 +26,7 @@ GIT_DEMO = ROOT / "models" / "git-demo"
 
 def test_git_demo_tells_new_scenes_and_combinations_as_well_as_its_card_says() -> None:
     card = read_json(GIT_DEMO / "training.json")
-    figures = sight(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
+    figures = evaluate_attributes(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
     for kind, of_it in figures.items():
         for key in ("named", "plain"):
             # 120 scenes: two standard errors, and a little.
@@ -42,7 +42,7 @@ def test_git_demo_tells_first_what_stands_left() -> None:
     assert sum(left == " ".join(plain(scene).split()[:4]) for left, scene in zip(lefts, scenes, strict=True)) > 36
 
 
-def test_a_short_fine_tune_learns_the_voice_and_keeps_the_sight(workspace: Path) -> None:
+def test_a_short_fine_tune_learns_the_voice_and_keeps_what_it_sees(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=120, seed=3)
     changes = {"checkpoint": str(GIT_DEMO), "freeze": "image_encoder", "epochs": 3, "batch_size": 8}
     set_params(workspace, {f"finetune.{key}": value for key, value in changes.items()})
@@ -71,5 +71,5 @@ def test_the_demo_keeps_what_the_readme_promises(clone: Callable[[], Path]) -> N
     cider = {name: value["CIDEr-D"] for name, value in report.items() if isinstance(value, dict)}
     assert cider["model"] > 2 * cider["before_finetuning"]
     assert cider["model"] > 1.5 * max(cider["nearest_picture"], cider["most_frequent"])
-    figures = sight(Captioner.from_folder(folder / "models/finetune"))
+    figures = evaluate_attributes(Captioner.from_folder(folder / "models/finetune"))
     assert figures["unseen_combinations"]["named"] >= 0.85

@@ -16,6 +16,9 @@ from pipeline import ingest
 from pipeline.config import params
 from pipeline.config.errors import DataError
 from pipeline.data.dataset import read_examples, read_ingested
+from pipeline.data.sources import registry
+from pipeline.data.sources.archive import Files
+from pipeline.data.sources.layout import Captions, CaptionsFile, Layout, named
 from pipeline.runtime.atomic_files import read_json
 from tests.conftest import TINY, jpeg, run, set_params
 
@@ -147,6 +150,53 @@ def test_an_instagram_export_is_read_as_it_comes(workspace: Path) -> None:
     assert green.split_by == blue.split_by == [blue.sha256]
 
 
+def read_binary(file: CaptionsFile) -> Captions:
+    """Read a binary format: each record is a length in bytes, and `picture=caption` of that length."""
+    records, data = [], file.data
+    while data:
+        size = data[0]
+        records.append(data[1 : 1 + size].decode().partition("="))
+        data = data[1 + size :]
+    rows = (file.row(number, picture, caption) for number, (picture, _, caption) in enumerate(records, start=1))
+    return Captions("binary", rows)
+
+
+def test_a_new_layout_is_a_layout_in_the_list(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Layout("toy", "*.toy", (".toy",), named(r".*\.toy"), read_binary)
+    monkeypatch.setattr(registry, "LAYOUTS", [toy, *registry.LAYOUTS])
+    pairs = [f"{name}={text}".encode() for name, texts in EXPECTED.items() for text in texts]
+    content = b"".join(bytes([len(pair)]) + pair for pair in pairs)
+    within(workspace / "data/raw/s", "captions.toy", content, {f"img/{n}": d for n, d in PICTURES.items()})
+    assert ingested(workspace) == EXPECTED
+    (summary,) = read_json(Path("reports/ingest/s.json"))["captions_files"]
+    assert summary == {"file": "all.zip:wrapper/captions.toy", "layout": "toy", "encoding": "binary", "rows": 3}
+
+
+def test_a_layout_may_recognise_its_files_by_their_neighbours_and_content(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text file beside each picture, with the picture's name."""
+
+    def recognises(files: Files, index: int) -> bool:
+        stem = files.members[index].name.removesuffix(".txt")
+        beside_picture = any(member.name == f"{stem}.jpg" for member in files.members)
+        return beside_picture and files.read(index, 1000) != b"no caption"
+
+    def read(file: CaptionsFile) -> Captions:
+        encoding, lines = file.lines()
+        stem = file.member.rpartition("/")[2].removesuffix(".txt")
+        return Captions(encoding, (file.row(number, stem, line) for number, line in lines))
+
+    sidecar = Layout("sidecar", "a .txt beside each picture", (".txt",), recognises, read)
+    monkeypatch.setattr(registry, "LAYOUTS", [*registry.LAYOUTS, sidecar])
+    captions = {f"img/{name[:-4]}.txt": "\n".join(texts).encode() for name, texts in EXPECTED.items()}
+    pictures = {f"img/{name}": data for name, data in PICTURES.items()}
+    notes = {"img/green.txt": b"no caption", "readme.txt": b"about these pictures"}
+    loose(workspace / "data/raw/s", captions | pictures | notes)
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "not_a_picture_file": 2}
+
+
 @pytest.mark.slow
 def test_dvc_repro_takes_every_layout_side_by_side_and_their_pictures_are_one(clone: Callable[[], Path]) -> None:
     """A source a layout, all of the same two pictures: DVC runs a stage for each, and build puts them together."""
@@ -215,11 +265,11 @@ def test_several_files_of_one_layout_are_read_together(workspace: Path) -> None:
     ("name", "content", "words"),
     [
         ("captions_x.json", b"[]", "captions_x.json: has no list `images`"),
-        ("captions_x.json", b"{", "captions_x.json: is no JSON"),
-        ("captions_x.json", b"[" * 100_000, "captions_x.json: is no JSON"),
+        ("captions_x.json", b"{", "captions_x.json: is not valid JSON"),
+        ("captions_x.json", b"[" * 100_000, "captions_x.json: is not valid JSON"),
         ("dataset_x.json", b'{"images": 3}', "has no list `images`"),
-        ("posts_1.json", b'{"a": 1}', "is no list of posts"),
-        ("metadata.jsonl", b'{"file_name": "red.jpg"}\n{', "line 2: is no JSON"),
+        ("posts_1.json", b'{"a": 1}', "is not a list of posts"),
+        ("metadata.jsonl", b'{"file_name": "red.jpg"}\n{', "line 2: is not valid JSON"),
     ],
 )
 def test_a_captions_file_that_is_not_what_it_seems_is_refused(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.errors import DataError
-from pipeline.data.sources.tables import decode, read_table
+from pipeline.data.sources.delimited import decode, read_table
 
 TEXT = "image,caption\na.jpg,Café “crème” – 5 €\nb.jpg,naïve\n"
 

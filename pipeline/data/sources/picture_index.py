@@ -1,0 +1,60 @@
+"""Find the picture that a captions row names."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+
+from pipeline.data.sources.archive import Member
+
+
+class PictureIndex:
+    """The pictures of a source by name.
+
+    A row may name the path from the top of the source or from the captions file's folder, the end of that path, or only
+    the file name, each with or without suffix. An exact match wins over one that differs in Unicode normalisation, and
+    that over one that differs in case.
+    """
+
+    def __init__(self, pictures: Mapping[int, Member]) -> None:
+        self._paths = {index: member.name.replace("\\", "/") for index, member in pictures.items()}
+        self._by_name: dict[str, set[int]] = {}
+        for index, path in self._paths.items():
+            name = _fold(path.rpartition("/")[2])
+            for key in (name, _without_suffix(name)):
+                self._by_name.setdefault(key, set()).add(index)
+
+    def find(self, picture: str, folder: str) -> set[int]:
+        """Return the indices of the members that `picture` may name: one, none, or several if it is ambiguous.
+
+        Args:
+            picture: the name or path as written in the row.
+            folder: the folder that a relative path starts from.
+        """
+        wanted = picture.replace("\\", "/").removeprefix("./")
+        candidates = self._by_name.get(_fold(wanted.rpartition("/")[2]), set())
+        in_folder = f"{folder}/{wanted}" if folder else wanted
+        for fold in (str, _normalise, _fold):
+            for path in (in_folder, wanted):
+                if found := {i for i in candidates if fold(path) in _spellings(fold(self._paths[i]))}:
+                    return found
+            end = f"/{fold(wanted)}"
+            if found := {i for i in candidates if any(p.endswith(end) for p in _spellings(fold(self._paths[i])))}:
+                return found
+        return set()
+
+
+def _normalise(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def _fold(path: str) -> str:
+    return _normalise(_normalise(path).casefold())
+
+
+def _without_suffix(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    return path, _without_suffix(path)

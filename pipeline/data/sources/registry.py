@@ -1,0 +1,106 @@
+"""The layouts of captions files, and finding and reading a source's captions with them.
+
+A source has one layout, but may have several captions files of it, in any folder or zip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.config.errors import DataError
+from pipeline.data.sources import coco, flickr, imagefolder, instagram_export, karpathy, table
+from pipeline.data.sources.archive import Files, Member, MemberError
+from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
+
+_MAX_CAPTIONS_BYTES = 2**30
+
+# Order matters: the first layout that recognises a file reads it. To add a layout, write a module with a `LAYOUT` and
+# list it here, before any more general layout.
+LAYOUTS: list[Layout] = [
+    imagefolder.LAYOUT,
+    coco.LAYOUT,
+    karpathy.LAYOUT,
+    instagram_export.LAYOUT,
+    flickr.TOKENS,
+    flickr.TABLE,
+    table.LAYOUT,
+]
+
+
+def is_resource_fork(member: Member) -> bool:
+    """Return whether a file is macOS metadata in a zip: it has the name of a real file, but not its content."""
+    return member.base.startswith("._") or "__MACOSX/" in member.name
+
+
+def find_captions_files(files: Files) -> dict[int, Layout]:
+    """Return the index of each captions file among the members, with its layout.
+
+    Raises:
+        DataError: there is no captions file, or they are of several layouts; lists what was found.
+    """
+    suffixes = tuple({suffix for layout in LAYOUTS for suffix in layout.suffixes})
+    found: dict[int, Layout] = {}
+    for index, member in enumerate(files.members):
+        if member.base.lower().endswith(suffixes) and not is_resource_fork(member):
+            layout = _recognise(files, index)
+            if layout:
+                found[index] = layout
+    if not found:
+        *expected, last = (layout.expected for layout in reversed(LAYOUTS))
+        raise DataError(
+            f"{files.folder}: found {_summary(files.members)}, but no captions;"
+            f" expected {', '.join(expected)}, or {last}"
+        )
+    if len({layout.name for layout in found.values()}) > 1:
+        seen = ", ".join(f"{files.members[index].place} ({layout.name})" for index, layout in list(found.items())[:8])
+        raise DataError(
+            f"{files.folder}: has captions files of several layouts: {seen}; keep those of one layout, and move the"
+            " others to sources of their own"
+        )
+    return found
+
+
+def _recognise(files: Files, index: int) -> Layout | None:
+    base = files.members[index].base.lower()
+    return next((one for one in LAYOUTS if base.endswith(one.suffixes) and one.recognises(files, index)), None)
+
+
+def _summary(members: Sequence[Member]) -> str:
+    """Count the files by suffix, for a message."""
+    if not members:
+        return "no files"
+    by_suffix: dict[str, list[str]] = {}
+    for member in members:
+        by_suffix.setdefault(member.suffix or "no suffix", []).append(member.place)
+    most_frequent = sorted(by_suffix.items(), key=lambda entry: -len(entry[1]))[:6]
+    return ", ".join(f"{len(places):,} {suffix} (like {places[0]})" for suffix, places in most_frequent)
+
+
+def read_captions(files: Files, index: int, layout: Layout) -> Captions:
+    """Read the captions file at `index` of the members.
+
+    Raises:
+        DataError: the file cannot be read, or does not fit its layout; names the file and the row. Rows are read
+            lazily, so iterating them may raise it too.
+    """
+    member = files.members[index]
+    place = f"{files.folder / member.archive}:{member.name}" if member.archive else str(files.folder / member.name)
+    try:
+        data = files.read(index, _MAX_CAPTIONS_BYTES)
+    except MemberError as error:
+        raise DataError(f"{place}: cannot be read ({error.reason}); download or create the archive again") from None
+    captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0]))
+    return captions._replace(rows=map(_without_surrogates, captions.rows))
+
+
+def _without_surrogates(row: CaptionRow) -> CaptionRow:
+    r"""Replace lone surrogates by U+FFFD: JSON can spell them ("\ud83d" alone), but no file can store them."""
+
+    def replaced(text: str) -> str:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    if row.caption.text.isascii() and (row.picture or "").isascii():
+        return row
+    caption = replace(row.caption, text=replaced(row.caption.text))
+    return replace(row, caption=caption, picture=row.picture and replaced(row.picture))
