@@ -1,7 +1,7 @@
-"""Folders that are whole, and can be told from those that are not.
+"""Folders with checksums: an incomplete or damaged folder is always recognised.
 
-A folder is written beside its place, flushed to the disk, sealed by a list of its files with their hashes, and
-only then renamed into place. Whatever is cut off, lost or changed later, the seal tells.
+A folder is written beside its target, flushed to disk, given a list of its files with their hashes, and only then
+renamed to its target.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of
 
-SEAL = "seal.json"
+CHECKSUMS = "checksums.json"
 
 
 @contextmanager
-def sealing(folder: Path) -> Iterator[Path]:
-    """Give a place to fill with files; once the block has ended well it is sealed, and stands at `folder`.
+def checksummed_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill with files; when the block succeeds, add the checksums and rename it to `folder`.
 
-    A block that fails leaves nothing. `folder` must not be there yet.
+    If the block fails, nothing is left. `folder` must not exist.
     """
     place = folder.parent / f".{folder.name}{PARTIAL}"
     remove(place)
@@ -30,9 +30,9 @@ def sealing(folder: Path) -> Iterator[Path]:
         yield place
         for file in _files(place):
             _flush(file)
-        seal = place / SEAL
-        seal.write_text(json.dumps(_contents(place), indent=1), encoding="utf-8")
-        _flush(seal)
+        checksums = place / CHECKSUMS
+        checksums.write_text(json.dumps(_contents(place), indent=1), encoding="utf-8")
+        _flush(checksums)
         for below in [place, *(path for path in place.rglob("*") if path.is_dir())]:
             _flush(below)
         place.rename(folder)
@@ -41,26 +41,26 @@ def sealing(folder: Path) -> Iterator[Path]:
         remove(place)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder has its seal, and the files that the seal lists, each byte as it was, and no others."""
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder has exactly the files that its checksums list, each with the same bytes."""
     try:
-        listed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         return bool(listed == _contents(folder))
     except (OSError, ValueError):
         return False
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """The hash of every file."""
+    """Return the hash of every file."""
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

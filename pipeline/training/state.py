@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.runtime.atomic_files import PARTIAL, remove
-from pipeline.runtime.checksummed import is_whole, sealing
+from pipeline.runtime.checksummed import checksummed_folder, is_intact
 from pipeline.training.history import EpochMetrics
 
 _KEPT = 2  # if the newest is damaged, the one before it is used
@@ -48,7 +48,7 @@ class StateStore:
 
     def newest(self) -> Path | None:
         """Return the newest undamaged state, or None."""
-        return next((folder for folder in self._folders() if is_whole(folder)), None)
+        return next((folder for folder in self._folders() if is_intact(folder)), None)
 
     def roll_back_to(self, state: Path | None) -> list[Path]:
         """Restore the best checkpoint as it was at a state; remove later states and return their folders."""
@@ -76,7 +76,7 @@ class StateStore:
         if folder.exists():
             return
         self._check_room(size)
-        with sealing(folder) as place:
+        with checksummed_folder(folder) as place:
             fill(place)
             if self.best.exists():
                 # A copy, not a link: damage to one file must not affect both states.

@@ -7,7 +7,6 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,11 +20,11 @@ from pipeline import build, finetune, ingest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
+from pipeline.data.dataset import read_examples
 from pipeline.models import factory
 from pipeline.models.base import CaptionModel, Checkpoint, Decoding
 from pipeline.models.captioner import Captioner
 from pipeline.models.wordpiece import train_wordpiece
-from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
 from pipeline.training.history import read_history
 from tests.conftest import set_params
@@ -146,7 +145,8 @@ def toy(workspace: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     build.run(params.load(), Namespace())
     torch.manual_seed(0)
     sizes = params.load().finetune.scratch
-    factory.scratch(sizes, ["a red boat", "two blue dogs #sunset"], 40, model_type="toy").save(workspace / "base")
+    captions = [caption for example in read_examples(Path("data/dataset/train")) for caption in example.captions]
+    factory.scratch(sizes, captions, 40, model_type="toy").save(workspace / "base")
     set_params(workspace, {"finetune.checkpoint": "base", "finetune.learning_rate": 0.02, "finetune.epochs": 3})
     return workspace
 
@@ -161,8 +161,7 @@ def test_a_toy_architecture_trains_on_cached_features_captions_and_ranks(toy: Pa
         set_params(toy, {"finetune.freeze": "image_encoder", "runtime.feature_cache_gb": gigabytes})
         finetune.run(params.load(), Namespace())
         trained.append(weights("models/finetune"))
-    # TODO: GIT passes this bit for bit (tests/test_finetune.py); the toy differs by up to 5e-7, cause unknown.
-    assert all(torch.allclose(trained[0][name], trained[1][name], atol=1e-5) for name in trained[0])
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     assert Toy.checked >= 2
     (rows,) = Path(".work/features").glob("*.rows")
     assert rows.stat().st_size % (CELLS * WIDTH * 4) == 0
@@ -194,7 +193,12 @@ def test_what_an_architecture_lacks_is_reported_by_its_param(toy: Path) -> None:
         finetune.run(params.load(), Namespace())
 
 
-def test_a_folder_is_saved_and_loaded_unchanged(toy: Path) -> None:
-    loaded: Any = factory.load(Path("base"))
-    loaded.save(Path("again"))
-    assert sha256_of(*sorted(Path("again").glob("*.*"))) == sha256_of(*sorted(Path("base").glob("*.*")))
+def test_a_checkpoint_is_unchanged_after_loading_and_saving(toy: Path) -> None:
+    factory.load(Path("base")).save(Path("again"))
+    # transformers 5 notes in this file where a tokenizer was loaded from.
+    written, first = (json.loads(Path(name, "tokenizer_config.json").read_text()) for name in ("again", "base"))
+    assert written == {**first, "is_local": True, "local_files_only": False}
+    names = {path.name for path in Path("base").iterdir()}
+    assert names == {path.name for path in Path("again").iterdir()}
+    for name in names - {"tokenizer_config.json"}:
+        assert Path("again", name).read_bytes() == Path("base", name).read_bytes(), name

@@ -23,7 +23,7 @@ from pipeline.config.errors import ConfigError
 from pipeline.models.git.checkpoint import GitCheckpoint
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import sha256_of
-from pipeline.runtime.checksummed import SEAL, is_whole, sealing
+from pipeline.runtime.checksummed import CHECKSUMS, checksummed_folder, is_intact
 from pipeline.synthetic.sample import write_sample
 from pipeline.training import session
 from pipeline.training.optimization import CaptionLoss
@@ -144,32 +144,32 @@ def test_a_crash_while_a_state_is_written_costs_one_step(built: Path, uninterrup
         with pytest.raises(OSError, match="No space left"):
             train()
     assert [path.name for path in states(built)] == ["step-000000003", "step-000000004"]
-    assert all(is_whole(path) for path in states(built))
+    assert all(is_intact(path) for path in states(built))
     train()
     assert "resumes from step 4 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
-                                  "best/model.safetensors", SEAL])  # fmt: skip
+                                  "best/model.safetensors", CHECKSUMS])  # fmt: skip
 @pytest.mark.parametrize("damage", ["flip", "lose"])
 def test_a_damaged_state_is_not_used_and_the_one_before_it_is(
     tmp_path_factory: pytest.TempPathFactory, name: str, damage: str
 ) -> None:
     folder = tmp_path_factory.mktemp("states") / "step-1"
-    with sealing(folder) as place:
+    with checksummed_folder(folder) as place:
         for file in ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
                      "best/model.safetensors"):  # fmt: skip
             (place / file).parent.mkdir(exist_ok=True)
             (place / file).write_bytes(random.Random(0).randbytes(1000))
-    assert is_whole(folder)
+    assert is_intact(folder)
     if damage == "lose":
         (folder / name).unlink()
     else:
         content = bytearray((folder / name).read_bytes())
         content[random.Random(name).randrange(len(content))] ^= 1 << random.Random(name).randrange(8)
         (folder / name).write_bytes(content)
-    assert not is_whole(folder)
+    assert not is_intact(folder)
 
 
 def test_the_state_before_a_damaged_one_is_taken(built: Path, uninterrupted: str, capsys: Any) -> None:
@@ -330,7 +330,7 @@ def test_a_full_disk_ends_it_in_a_line_and_the_last_state_is_whole(built: Path, 
         assert "the disk is full at .work/training/" in done.stderr.splitlines()[-1]
         kept = states(built)
         assert kept
-        assert all(is_whole(path) for path in kept)
+        assert all(is_intact(path) for path in kept)
         (small / "room").unlink(missing_ok=True)
         subprocess.run(["mount", "-o", "remount,size=64M", small], check=True)
         again = run(built, sys.executable, "-m", "pipeline.finetune")
