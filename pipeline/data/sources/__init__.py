@@ -1,1 +1,1 @@
-"""Reading what people bring: archives, tables, and the layouts of captions files."""
+"""Read raw sources: archives, delimited text, and one module per layout of captions files."""

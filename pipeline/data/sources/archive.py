@@ -1,4 +1,7 @@
-"""The one door to what people bring: names and bytes out of a folder and its zips, nothing ever unpacked to disk."""
+"""Read the files of a source's folder and of the zips in it, without unpacking anything to disk.
+
+No other module reads raw archives. Zip bombs, path traversal, links and damaged files are detected here.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,20 @@ from pathlib import Path
 
 from pipeline.config.errors import DataError
 
-# A zip's list of files is read into memory whole, by the size that the zip claims for it: so much is read at most.
-_MOST_DIRECTORY_BYTES = 2**28
-_MOST_FILES = 2_000_000
-# Photos hardly shrink in a zip. What swells this much is no archive of photos, but made to fill a disk.
-_MOST_SWELLING = 200
-_SWELLING_BYTES = 2**24  # of one file; smaller ones may swell as they like: a white drawing does
-_TOTAL_SWELLING = 100
-_TOTAL_BYTES = 2**30  # of one zip, beside `_TOTAL_SWELLING` times its size
+# The list of files in a zip is read into memory at once, with the size that the zip states; this is the limit.
+_MAX_DIRECTORY_BYTES = 2**28
+_MAX_FILES = 2_000_000
+# Photos hardly compress. A compression ratio as high as this is a zip bomb.
+_MAX_RATIO = 200
+_RATIO_FREE_BYTES = 2**24  # files up to this size may have any ratio, as a white drawing does
+_MAX_TOTAL_RATIO = 100
+_TOTAL_FREE_BYTES = 2**30  # what a zip may unpack to in addition to `_MAX_TOTAL_RATIO` times its size
 _CHUNK = 2**20
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
-# What the readers of zip and its compressions were seen to raise on damaged bytes.
+# What `zipfile` and its decompressors raise on damaged data (found by fuzzing).
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(UnicodeDecodeError, ValueError, NotImplementedError, RuntimeError, OverflowError),
@@ -40,7 +43,7 @@ _DAMAGED = (
 
 
 class MemberError(Exception):
-    """One file can't be read; `reason` is the code that the account uses."""
+    """A file cannot be read; `reason` is a code of `audit.FILE_REASONS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -52,10 +55,10 @@ class Member:
     """A file of a source.
 
     Attributes:
-        name: its path within the zip, or within the source's folder, with `/` between folders.
-        archive: the path of its zip within the source's folder; "" for a file that lies beside the zips.
-        refused: why it is not read, as the account names it: `unsafe_path`, `link`, `duplicate_name`,
-            `encrypted`, `nested_archive`; None where nothing speaks against it.
+        name: path within the zip, or within the source's folder, with `/` between folders.
+        archive: path of the zip within the source's folder; "" for a file outside zips.
+        refused: the reason why it is not read (`unsafe_path`, `link`, `duplicate_name`, `encrypted`,
+            `nested_archive`); None if it can be read.
     """
 
     name: str
@@ -69,17 +72,22 @@ class Member:
 
     @property
     def suffix(self) -> str:
-        """What its name ends in, in small letters: ".jpg"; "" for none."""
+        """The suffix of the name in lower case: ".jpg"; "" if there is none."""
         return suffix(self.name)
 
     @property
     def place(self) -> str:
-        """Where it is: `images.zip:img/1.jpg`, or `img/1.jpg` for a file beside the zips."""
+        """The location: `images.zip:img/1.jpg`, or `img/1.jpg` for a file outside zips."""
         return f"{self.archive}:{self.name}" if self.archive else self.name
 
 
 class Files:
-    """All files of a source's folder and of the zips in it; `open_files` makes one. Threads may share it."""
+    """All files of a source's folder and of the zips in it, created by `open_files`. Threads may share it.
+
+    Attributes:
+        folder: the source's folder.
+        members: the files.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,20 +107,20 @@ class Files:
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
         last = {info.filename: place for place, info in enumerate(infos)}
         for place, info in enumerate(infos):
-            # Of two files of one name the later is what a person sees who unpacks the archive.
+            # If two files have the same name, unpacking the archive leaves the later one.
             refused = "duplicate_name" if last[info.filename] != place else _refused(info)
             self.members.append(Member(_printable(info.filename.replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
     def read(self, index: int, limit: int) -> bytes:
-        """The bytes of the file at `index` of `members`.
+        """Return the bytes of the file at `index` of `members`.
 
-        Hardly more than `limit` bytes are ever unpacked, whatever the header claims.
+        No more than about `limit` bytes are unpacked, whatever the header states.
 
         Raises:
-            MemberError: the member's own `refused`; `too_many_bytes`; `bomb` (it swells far more than a picture
-                does); or `damaged` (wrong checksum, cut off, or an unknown compression).
-            DataError: what was read of its zip altogether is far more than the zip holds: a bomb of many files.
+            MemberError: with the reason of the member's `refused`, `too_many_bytes`, `bomb` (implausible compression
+                ratio), or `damaged` (wrong checksum, truncated, or unknown compression).
+            DataError: its zip as a whole unpacks to implausibly many bytes.
         """
         refused = self.members[index].refused
         if refused:
@@ -126,7 +134,7 @@ class Files:
                 assert info is not None
                 data = opened.read(info, limit)
         except (OSError, *_DAMAGED) as error:
-            if _is_of_the_disk(error):  # no good picture may be set aside because a disk failed
+            if _is_disk_error(error):  # a failing disk must not set aside intact pictures
                 raise
             raise MemberError("damaged") from error
         if len(data) > limit:
@@ -135,18 +143,18 @@ class Files:
 
 
 class _Zip:
-    """An opened zip, and how much was unpacked of it so far."""
+    """An open zip, and how many bytes may still be unpacked from it."""
 
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.file = file
         self._path = path
-        self._budget = _TOTAL_BYTES + _TOTAL_SWELLING * path.stat().st_size
+        self._budget = _TOTAL_FREE_BYTES + _MAX_TOTAL_RATIO * path.stat().st_size
         self._lock = threading.Lock()
 
     def read(self, info: zipfile.ZipInfo, limit: int) -> bytes:
-        # Sizes are counted as they come out: a bomb's header need not tell the truth. Only `compress_size` does, for
-        # no more than that is taken in.
-        bound = max(_SWELLING_BYTES, _MOST_SWELLING * info.compress_size)
+        # Bytes are counted while unpacking, because the header of a bomb may lie about `file_size`. It cannot lie about
+        # `compress_size`, because no more than that is read.
+        bound = max(_RATIO_FREE_BYTES, _MAX_RATIO * info.compress_size)
         pieces, size = [], 0
         with self.file.open(info) as stream:
             while size <= limit and (piece := stream.read(min(_CHUNK, limit + 1 - size))):
@@ -162,18 +170,18 @@ class _Zip:
             self._budget -= size
             if self._budget < 0:
                 raise DataError(
-                    f"{self._path}: unpacks to over {_TOTAL_SWELLING} times its size, as no archive of pictures does;"
-                    " bring the pictures in a zip made in the common way"
+                    f"{self._path}: unpacks to over {_MAX_TOTAL_RATIO} times its size, which looks like a zip bomb;"
+                    " create the zip again from the pictures"
                 )
 
 
 @contextmanager
 def open_files(folder: Path) -> Iterator[Files]:
-    """Open all that lies in a source's folder, and what is in its zips, for reading; links are not followed.
+    """Open all files of a source's folder and of the zips in it for reading; links are not followed.
 
     Raises:
-        DataError: there is no such folder; a zip in it is none, is cut off (the list of a zip's files stands at
-            its end), or lists more files than any archive of pictures.
+        DataError: the folder does not exist; a zip is not a zip, is cut off (its list of files is at the end), or
+            lists too many files.
     """
     if not folder.is_dir():
         raise DataError(
@@ -197,10 +205,10 @@ class _TooManyFilesError(Exception):
 
 
 class _Reader(io.BufferedReader):
-    """A zip's file, of which no list of files is read that is larger than any archive of pictures has."""
+    """The file of a zip; raises an error instead of reading an implausibly long list of files into memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MOST_DIRECTORY_BYTES:
+        if size is not None and size > _MAX_DIRECTORY_BYTES:
             raise _TooManyFilesError
         return super().read(size)
 
@@ -210,18 +218,16 @@ def _open_zip(path: Path) -> Iterator[_Zip]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(zipfile.ZipFile(stack.enter_context(_Reader(io.FileIO(path)))))
-            if len(file.infolist()) > _MOST_FILES:
+            if len(file.infolist()) > _MAX_FILES:
                 raise _TooManyFilesError
         except _TooManyFilesError:
-            raise DataError(
-                f"{path}: lists over {_MOST_FILES:,} files; bring the pictures in several smaller zips"
-            ) from None
+            raise DataError(f"{path}: lists over {_MAX_FILES:,} files; split it into several smaller zips") from None
         except (OSError, *_DAMAGED) as error:
-            if _is_of_the_disk(error):
+            if _is_disk_error(error):
                 raise
             raise DataError(
                 f"{path}: is not a zip archive, or was cut off ({path.stat().st_size:,} bytes found);"
-                " download or make it again"
+                " download or create it again"
             ) from None
         yield _Zip(path, file)
 
@@ -238,7 +244,7 @@ def _refused(info: zipfile.ZipInfo) -> str | None:
 
 
 def suffix(name: str) -> str:
-    """What a file's name ends in, in small letters, as `pathlib` has it, of whose paths a million take seconds.
+    """Return the suffix of a file name in lower case, like `pathlib`, which takes seconds for a million paths.
 
     >>> suffix("img/one.JPG"), suffix("..jpg"), suffix(".jpg"), suffix("img.d/one")
     ('.jpg', '.jpg', '', '')
@@ -249,10 +255,10 @@ def suffix(name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that any table, page and terminal can show: no line ends or other controls, no halves of letters."""
+    """Replace control characters and lone surrogates, so that tables, pages and terminals can show the name."""
     return _CONTROLS.sub("\ufffd", name.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether it is the file system that failed; damaged offsets make `zipfile` seek where no file goes (EINVAL)."""
+def _is_disk_error(error: Exception) -> bool:
+    """Return whether the file system failed. (Damaged offsets make `zipfile` seek out of range: EINVAL.)"""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)

@@ -1,4 +1,4 @@
-"""Tables of captions: bytes in any of the usual encodings -> rows of fields, by any of the usual delimiters."""
+"""Decode text files, and parse delimited text (CSV, TSV) with a picture column and a caption column."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PICTURE_COLUMNS = ("image", "image file", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "captions", "text")
 _HINT = "name the columns `image` and `caption`"
 
-csv.field_size_limit(2**30)  # a caption is a field, however long somebody made it
+csv.field_size_limit(2**30)  # captions may be of any length
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Table:
     """A table of captions.
 
     Attributes:
-        encoding: as Python names it.
+        encoding: Python's name of it.
         delimiter: `comma`, `semicolon` or `tab`.
-        rows: of each its number (the header is row 1) and its picture and caption; None for both where it has
-            fewer or more fields than the first row.
+        rows: for each row its number (the header is row 1), and its picture and caption; None instead of both if it
+            has fewer or more fields than the first row.
     """
 
     encoding: str
@@ -35,25 +35,25 @@ class Table:
 
 
 def decode(data: bytes, place: str) -> tuple[str, str]:
-    """Text out of UTF-8 (with or without a mark), UTF-16 with its mark, or cp1252 (old Excel); and which it was.
+    """Decode UTF-8 (with or without BOM), UTF-16 with BOM, or cp1252 (old Excel); return the text and the encoding.
 
     Raises:
-        DataError: it is none of these, or UTF-8 that was damaged; names the line.
+        DataError: the file has another encoding, or is damaged UTF-8; names the line.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             return data.decode("utf-16"), "utf-16"
         except UnicodeDecodeError as error:
             raise DataError(f"{place}: is cut off or damaged UTF-16 (byte {error.start:,}); save it as UTF-8") from None
-    marked = data.startswith(codecs.BOM_UTF8)
+    has_bom = data.startswith(codecs.BOM_UTF8)
     try:
-        return data.decode("utf-8-sig"), "utf-8-sig" if marked else "utf-8"
+        return data.decode("utf-8-sig"), "utf-8-sig" if has_bom else "utf-8"
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-    # Whole UTF-8 letters beside the broken ones: that is damaged UTF-8. To read it as cp1252 would garble all of them.
-    letters = [c for c in data.decode("utf-8", "replace") if c > "\x7f"]
-    broken = letters.count("\ufffd")
-    if not marked and b"\0" not in data and len(letters) - broken <= broken // 4:
+    # A file with valid non-ASCII UTF-8 characters beside invalid ones is damaged UTF-8; as cp1252 all would be garbled.
+    non_ascii = [c for c in data.decode("utf-8", "replace") if c > "\x7f"]
+    broken = non_ascii.count("\ufffd")
+    if not has_bom and b"\0" not in data and len(non_ascii) - broken <= broken // 4:
         try:
             return data.decode("cp1252"), "cp1252"
         except UnicodeDecodeError:
@@ -62,36 +62,36 @@ def decode(data: bytes, place: str) -> tuple[str, str]:
 
 
 def read_table(data: bytes, place: str) -> Table:
-    """Read a table of captions: its header says which columns, and with which delimiter.
+    """Parse a table of captions; its header determines the columns and the delimiter.
 
-    Without a header, as Kaggle's second Instagram CSV comes, it must have a number, a picture and a caption.
-    Lines may end in LF or CRLF, and quoted captions may hold line breaks.
+    A table without a header, like Kaggle's second Instagram CSV, must have three columns: number, picture, caption.
+    Lines end in LF or CRLF, and quoted captions may contain line breaks.
 
     Args:
         data: the file's bytes.
         place: the file's path, for messages.
 
     Raises:
-        DataError: it can't be decoded, has no rows, or lacks a column; names the row.
+        DataError: the file cannot be decoded, has no rows, or lacks a column; names the row.
     """
     text, encoding = decode(data, place)
     seen: list[str] = []
     broken = None
-    for delimiter, called in _DELIMITERS.items():
+    for delimiter, name in _DELIMITERS.items():
         try:
             _, fields = next(_records(text, delimiter, place), (0, []))
-        except DataError as error:  # quotes that only make sense with another delimiter
+        except DataError as error:  # quotes that are only valid with another delimiter
             broken = error
             continue
         columns = _columns(fields)
         headerless = len(fields) == 3 and fields[0].strip().isdigit() and bool(fields[1].strip())
         if columns or headerless:
-            return Table(encoding, called, _rows(text, delimiter, place, columns))
+            return Table(encoding, name, _rows(text, delimiter, place, columns))
         seen = max(seen, fields, key=len)
     if broken and not seen:
         raise broken
     if not seen:
-        raise DataError(f"{place}: has no rows; {_HINT} and add a row for each caption")
+        raise DataError(f"{place}: has no rows; {_HINT}, and add a row for each caption")
     raise DataError(f"{place}: row 1: found the columns {', '.join(seen[:8])}; {_HINT}")
 
 
@@ -116,10 +116,10 @@ def _records(text: str, delimiter: str, place: str) -> Iterator[tuple[int, list[
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         for number, fields in enumerate(reader, start=1):
-            if any(field.strip() for field in fields):  # a blank line is no row
+            if any(field.strip() for field in fields):  # blank lines are skipped
                 yield number, fields
     except csv.Error as error:
-        raise DataError(f"{place}: row {number + 1}: {error}; correct the quotes of that row") from None
+        raise DataError(f"{place}: row {number + 1}: {error}; fix the quotes in that row") from None
 
 
 def _columns(header: list[str]) -> tuple[int, int] | None:

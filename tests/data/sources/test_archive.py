@@ -22,7 +22,7 @@ def put(folder: Path, files: dict[str, bytes], name: str = "a.zip", method: int 
 
 
 def outcome(folder: Path, limit: int = 10**9) -> dict[str, bytes | str]:
-    """Of each file its bytes, or the reason why it can't be read."""
+    """Return each file's bytes, or the reason why it cannot be read."""
     found: dict[str, bytes | str] = {}
     with open_files(folder) as files:
         for index, member in enumerate(files.members):
@@ -105,7 +105,7 @@ def test_a_bomb_is_stopped_while_it_unpacks_whatever_its_header_says(tmp_path: P
 
 
 def test_many_files_that_swell_together_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_TOTAL_BYTES", 20_000_000)
+    monkeypatch.setattr(archive, "_TOTAL_FREE_BYTES", 20_000_000)
     folder = put(tmp_path / "s", {f"{k}.bmp": bytes(10_000_000) for k in range(9)})
     with pytest.raises(DataError, match=r"s/a\.zip: unpacks to over 100 times its size"):
         outcome(folder)
@@ -113,11 +113,11 @@ def test_many_files_that_swell_together_stop_the_run(tmp_path: Path, monkeypatch
 
 def test_a_list_of_too_many_files_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = put(tmp_path / "s", {f"{k:0100}.jpg": b"" for k in range(1000)})
-    monkeypatch.setattr(archive, "_MOST_FILES", 999)
+    monkeypatch.setattr(archive, "_MAX_FILES", 999)
     with pytest.raises(DataError, match="lists over 999 files"):
         outcome(folder)
-    monkeypatch.setattr(archive, "_MOST_FILES", 1000)
-    monkeypatch.setattr(archive, "_MOST_DIRECTORY_BYTES", 140_000)
+    monkeypatch.setattr(archive, "_MAX_FILES", 1000)
+    monkeypatch.setattr(archive, "_MAX_DIRECTORY_BYTES", 140_000)
     with pytest.raises(DataError, match="lists over 1,000 files"):
         outcome(folder)
 
