@@ -1,8 +1,8 @@
-"""Ingest and build, beside the notebook's way and beside themselves: of more pictures, and again a week later.
+"""Speed of ingest and build: against a notebook's unpack-and-resize loop, with new posts, and with many pictures.
 
-The environment variable IMAGE_CAPTIONING_ARCHIVE may name a zip of 3,200 or more photos; without it, one is made of
-noise pictures of an Instagram photo's size. Where the zip has 30,000 or more, memory and cost at full size
-are measured too (a quarter of an hour on two cores).
+The environment variable IMAGE_CAPTIONING_ARCHIVE may name a zip of 3,200 or more photos; without it, noise pictures of
+an Instagram photo's size are generated. If the zip has 30,000 photos or more, memory and the cost per picture at full
+size are measured too (15 minutes on two cores).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from benchmarks.overhead import ENVIRONMENT, NEW, ROOT, command
 
 ARCHIVE = "IMAGE_CAPTIONING_ARCHIVE"
 FEW, SMALL, LARGE = 2_000, 3_000, 30_000
-WEEK = 100  # posts that are new
+WEEK = 100  # new posts
 RUNS = 3
 
 
 def figures() -> list[Figure]:
-    """The figures that the archive at hand is large enough for."""
+    """Return the figures that the archive is large enough for."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as temporary:
         folder = Path(temporary)
-        archive = Path(os.environ[ARCHIVE]) if ARCHIVE in os.environ else _drawn(folder / "drawn.zip", SMALL + 2 * WEEK)
+        archive = Path(os.environ[ARCHIVE]) if ARCHIVE in os.environ else _noise(folder / "noise.zip", SMALL + 2 * WEEK)
         posts = _posts(archive)
         found = [_beside_the_notebook(archive, posts[:FEW], folder), *_a_week_later(archive, posts, folder)]
         if len(posts) >= LARGE:
@@ -51,7 +51,7 @@ def _posts(archive: Path) -> list[str]:
 
 
 def _part(archive: Path, posts: Sequence[str], out: Path) -> Path:
-    """An archive with some of the posts, each with a caption."""
+    """Write an archive with some of the posts, each with a caption."""
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = io.StringIO(newline="")
     csv.writer(rows).writerows([["image", "caption"], *([name, f"post {k}"] for k, name in enumerate(posts))])
@@ -62,8 +62,8 @@ def _part(archive: Path, posts: Sequence[str], out: Path) -> Path:
     return out
 
 
-def _drawn(out: Path, posts: int) -> Path:
-    """An archive of as many JPEGs of 1080 x 1350 pixels: coarse noise, of a photo's size in bytes."""
+def _noise(out: Path, posts: int) -> Path:
+    """Write an archive of JPEGs of 1080 x 1350 pixels: coarse noise with a file size like a photo's."""
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as file:
         for k in range(posts):
@@ -75,7 +75,7 @@ def _drawn(out: Path, posts: int) -> Path:
 
 
 def _workspace(folder: Path, sources: Sequence[str]) -> Path:
-    """A copy of the repository with these sources, none of which is there yet."""
+    """Create a copy of the repository with these sources in its params, but without their data."""
     folder.mkdir(parents=True)
     ignore = shutil.ignore_patterns("__pycache__")
     for path in ("pipeline", "models/git-demo", "data/excluded"):
@@ -93,7 +93,7 @@ def _use(folder: Path, sources: Sequence[str]) -> None:
 
 
 def _stages(folder: Path, *names: str) -> int:
-    """Run stages as DVC would, without DVC; returns the memory of the largest process, in KiB."""
+    """Run stages without DVC; return the peak memory of the largest process, in KiB."""
     largest = 0
     for name in names:
         with subprocess.Popen(
@@ -107,7 +107,7 @@ def _stages(folder: Path, *names: str) -> int:
 
 
 def _beside_the_notebook(archive: Path, posts: Sequence[str], folder: Path) -> Figure:
-    """The same pictures, unpacked and reduced one at a time; ours also checks, hashes, and writes them."""
+    """Compare with unpacking and resizing pictures one at a time; ours also checks, hashes and writes them."""
     here = _workspace(folder / "few", ["a"])
     part = _part(archive, posts, here / "data/raw/a/a.zip")
 
@@ -138,8 +138,8 @@ def _beside_the_notebook(archive: Path, posts: Sequence[str], folder: Path) -> F
 
 
 def _a_week_later(archive: Path, posts: Sequence[str], folder: Path) -> list[Figure]:
-    """`dvc repro build` the first time, beside that of the archive grown by 100 posts, and of 100 posts beside it."""
-    # Start-up weighs more the fewer there are, so at full size it is measured at full size, once.
+    """Compare the first `dvc repro build` with one after 100 posts are added to the archive, and in a second source."""
+    # Start-up time matters more for few pictures, so a full-size archive is measured at full size, once.
     count, runs = (len(posts) - 2 * WEEK, 1) if len(posts) >= LARGE else (SMALL, RUNS)
     before, after = posts[:count], posts[: count + WEEK]
     first, grown, beside = [], [], []
@@ -179,7 +179,7 @@ def _add(folder: Path, source: str) -> None:
 
 
 def _full_size(archive: Path, posts: Sequence[str], folder: Path) -> list[Figure]:
-    """Memory of the largest process, and cost a picture beside that of 3,000; once, for it takes long."""
+    """Measure peak memory, and the cost per picture against that of 3,000 pictures; once, because it takes long."""
     costs, memory = [], 0
     for name, chosen in (("small", posts[:SMALL]), ("full", posts)):
         here = _workspace(folder / f"size {name}", ["a"])

@@ -1,6 +1,6 @@
-"""How DVC and the file system cope with pictures in a few zip shards, beside a folder of small files.
+"""Speed of DVC and of random reads with pictures in a few zip shards, against a folder of small files.
 
-20,000 files of 40 kB by default, as `ingest` makes them; IMAGE_CAPTIONING_PICTURES sets another number.
+20,000 files of 40 kB by default, which is the size that `ingest` writes; IMAGE_CAPTIONING_PICTURES sets another number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STAGE = "stages:\n  use:\n    cmd: cp -r pictures used\n    deps: [pictures]\n  
 
 
 def figures() -> list[Figure]:
-    """`dvc add`, `dvc status`, `dvc repro` of a stage that copies the pictures, and random reads."""
+    """Measure `dvc add`, `dvc status`, `dvc repro` of a stage that copies the pictures, and random reads."""
     with tempfile.TemporaryDirectory() as temporary:
         files, shards = (_repository(Path(temporary) / name) for name in ("files", "shards"))
         noise = random.Random(0).randbytes(SIZE)
@@ -46,7 +46,7 @@ def figures() -> list[Figure]:
                 lambda: [reader.read(name) for name in chosen],
             )
         )
-        # Once each: what DVC has hashed it does not hash again.
+        # Once each, because DVC does not hash a file twice.
         return [_figure(what, seconds(a), seconds(b)) for what, a, b in works]
 
 

@@ -36,8 +36,8 @@ def build_from(*sources: str) -> dict:
     return read_json(Path("reports/build.json"))
 
 
-def account_holds(report: dict) -> None:
-    """What came in with the raw data is kept or stands in reports/set_aside.csv, each one."""
+def check_audit(report: dict) -> None:
+    """Check that all raw pictures and captions are kept or listed in reports/set_aside.csv."""
     aside = list(read_set_aside(Path("reports/set_aside.csv")))
     for kind, key in (("file", "pictures"), ("row", "captions")):
         account = report[key]
@@ -53,10 +53,10 @@ def splits() -> dict[str, str]:
     return {e.sha256: split for split in SPLITS for e in read_examples(Path("data/dataset") / split)}
 
 
-def test_every_picture_and_caption_is_accounted_for_from_the_raw_data_on(workspace: Path) -> None:
+def test_every_raw_picture_and_caption_is_accounted_for(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     report = build_from("sample")
-    account_holds(report)
+    check_audit(report)
     assert report["pictures"]["in"] == 66
     assert report["captions"]["set_aside"]["same_caption"] == 1
 
@@ -68,7 +68,7 @@ faults = st.sampled_from(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(faults, max_size=30), st.lists(faults, max_size=10))
-def test_whatever_is_wrong_with_the_sources_the_account_holds(
+def test_the_audit_adds_up_whatever_is_wrong_with_the_sources(
     workspace: Path, bring: Callable[..., Path], one: list[str], two: list[str]
 ) -> None:
     shutil.rmtree(workspace / "data", ignore_errors=True)
@@ -87,12 +87,10 @@ def test_whatever_is_wrong_with_the_sources_the_account_holds(
         rows += [[f"more {k}.jpg", "more of it"] for k in range(40)]
         bring(name, files, rows)
     set_params(workspace, {"build.near_duplicate_bits": 0})
-    account_holds(build_from("one", "two"))
+    check_audit(build_from("one", "two"))
 
 
-def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
-    workspace: Path, bring: Callable[..., Path]
-) -> None:
+def test_captions_are_cleaned_by_the_policy_or_set_aside(workspace: Path, bring: Callable[..., Path]) -> None:
     write_sample(workspace / "data/raw/more", pictures=40, seed=5)
     rows = [["a.jpg", "so good🔥"], ["a.jpg", "so good fire"], ["a.jpg", "one"], ["b.jpg", "@someone ..."]]
     rows += [["a.jpg", f"so {'a,' * 2500}"]]
@@ -101,7 +99,7 @@ def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
     report = build_from("s", "more")
     (example,) = (e for split in SPLITS for e in read_examples(Path("data/dataset") / split) if "s" in e.sources)
     assert example.captions == ["so good fire"]
-    account_holds(report)
+    check_audit(report)
     aside = [item for item in read_set_aside(Path("reports/set_aside.csv")) if item.source == "s"]
     assert sorted(aside, key=lambda item: item.row or 0) == [
         SetAside("file", "s", "images.zip:b.jpg", None, "no_caption_left"),
@@ -113,7 +111,7 @@ def test_captions_are_cleaned_by_the_policy_and_those_that_do_not_fit_set_aside(
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
 
-def test_a_policy_that_leaves_too_little_stops_before_anything_is_changed(workspace: Path) -> None:
+def test_a_policy_that_leaves_too_little_stops_the_run_and_changes_nothing(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
     build_from("sample")
     before = sha256_of(Path("data/dataset"), Path("reports"))
@@ -123,7 +121,7 @@ def test_a_policy_that_leaves_too_little_stops_before_anything_is_changed(worksp
     assert sha256_of(Path("data/dataset"), Path("reports")) == before
 
 
-def test_words_that_the_checkpoint_does_not_know_are_told_with_the_mend(
+def test_unknown_tokens_are_reported_with_the_fix(
     workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo")})
@@ -149,7 +147,7 @@ def photo(seed: int, quality: int = 90, size: tuple[int, int] = (160, 120)) -> b
     return buffer.getvalue()
 
 
-def test_what_is_excluded_is_out_with_all_that_is_like_it_in_every_source(
+def test_excluded_pictures_and_their_near_duplicates_are_left_out_of_every_source(
     workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {f"img/{k}.jpg": photo(k) for k in range(40)} | {"again/cover.jpg": photo(20)}
@@ -168,7 +166,7 @@ def test_what_is_excluded_is_out_with_all_that_is_like_it_in_every_source(
     assert "one 4" in captions
     assert report["excluded"] == dict(zip(entries, [2, 2, 1, 0, 2, 1, 0], strict=True))
     assert report["pictures"]["set_aside"]["excluded"] == 8
-    account_holds(report)
+    check_audit(report)
     said = capsys.readouterr().out
     assert "'lost.jpg' is no folder and matches no picture" in said
     assert "'g/4.jpg'" in said
@@ -177,7 +175,7 @@ def test_what_is_excluded_is_out_with_all_that_is_like_it_in_every_source(
         build_from("one", "two")
 
 
-def test_pictures_of_one_post_are_in_one_split(workspace: Path) -> None:
+def test_pictures_of_a_post_are_in_one_split(workspace: Path) -> None:
     posts = [{"title": f"post {k}", "media": [{"uri": f"media/{k}-{j}.jpg"} for j in range(3)]} for k in range(60)]
     folder = workspace / "data/raw/me"
     (folder / "media").mkdir(parents=True)
@@ -195,7 +193,7 @@ def test_pictures_of_one_post_are_in_one_split(workspace: Path) -> None:
     assert {split for found in where.values() for split in found} == set(SPLITS)
 
 
-def test_more_data_and_another_size_move_no_picture_to_another_split(workspace: Path) -> None:
+def test_more_data_or_another_size_moves_no_picture_to_another_split(workspace: Path) -> None:
     write_sample(workspace / "data/raw/one", pictures=60, seed=3)
     write_sample(workspace / "data/raw/two", pictures=40, seed=4)
     build_from("one")
@@ -207,7 +205,7 @@ def test_more_data_and_another_size_move_no_picture_to_another_split(workspace: 
     assert all(after.get(picture, split) == split for picture, split in before.items())
 
 
-def test_what_a_grown_archive_leaves_as_it_was_is_not_written_again(
+def test_unchanged_shards_of_a_grown_archive_are_not_written_again(
     workspace: Path, bring: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.dataset.SHARD_PICTURES", 10)
@@ -240,7 +238,9 @@ def test_what_a_grown_archive_leaves_as_it_was_is_not_written_again(
         assert "caption " not in lines
 
 
-def test_a_picture_in_two_sources_is_one_with_the_captions_of_both(workspace: Path, bring: Callable[..., Path]) -> None:
+def test_a_picture_in_two_sources_is_merged_with_the_captions_of_both(
+    workspace: Path, bring: Callable[..., Path]
+) -> None:
     write_sample(workspace / "data/raw/more", pictures=40, seed=5)
     bring("one", {"a.jpg": jpeg()}, [["a.jpg", "first"], ["a.jpg", " both\n"]])
     bring("two", {"b.jpg": jpeg()}, [["b.jpg", "both"], ["b.jpg", "second"]])
@@ -252,7 +252,7 @@ def test_a_picture_in_two_sources_is_one_with_the_captions_of_both(workspace: Pa
     assert report["pictures"]["set_aside"]["in_several_sources"] == 1
 
 
-def test_near_duplicates_do_not_stand_in_two_splits(workspace: Path, bring: Callable[..., Path]) -> None:
+def test_near_duplicates_are_never_in_two_splits(workspace: Path, bring: Callable[..., Path]) -> None:
     files, rows = {}, []
     for k in range(30):
         for quality in (60, 90, 95):
@@ -269,7 +269,7 @@ def test_near_duplicates_do_not_stand_in_two_splits(workspace: Path, bring: Call
     assert report["pictures"]["set_aside"]["near_duplicate"] == len(report["near_duplicates"]) > 5
 
 
-def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_sources(workspace: Path) -> None:
+def test_the_order_of_sources_does_not_change_the_data_set(workspace: Path) -> None:
     write_sample(workspace / "data/raw/one", pictures=30, seed=3)
     write_sample(workspace / "data/raw/two", pictures=30, seed=4)
     build_from("one", "two")
@@ -278,7 +278,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_sources(works
     assert sha256_of(Path("data/dataset")) == first
 
 
-def test_too_few_pictures_are_refused_and_leave_the_last_data_set(workspace: Path, bring: Callable[..., Path]) -> None:
+def test_too_few_pictures_are_an_error_and_keep_the_last_data_set(workspace: Path, bring: Callable[..., Path]) -> None:
     write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
     build_from("sample")
     before = sha256_of(Path("data/dataset"), Path("reports/build.json"))
@@ -288,7 +288,7 @@ def test_too_few_pictures_are_refused_and_leave_the_last_data_set(workspace: Pat
     assert sha256_of(Path("data/dataset"), Path("reports/build.json")) == before
 
 
-def test_hugging_face_reads_the_data_set_as_it_stands(
+def test_hugging_face_datasets_reads_the_data_set(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
@@ -309,14 +309,14 @@ def test_hugging_face_reads_the_data_set_as_it_stands(
                 assert np.array_equal(np.asarray(row["image"]), np.asarray(image))
 
 
-def test_lines_are_plain_json_that_a_person_can_read(workspace: Path) -> None:
+def test_lines_are_readable_json(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
     build_from("sample")
     line = json.loads((Path("data/dataset/train/captions.jsonl")).read_text().split("\n")[0])
     assert set(line) == {"file_name", "captions", "sha256", "sources", "origins"}
 
 
-def test_names_that_a_spreadsheet_would_run_are_written_so_that_it_does_not(tmp_path: Path) -> None:
+def test_names_that_a_spreadsheet_would_run_as_formulas_are_escaped(tmp_path: Path) -> None:
     names = ['=HYPERLINK("http://x.org","open").jpg', "+1.jpg", "-1.jpg", "@a.jpg", "'quoted.jpg", "plain.jpg"]
     aside = [SetAside("file", "s", name, None, "damaged") for name in names]
     write_set_aside(tmp_path / "set_aside.csv", aside)
@@ -325,7 +325,7 @@ def test_names_that_a_spreadsheet_would_run_are_written_so_that_it_does_not(tmp_
     assert list(read_set_aside(tmp_path / "set_aside.csv")) == aside
 
 
-def test_of_many_pictures_no_source_comes_first() -> None:
+def test_a_fair_share_prefers_no_source() -> None:
     examples = [Example(f"{k}.jpg", ["x"], f"{(7 * k) % 10}", ["s"], ["o"]) for k in range(10)]
     chosen = fair_share(examples, 3)
     assert {example.sha256 for example in chosen} == {"0", "1", "2"}

@@ -1,4 +1,4 @@
-"""Damaged zips, captions files and pictures: whatever comes, the account holds or one line tells why."""
+"""Fuzzing of zips, captions files and pictures: damage is accounted for, or the source is rejected with one line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipeline.data.audit import read_set_aside
 from pipeline.runtime.atomic_files import read_json
 from tests.conftest import set_params
 
-SECONDS = 20  # more than any of these small sources may take
+SECONDS = 20  # time limit for each of these small sources
 
-# What parsers stumble over, put in at random.
+# Inserted at random; parsers often fail on these.
 TOKENS = [
     *(
         b"\0",
@@ -86,11 +86,11 @@ CAPTIONS = {
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with one to four faults."""
+    """Return the bytes with one to four faults."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(out) + 1)
-        # The end of a zip and the beginning of a picture are where most is decided.
+        # Prefer the end, which lists the files of a zip, and the start, which has the headers of a picture.
         at = rng.choice([at, min(at, 60), max(0, len(out) - rng.randint(0, 200))])
         some = rng.randint(1, 12)
         match rng.randrange(6):
@@ -119,7 +119,7 @@ def zipped(files: dict[str, bytes], rng: random.Random) -> bytes:
 
 
 def make(folder: Path, rng: random.Random) -> None:
-    """A source of one of the layouts, in which one thing is damaged: the zip, the captions, or some pictures."""
+    """Write a source in one of the layouts, with a damaged zip, damaged captions or damaged pictures."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     name = rng.choice(list(CAPTIONS))
@@ -141,10 +141,10 @@ def too_long(signum: int, frame: FrameType | None) -> None:
 
 
 def fuzz(workspace: Path, cases: range) -> tuple[int, int]:
-    """How many of the cases went in, and how many were refused as a whole."""
+    """Return how many of the cases were ingested, and how many were rejected."""
     set_params(workspace, {"ingest.sources": ["s"], "ingest.max_set_aside": 1.0})
     settings = params.load()
-    went_in = refused = 0
+    ingested = rejected = 0
     before = signal.signal(signal.SIGALRM, too_long)
     try:
         for case in cases:
@@ -154,7 +154,7 @@ def fuzz(workspace: Path, cases: range) -> tuple[int, int]:
                 ingest.run(settings, Namespace(source="s"))
             except DataError as error:
                 assert "\n" not in str(error).strip(), f"case {case}"  # noqa: PT017
-                refused += 1
+                rejected += 1
                 continue
             except BaseException as error:
                 raise AssertionError(f"case {case}") from error
@@ -166,28 +166,28 @@ def fuzz(workspace: Path, cases: range) -> tuple[int, int]:
             listed = {kind: sum(item.kind == kind for item in aside) for kind in ("file", "row")}
             assert files["in"] == files["captions_files"] + files["pictures_kept"] + listed["file"], f"case {case}"
             assert rows["in"] == rows["captions_kept"] + listed["row"], f"case {case}"
-            went_in += 1
+            ingested += 1
     finally:
         signal.signal(signal.SIGALRM, before)
-    return went_in, refused
+    return ingested, rejected
 
 
-def test_whatever_is_damaged_the_account_holds_or_one_line_tells_why(workspace: Path) -> None:
-    went_in, refused = fuzz(workspace, range(400))
-    assert went_in > 200
-    assert refused > 40
+def test_damaged_sources_are_accounted_for_or_rejected_with_one_line(workspace: Path) -> None:
+    ingested, rejected = fuzz(workspace, range(400))
+    assert ingested > 200
+    assert rejected > 40
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_thousand_damaged_sources(workspace: Path) -> None:
-    went_in, refused = fuzz(workspace, range(1000, 21_000))
-    assert went_in > 9_000
-    assert refused > 2_000
-    print(f"{went_in:,} went in, {refused:,} were refused")
+def test_twenty_thousand_damaged_sources_are_handled(workspace: Path) -> None:
+    ingested, rejected = fuzz(workspace, range(1000, 21_000))
+    assert ingested > 9_000
+    assert rejected > 2_000
+    print(f"{ingested:,} ingested, {rejected:,} rejected")
 
 
-def test_the_sources_are_good_before_they_are_damaged(workspace: Path, bring: Callable[..., Path]) -> None:
+def test_the_fuzzed_sources_are_valid_before_they_are_damaged(workspace: Path, bring: Callable[..., Path]) -> None:
     set_params(workspace, {"ingest.sources": ["s"]})
     for name, captions in CAPTIONS.items():
         folder = workspace / "data/raw/s"

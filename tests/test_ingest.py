@@ -42,7 +42,7 @@ def aside(name: str) -> list[tuple[str, str, str]]:
         ]
 
 
-def test_the_sample_is_accounted_for_to_the_last_fault(workspace: Path) -> None:
+def test_every_fault_of_the_sample_is_accounted_for(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
     report = ingest_source("sample")
     assert report["files"]["set_aside"] == {
@@ -66,7 +66,7 @@ def test_the_same_sample_gives_the_same_bytes(workspace: Path) -> None:
     assert sha256_of(Path("data"), Path("reports")) == first
 
 
-def test_members_with_the_same_bytes_are_one_picture_with_all_captions(workspace: Path, bring: Bring) -> None:
+def test_files_with_the_same_bytes_become_one_picture_with_all_captions(workspace: Path, bring: Bring) -> None:
     same = jpeg("blue")
     bring("s", {"bare.jpg": same, "a.jpg": same, "b.jpg": same}, [["b.jpg", "from b"], ["a.jpg", "from a"]])
     report = ingest_source("s")
@@ -76,7 +76,7 @@ def test_members_with_the_same_bytes_are_one_picture_with_all_captions(workspace
     assert report["rows"] == {"in": 2, "captions_kept": 2, "set_aside": {}}
 
 
-def test_a_damaged_picture_takes_its_captions_and_its_copies_along(workspace: Path, bring: Bring) -> None:
+def test_a_damaged_picture_is_set_aside_with_its_captions_and_copies(workspace: Path, bring: Bring) -> None:
     cut = jpeg(size=(900, 900))[:3000]
     bring(
         "s",
@@ -96,7 +96,7 @@ def test_a_damaged_picture_takes_its_captions_and_its_copies_along(workspace: Pa
         ("rows", "4 of 7 rows would be set aside (4 picture_missing)"),
     ],
 )
-def test_where_most_is_set_aside_the_run_stops_and_changes_nothing(
+def test_if_too_much_would_be_set_aside_the_run_stops_and_changes_nothing(
     workspace: Path, bring: Bring, lost: str, words: str
 ) -> None:
     bring("s", {"a.jpg": jpeg()}, [["a.jpg", "good"]])
@@ -121,7 +121,7 @@ def test_names_are_found_with_or_without_folder_and_suffix(workspace: Path, brin
     assert ingest_source("s")["rows"]["captions_kept"] == 4
 
 
-def test_the_strangest_names_are_only_names(workspace: Path, bring: Bring) -> None:
+def test_unusual_file_names_are_handled(workspace: Path, bring: Bring) -> None:
     names = [
         "a/..jpg",
         "../climb.jpg",
@@ -142,15 +142,13 @@ def test_the_strangest_names_are_only_names(workspace: Path, bring: Bring) -> No
     assert not (workspace.parent / "climb.jpg").exists()
 
 
-def test_a_name_with_another_folder_is_another_picture(workspace: Path, bring: Bring) -> None:
+def test_a_name_in_another_folder_is_another_picture(workspace: Path, bring: Bring) -> None:
     files = {"train/1.jpg": jpeg("red"), "wrap/img/2.jpg": jpeg("blue")}
     bring("s", files, [["test/1.jpg", "not this one"], ["img/2.jpg", "this one"]])
     assert ingest_source("s")["rows"] == {"in": 2, "captions_kept": 1, "set_aside": {"picture_missing": 1}}
 
 
-def test_a_name_to_the_letter_goes_before_one_that_differs_in_case_and_accents_are_accents(
-    workspace: Path, bring: Bring
-) -> None:
+def test_an_exact_name_wins_over_one_that_differs_in_case_or_composition(workspace: Path, bring: Bring) -> None:
     files = {"IMG.jpg": jpeg("red"), "img.jpg": jpeg("blue"), "cafe\u0301.jpg": jpeg("green")}
     bring("s", files, [["IMG.jpg", "large"], ["img.jpg", "small"], ["caf\u00e9.JPG", "composed"]])
     ingest_source("s")
@@ -159,13 +157,13 @@ def test_a_name_to_the_letter_goes_before_one_that_differs_in_case_and_accents_a
     assert found["images.zip:IMG.jpg"] == "large"
 
 
-def test_a_caption_with_a_comma_and_no_quotes_is_not_cut_silently(workspace: Path, bring: Bring) -> None:
+def test_an_unquoted_caption_with_a_comma_is_not_truncated_silently(workspace: Path, bring: Bring) -> None:
     rows = [["a.jpg", "A dog", " a cat"], ["a.jpg", "fine", "", ""]]
     bring("s", {"a.jpg": jpeg()}, rows)
     assert ingest_source("s")["rows"] == {"in": 2, "captions_kept": 1, "set_aside": {"malformed": 1}}
 
 
-def test_a_source_that_params_do_not_name_is_refused_and_nothing_is_touched(workspace: Path, bring: Bring) -> None:
+def test_a_source_that_is_not_in_params_is_rejected_and_nothing_is_changed(workspace: Path, bring: Bring) -> None:
     folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
     before = sha256_of(folder)
     for name in ("../raw/s", "s/", "other"):
@@ -175,8 +173,8 @@ def test_a_source_that_params_do_not_name_is_refused_and_nothing_is_touched(work
     assert sha256_of(folder) == before
 
 
-def test_damaged_zips_are_told_or_set_aside_but_never_crash(workspace: Path, bring: Bring) -> None:
-    """Bytes changed at random, most of them where a zip keeps its names, flags and sizes."""
+def test_damaged_zips_are_errors_or_set_aside_but_never_crash(workspace: Path, bring: Bring) -> None:
+    """Random bytes are changed, most of them in the list of files with its flags and sizes."""
     set_params(workspace, {"ingest.sources": ["s"]})
     folder = bring("s", {"a.jpg": jpeg("red"), "né.jpg": jpeg("blue")}, [["a.jpg", "x"], ["né.jpg", "y"]])
     good = (folder / "images.zip").read_bytes()
@@ -202,7 +200,7 @@ def test_an_ambiguous_name_is_set_aside(workspace: Path, bring: Bring) -> None:
     assert ("file", "images.zip:b/x.jpg", "no_caption") in aside("s")
 
 
-def test_pictures_are_reduced_upright_rgb_and_without_metadata(workspace: Path, bring: Bring) -> None:
+def test_pictures_are_reduced_upright_and_rgb_without_metadata(workspace: Path, bring: Bring) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     exif[0x010F] = "a camera that nobody needs to know"
@@ -220,7 +218,7 @@ def test_pictures_are_reduced_upright_rgb_and_without_metadata(workspace: Path, 
         assert image.mode == "RGB"
 
 
-def test_too_many_pixels_are_refused_by_the_header(workspace: Path, bring: Bring) -> None:
+def test_too_many_pixels_are_rejected_by_the_header(workspace: Path, bring: Bring) -> None:
     huge = bytearray(jpeg())
     place = huge.index(b"\xff\xc0") + 5
     huge[place : place + 4] = struct.pack(">HH", 60_000, 60_000)  # claims 3.6 gigapixels
@@ -236,7 +234,7 @@ def test_a_wrong_checksum_is_set_aside(workspace: Path, bring: Bring) -> None:
     assert ingest_source("s")["files"]["set_aside"] == {"damaged": 1}
 
 
-def test_captions_of_strange_people_come_through(workspace: Path, bring: Bring) -> None:
+def test_unusual_captions_are_kept(workspace: Path, bring: Bring) -> None:
     rows = [
         ["a.jpg", "line\nbreak, and a comma"],
         ["a.jpg", 'a "quoted" 🐕‍🦺'],
@@ -257,7 +255,7 @@ def test_captions_of_strange_people_come_through(workspace: Path, bring: Bring) 
         ({}, [["a.jpg", "x"]], ["no picture with a caption"]),
     ],
 )
-def test_a_source_with_nothing_to_use_is_refused(
+def test_a_source_without_usable_pictures_is_rejected(
     workspace: Path, bring: Bring, files: dict[str, bytes], rows: list[list[str]] | None, words: list[str]
 ) -> None:
     bring("s", files, rows)
@@ -267,7 +265,7 @@ def test_a_source_with_nothing_to_use_is_refused(
         assert word in str(caught.value)
 
 
-def test_bad_input_is_one_line_with_65_and_leaves_the_last_good_run(workspace: Path, bring: Bring) -> None:
+def test_bad_input_exits_with_65_and_one_line_and_keeps_the_last_good_run(workspace: Path, bring: Bring) -> None:
     folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
     ingest_source("s")
     before = sha256_of(Path("data/ingest"), Path("reports"))
@@ -296,14 +294,14 @@ def test_bad_input_is_one_line_with_65_and_leaves_the_last_good_run(workspace: P
     assert "data/raw/nowhere: not found" in missing.stderr
 
 
-def test_files_that_fit_two_layouts_are_listed(workspace: Path, bring: Bring) -> None:
+def test_captions_files_of_two_layouts_are_listed(workspace: Path, bring: Bring) -> None:
     folder = bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
     (folder / "metadata.jsonl").write_text("")
     with pytest.raises(DataError, match=r"several layouts: captions\.csv \(table\), metadata\.jsonl \(imagefolder\)"):
         ingest_source("s")
 
 
-def test_pictures_of_the_last_run_are_found_again_and_not_decoded(
+def test_pictures_of_the_last_run_are_reused_without_decoding(
     workspace: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {f"{k}.jpg": jpeg("red", (40 + k, 30)) for k in range(6)}
@@ -347,7 +345,7 @@ def kaggle(folder: Path, wrapper: str = "") -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["", "instagram/"])
-def test_kaggles_archive_goes_in_as_it_is(workspace: Path, wrapper: str) -> None:
+def test_kaggles_instagram_archive_is_read_unchanged(workspace: Path, wrapper: str) -> None:
     kaggle(workspace / "data/raw/kaggle", wrapper)
     report = ingest_source("kaggle")
     assert report["rows"] == {"in": 4, "captions_kept": 2, "set_aside": {"empty": 1, "picture_missing": 1}}
@@ -356,14 +354,14 @@ def test_kaggles_archive_goes_in_as_it_is(workspace: Path, wrapper: str) -> None
     assert captions[f"archive.zip:{wrapper}instagram_data2/img2"] == "two\nlines #tag"
 
 
-def test_flickr8k_goes_in_as_kaggle_has_it(workspace: Path, bring: Bring) -> None:
+def test_flickr8k_from_kaggle_is_read_unchanged(workspace: Path, bring: Bring) -> None:
     rows = [["1_a.jpg", f"Caption {k} ."] for k in range(5)]
     bring("f", {"Images/1_a.jpg": jpeg()}, rows, table="captions.txt")
     assert ingest_source("f")["rows"]["captions_kept"] == 5
 
 
 @pytest.mark.real
-def test_real_flickr8k_is_ingested_whole(workspace: Path) -> None:
+def test_real_flickr8k_is_ingested_completely(workspace: Path) -> None:
     folder = workspace / "data/raw/flickr"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(SHARED / "flickr8k_500")
@@ -374,7 +372,7 @@ def test_real_flickr8k_is_ingested_whole(workspace: Path) -> None:
     assert max(sizes) == 256
 
 
-def test_every_reason_has_its_words_and_every_word_its_reason() -> None:
+def test_every_described_reason_is_used() -> None:
     files = ["ingest.py", "build.py", "data/sources/archive.py", "data/images.py"]
     source = "".join((ROOT / "pipeline" / file).read_text() for file in files)
     for reason in FILE_REASONS | ROW_REASONS:
@@ -389,8 +387,8 @@ def test_ingest_image_size_is_a_param(workspace: Path, bring: Bring) -> None:
     assert (record.width, record.height) == (96, 64)
 
 
-def test_a_full_disk_is_told_and_leaves_the_last_good_run(workspace: Path, tmp_path: Path) -> None:
-    """On a real file system of 2 MB, which only root may mount."""
+def test_a_full_disk_is_an_error_and_keeps_the_last_good_run(workspace: Path, tmp_path: Path) -> None:
+    """Uses a real file system of 2 MB, which only root may mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = run(tmp_path, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk))

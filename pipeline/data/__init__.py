@@ -1,1 +1,1 @@
-"""From a stranger's archive to checked pictures, clean captions and a stable split."""
+"""Turn raw archives into checked pictures, clean captions and stable splits."""

@@ -30,11 +30,11 @@ def middle(data: bytes) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_every_kind_is_read(kind: str) -> None:
+def test_every_format_is_read(kind: str) -> None:
     assert np.allclose(middle(encoded(Image.new("RGB", (20, 20), (200, 40, 40)), kind)), (200, 40, 40), atol=6)
 
 
-def test_modes_become_rgb_as_a_person_sees_them() -> None:
+def test_every_mode_is_converted_to_rgb() -> None:
     assert middle(encoded(Image.new("L", (8, 8), 100), "PNG")) == (100, 100, 100)
     assert middle(encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG")) == (255, 255, 255)
     assert middle(encoded(Image.new("LA", (8, 8), (0, 0)), "PNG")) == (255, 255, 255)
@@ -46,14 +46,14 @@ def test_modes_become_rgb_as_a_person_sees_them() -> None:
     assert middle(encoded(sixteen, "PNG")) == (90, 90, 90)
 
 
-def test_of_several_frames_the_first_counts() -> None:
+def test_the_first_of_several_frames_is_used() -> None:
     red, blue = (Image.new("RGB", (20, 20), colour) for colour in ((250, 10, 10), (10, 10, 250)))
     for kind in ("GIF", "WEBP", "TIFF", "MPO"):  # MPO: a JPEG of several pictures, as phones write it
         animated = encoded(red, kind, save_all=True, append_images=[blue])
         assert np.allclose(middle(animated), (250, 10, 10), atol=8), kind
 
 
-def test_the_smallest_picture_and_a_transparent_palette_go_in() -> None:
+def test_the_smallest_picture_and_a_transparent_palette_are_read() -> None:
     made = normalise(encoded(Image.new("RGB", (1, 1), "red"), "PNG"), 64, LIMIT)
     assert (made.width, made.height) == (1, 1)
     assert len(made.thumbnail) == 192
@@ -81,7 +81,7 @@ def test_orientation_is_applied() -> None:
         (encoded(Image.new("RGB", (1, 51)), "PNG"), "extreme_shape"),
     ],
 )
-def test_what_can_not_be_used_has_its_reason(data: bytes, reason: str) -> None:
+def test_an_unusable_picture_has_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(PictureError) as caught:
         decode(data, LIMIT)
     assert caught.value.reason == reason
@@ -90,8 +90,8 @@ def test_what_can_not_be_used_has_its_reason(data: bytes, reason: str) -> None:
 @pytest.mark.parametrize(
     ("tag", "value"), [(0x0128, "inches"), (0x0100, "wide"), (0x0103, b"jpeg"), (0x0131, IFDRational(1, 3))]
 )
-def test_a_tag_of_an_odd_type_beside_the_orientation_is_no_damage(tag: int, value: object) -> None:
-    """`exif_transpose` writes all tags anew, and fails on such a one."""
+def test_an_exif_tag_of_an_unusual_type_is_not_treated_as_damage(tag: int, value: object) -> None:
+    """`exif_transpose` rewrites all tags, and fails on such a tag."""
     halves = Image.new("RGB", (40, 20), "red")
     halves.paste("blue", (0, 0, 20, 20))
     kinds = {str: 2, bytes: 7, IFDRational: 5}
@@ -106,7 +106,7 @@ def test_a_tag_of_an_odd_type_beside_the_orientation_is_no_damage(tag: int, valu
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+def test_every_orientation_is_applied_like_pillow_does(orientation: int) -> None:
     image = Image.effect_noise((48, 32), 80).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -115,13 +115,13 @@ def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> Non
     assert decode(data, LIMIT).tobytes() == turned.convert("RGB").tobytes()
 
 
-def test_the_users_limit_counts_and_not_pillows() -> None:
+def test_the_users_pixel_limit_applies_instead_of_pillows() -> None:
     data = encoded(Image.new("1", (20_000, 10_000)), "PNG")
     with pytest.raises(PictureError, match="has 20000 x 10000 pixels, more than the 199,999,999 allowed"):
         decode(data, 199_999_999)
 
 
-def test_damaged_exif_is_no_crash() -> None:
+def test_damaged_exif_does_not_crash() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     good = encoded(Image.new("RGB", (40, 20), "red"), "JPEG", exif=exif)
@@ -135,7 +135,7 @@ def test_damaged_exif_is_no_crash() -> None:
             decode(bytes(data), LIMIT)
 
 
-def test_nothing_of_the_originals_metadata_is_kept() -> None:
+def test_no_metadata_of_the_original_is_kept() -> None:
     data = encoded(Image.new("RGB", (40, 40), "red"), "JPEG", comment=b"shot at 52.1N 4.3E", icc_profile=b"profile")
     assert b"52.1N" in data
     stored = normalise(data, 256, LIMIT).jpeg
@@ -143,7 +143,7 @@ def test_nothing_of_the_originals_metadata_is_kept() -> None:
     assert b"profile" not in stored
 
 
-def test_scaled_decoding_can_not_be_seen() -> None:
+def test_decoding_at_a_reduced_size_makes_no_visible_difference() -> None:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (12, 15, 3), dtype=np.uint8)).resize(
         (1500, 1200), Image.Resampling.BICUBIC
@@ -161,7 +161,7 @@ def test_a_picture_is_never_enlarged_and_extreme_shapes_survive() -> None:
     assert (long.width, long.height) == (2133, 256)
 
 
-def test_the_same_picture_saved_again_looks_the_same_to_the_hashes() -> None:
+def test_a_picture_that_is_saved_again_has_a_similar_fingerprint() -> None:
     rng = np.random.default_rng(1)
     original = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize(
         (600, 480), Image.Resampling.BICUBIC
@@ -173,8 +173,8 @@ def test_the_same_picture_saved_again_looks_the_same_to_the_hashes() -> None:
 
 
 @pytest.mark.real
-def test_real_photos_saved_smaller_look_the_same_to_the_hashes() -> None:
-    """A hash of a picture that was reduced by a whole number first misses one in 150 of these."""
+def test_real_photos_that_are_saved_smaller_have_similar_fingerprints() -> None:
+    """A hash of a picture that is first reduced by an integer factor misses one in 150 of these."""
     with zipfile.ZipFile(SHARED / "flickr8k_500" / "Images.zip") as archive:
         photos = [archive.read(name) for name in archive.namelist() if name.endswith(".jpg")][:150]
     for data in photos:

@@ -36,7 +36,7 @@ def test_bands_find_the_same_first_near_duplicate_as_comparing_all_pairs(
     assert found == expected
 
 
-def test_another_colour_is_another_picture() -> None:
+def test_pictures_that_differ_in_colour_are_no_near_duplicates() -> None:
     thumbnails = np.zeros((3, 192), dtype=np.uint8)
     thumbnails[1, 0] = 20
     thumbnails[2, 0] = 41

@@ -62,7 +62,7 @@ def render(
 
 
 class Elements(HTMLParser):
-    """What a browser makes of a page: its elements with their attributes, and its text, a piece each."""
+    """A parsed page: its elements with their attributes, and its pieces of text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -81,26 +81,26 @@ class Elements(HTMLParser):
 
 
 def section(html: str, name: str) -> list[str]:
-    """The text of the part of the page that has this heading."""
+    """Return the text of the section with this heading."""
     (part,) = re.findall(rf'<h2 id="{name}">(.*?)(?=<h2 |\Z)', html, flags=re.S)
     return Elements(part).text
 
 
 def bars(html: str) -> dict[str, int]:
-    """The histogram: how many captions each bar stands for."""
+    """Return the number of captions of each bar of the histogram."""
     found = re.findall(r"<title>(\S+) words: ([\d,]+) captions</title>", html)
     return {words: int(captions.replace(",", "")) for words, captions in found}
 
 
 def counted(html: str, name: str) -> dict[str, int]:
-    """What a list of the most frequent tells."""
+    """Return the counts in a list of the most frequent words or emoji."""
     found = re.findall(
         r'<span dir="auto">([^<]*)</span><span>([\d,]+)</span>', html.split(f'id="{name}"')[1].split("<h2")[0]
     )
     return {unescape(text): int(count.replace(",", "")) for text, count in found}
 
 
-def test_nothing_that_strangers_wrote_can_become_part_of_the_page() -> None:
+def test_all_untrusted_text_is_escaped() -> None:
     names = ("caption", "source", "origin", "file", "before", "after", "checkpoint", "token", "entry")
     hostile = {name: f'{name}<script>alert(1)</script>"><img src=x onerror=y>' for name in names}
     one = Example("a.jpg", [hostile["caption"]], "0" * 64, [hostile["source"]], [hostile["origin"]])
@@ -125,7 +125,7 @@ def test_nothing_that_strangers_wrote_can_become_part_of_the_page() -> None:
         assert hostile[name] in " ".join(elements.text)
 
 
-def test_the_page_loads_nothing_from_anywhere() -> None:
+def test_the_page_loads_nothing_from_elsewhere() -> None:
     html = render(example("a", "x https://example.org/1.png"), near=((example("b", "y"), example("a", "x")),))
     elements = Elements(html)
     assert len(elements.pictures()) == 3
@@ -137,18 +137,18 @@ def test_the_page_loads_nothing_from_anywhere() -> None:
     assert not re.search(r"url\(|@import", html)
 
 
-def test_the_examples_in_docstrings_are_true() -> None:
+def test_the_examples_in_docstrings_are_correct() -> None:
     found = doctest.testmod(data_page)
     assert found.attempted
     assert not found.failed
 
 
-def test_links_lead_to_the_parts_of_the_page() -> None:
+def test_links_lead_to_the_sections() -> None:
     html = render(example("a", "x"))
     assert re.findall(r'<a href="#(\w+)">', html) == re.findall(r'<h2 id="(\w+)">', html)
 
 
-def test_one_picture_and_nothing_set_aside_make_a_page() -> None:
+def test_a_page_of_one_picture_with_nothing_set_aside() -> None:
     html = render(example("a", "a red square"))
     assert section(html, "pictures")[2:] == ["train", "s: i.zip:a", "a red square"]
     assert bars(html) == {"3": 1}
@@ -156,12 +156,12 @@ def test_one_picture_and_nothing_set_aside_make_a_page() -> None:
     assert section(html, "near")[1].startswith("No picture has a near-duplicate")
 
 
-def test_the_head_counts_what_came_in_is_kept_and_set_aside() -> None:
+def test_the_first_table_counts_total_kept_and_set_aside() -> None:
     text = Elements(render(example("a", "x"), example("b", "x"), test=(example("c", "x"),))).text
     assert text[text.index("pictures") :][:6] == ["pictures", "1,234", "2", "0", "1", "7"]
 
 
-def test_the_pictures_are_a_selection_over_the_whole_data_set_and_only_they_are_read() -> None:
+def test_the_sample_covers_the_whole_data_set_and_only_its_pictures_are_read() -> None:
     examples = [example(str(k), f"caption of {k}") for k in range(2000)]
     read: Counter[str] = Counter()
 
@@ -176,13 +176,13 @@ def test_the_pictures_are_a_selection_over_the_whole_data_set_and_only_they_are_
     assert 8 <= html.count('<span class="split">test</span>') <= 22
 
 
-def test_the_page_does_not_depend_on_the_order_in_which_things_came() -> None:
+def test_the_page_does_not_depend_on_the_order_of_its_input() -> None:
     examples = [example(str(k), f"word{k % 50} 🔥" if k % 2 else f"word{k % 50} 🌊") for k in range(200)]
     shuffled = random.Random(1).sample(examples, len(examples))
     assert render(*examples) == render(*shuffled)
 
 
-def test_long_captions_and_many_captions_are_cut() -> None:
+def test_long_and_many_captions_are_truncated() -> None:
     many = [f"caption number {k}" for k in range(5000)]
     html = render(example("a", *many), example("b", "y" * 300))
     assert "and 4,994 more" in html
@@ -192,7 +192,7 @@ def test_long_captions_and_many_captions_are_cut() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[1], [7], [3, 9], range(1, 30), [1, 100], range(1, 2000, 7), [5000, 2]])
-def test_every_caption_is_in_the_one_bar_of_its_length(lengths: list[int]) -> None:
+def test_every_caption_is_counted_in_the_bar_of_its_length(lengths: list[int]) -> None:
     shown = bars(render(*(example(str(k), "word " * k) for k in lengths)))
     ends = [[int(end) for end in words.split("–")] for words in shown]
     assert len(shown) <= 61
@@ -200,7 +200,7 @@ def test_every_caption_is_in_the_one_bar_of_its_length(lengths: list[int]) -> No
     assert sum(shown.values()) == len(lengths)
 
 
-def test_a_histogram_of_few_lengths_has_a_bar_a_length_with_its_number_below() -> None:
+def test_a_histogram_of_few_lengths_has_a_labelled_bar_per_length() -> None:
     html = render(*(example(str(k), "word " * k) for k in (2, 4, 4, 5)))
     assert bars(html) == {"2": 1, "3": 0, "4": 2, "5": 1}
     assert re.findall(r'text-anchor="middle">(\d+)<', html) == ["2", "3", "4", "5"]
@@ -208,7 +208,7 @@ def test_a_histogram_of_few_lengths_has_a_bar_a_length_with_its_number_below() -
 
 
 @pytest.mark.parametrize("many", [1, 5, 60, 1000])
-def test_labels_below_the_bars_are_never_too_many_to_be_read(many: int) -> None:
+def test_the_histogram_has_few_enough_labels_to_read(many: int) -> None:
     html = render(*(example(str(k), "word " * (k + 1)) for k in range(many)))
     assert 1 <= len(re.findall(r'text-anchor="middle">', html)) <= 15
 
@@ -219,20 +219,20 @@ def test_words_are_counted_without_case_punctuation_and_function_words() -> None
     assert {"the", "and", "a", "it's"} <= set(section(html, "words")[-1].split(", "))
 
 
-def test_only_the_most_frequent_words_are_shown_and_all_function_words_leave_none() -> None:
+def test_only_the_most_frequent_words_are_shown() -> None:
     html = render(*(example(str(k), " ".join(f"word{j}" for j in range(k + 1))) for k in range(40)))
     assert list(counted(html, "words").items()) == [(f"word{k}", 40 - k) for k in range(30)]
     assert counted(render(example("a", "this is it")), "words") == {}
 
 
-def test_emoji_are_counted_with_their_names_whatever_the_skin_and_not_as_words() -> None:
+def test_emoji_are_counted_by_name_without_skin_tone_and_not_as_words() -> None:
     html = render(example("a", "so 👍 👍🏽 👍🏽 ❤ ❤️ ❤️ ❤️ love", "🔥!! 🇮🇳"))
     assert counted(html, "emoji") == {"❤️ red heart": 4, "👍🏽 thumbs up": 3, "🇮🇳 India": 1, "🔥 fire": 1}
     assert counted(html, "words") == {"love": 1}
     assert "contain no emoji" in section(render(example("a", "no such thing")), "emoji")[1]
 
 
-def test_each_reason_stands_with_its_words_and_a_few_places() -> None:
+def test_each_reason_has_a_description_and_a_few_places() -> None:
     files = [SetAside("file", "one", f"a.zip:{k}.jpg", None, "damaged") for k in range(1200)]
     rows = [
         SetAside("row", "two", "c.csv", 5, "empty"),
@@ -246,14 +246,14 @@ def test_each_reason_stands_with_its_words_and_a_few_places() -> None:
                          ROW_REASONS["empty"], "empty", "1", "two: c.csv, row 5"]  # fmt: skip
 
 
-def test_every_reason_that_there_is_has_a_place_on_the_page() -> None:
+def test_the_page_can_show_every_reason() -> None:
     aside = [SetAside("file", "s", "f", None, code) for code in FILE_REASONS]
     aside += [SetAside("row", "s", "f", 2, code) for code in ROW_REASONS]
     text = section(render(example("a", "x"), aside=tuple(aside)), "aside")
     assert set(text) >= {*FILE_REASONS.values(), *ROW_REASONS.values()}
 
 
-def test_near_duplicates_stand_beside_the_picture_that_they_are_near_to() -> None:
+def test_near_duplicates_are_shown_beside_their_matches() -> None:
     kept = [example(f"kept {k}", "x") for k in range(40)]
     near = tuple((example(f"out {k}", "x"), one) for k, one in enumerate(kept))
     html = render(example("a", "x"), test=tuple(kept), near=near)
@@ -267,7 +267,7 @@ def test_near_duplicates_stand_beside_the_picture_that_they_are_near_to() -> Non
         assert out.replace("out", "kept") == place
 
 
-def test_captions_before_and_after_stand_side_by_side() -> None:
+def test_captions_before_and_after_cleaning_are_shown_side_by_side() -> None:
     pairs = [{"before": f"before {k}", "after": "" if k == 0 else f"after {k}"} for k in range(20)]
     text = section(render(example("a", "x"), captions_changed={"count": 1500, "examples": pairs}), "changed")
     assert text[1].startswith("10 of 1,500 captions")
@@ -276,7 +276,7 @@ def test_captions_before_and_after_stand_side_by_side() -> None:
     ]
 
 
-def test_unknown_tokens_are_told_where_the_checkpoint_is_known() -> None:
+def test_unknown_tokens_are_shown_if_there_is_a_tokenizer() -> None:
     told = {"checkpoint": "some/model", "share": 0.0375, "unknown": 30, "tokens": 800, "most_frequent": {"🧿": 29}}
     html = render(example("a", "x"), unknown_tokens=told)
     assert "3.75 % of the caption tokens (30 of 800) are unknown to some/model" in re.sub(r"\s+", " ", html)
@@ -286,7 +286,7 @@ def test_unknown_tokens_are_told_where_the_checkpoint_is_known() -> None:
     assert section(render(example("a", "x")), "unknown")[1].startswith("Not available")
 
 
-def test_a_page_of_as_many_and_as_busy_pictures_as_it_takes_is_not_large() -> None:
+def test_a_page_with_the_most_and_largest_pictures_stays_small() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     busy = Image.fromarray(noise).resize((256, 256))
     busy.save(buffer := io.BytesIO(), "JPEG", quality=95)
@@ -297,14 +297,14 @@ def test_a_page_of_as_many_and_as_busy_pictures_as_it_takes_is_not_large() -> No
 
 
 def build_from(*sources: str) -> str:
-    """Build the data set of these sources; the last line to print."""
+    """Build the data set from these sources; return the last line to print."""
     set_params(Path.cwd(), {"ingest.sources": list(sources)})
     for source in sources:
         ingest.run(params.load(), Namespace(source=source))
     return build.run(params.load(), Namespace())
 
 
-def test_the_build_writes_the_same_page_each_time_and_says_where_it_is(workspace: Path) -> None:
+def test_build_writes_the_same_page_each_time_and_names_it(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     assert build_from("sample").endswith("look at reports/data.html")
     first = Path("reports/data.html").read_bytes()
@@ -318,7 +318,7 @@ def test_the_build_writes_the_same_page_each_time_and_says_where_it_is(workspace
     assert Path("reports/data.html").read_bytes() == first
 
 
-def test_what_is_excluded_is_counted_but_neither_shown_nor_named(workspace: Path, bring: Callable[..., Path]) -> None:
+def test_excluded_pictures_are_counted_but_neither_shown_nor_named(workspace: Path, bring: Callable[..., Path]) -> None:
     files = {f"{k}.jpg": photo(k) for k in range(30)} | {"private.jpg": photo(99), "alike.jpg": photo(99, 60)}
     bring("s", files, [[name, f"caption of {name} 🔥🔥"] for name in files])
     set_params(workspace, {"ingest.exclude": [hashlib.sha256(files["private.jpg"]).hexdigest()]})
@@ -330,9 +330,7 @@ def test_what_is_excluded_is_counted_but_neither_shown_nor_named(workspace: Path
     assert section(html, "excluded")[-1] == "2"
 
 
-def test_near_duplicates_of_the_build_are_shown_with_the_pictures_that_were_set_aside(
-    workspace: Path, bring: Callable[..., Path]
-) -> None:
+def test_near_duplicates_of_a_build_are_shown_with_their_matches(workspace: Path, bring: Callable[..., Path]) -> None:
     files = {f"{k}-{quality}.jpg": photo(k, quality) for k in range(30) for quality in (60, 95)}
     bring("s", files, [[name, f"picture {name}"] for name in files])
     build_from("s")

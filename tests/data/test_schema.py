@@ -26,7 +26,7 @@ def fits(line: dict[str, Any]) -> bool:
     return Draft202012Validator(SCHEMA).is_valid(line)
 
 
-def test_every_line_of_a_built_data_set_fits(workspace: Path) -> None:
+def test_every_line_of_a_built_data_set_matches_the_schema(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     write_sample(workspace / "data/raw/more", pictures=30, seed=3)
     set_params(workspace, {"ingest.sources": ["sample", "more"]})
@@ -44,7 +44,7 @@ def test_every_line_of_a_built_data_set_fits(workspace: Path) -> None:
         Draft202012Validator(SCHEMA).validate(line)
 
 
-def test_the_schema_is_one_and_describes_every_field_of_an_example() -> None:
+def test_the_schema_is_valid_and_describes_every_field_of_an_example() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     names = [field.name for field in fields(Example)]
     assert list(SCHEMA["properties"]) == SCHEMA["required"] == names
@@ -71,11 +71,11 @@ def test_the_schema_is_one_and_describes_every_field_of_an_example() -> None:
         ("more", "fields"),
     ],
 )
-def test_a_line_with_a_fault_does_not_fit(field: str, value: object) -> None:
+def test_a_line_with_an_invalid_field_is_rejected(field: str, value: object) -> None:
     assert fits(GOOD)
     assert not fits(GOOD | {field: value})
 
 
 @pytest.mark.parametrize("field", list(GOOD))
-def test_a_line_that_lacks_a_field_does_not_fit(field: str) -> None:
+def test_a_line_without_a_field_is_rejected(field: str) -> None:
     assert not fits({name: value for name, value in GOOD.items() if name != field})

@@ -14,18 +14,18 @@ def sha(k: int) -> str:
     return hashlib.sha256(str(k).encode()).hexdigest()
 
 
-def test_fractions_are_met_within_sampling_error() -> None:
+def test_splits_match_the_fractions_within_sampling_error() -> None:
     splits = [split_of(sha(k), 0.1, 0.15) for k in range(20_000)]
     # three standard deviations of a binomial share
     assert abs(splits.count("validation") / 20_000 - 0.1) < 3 * (0.1 * 0.9 / 20_000) ** 0.5
     assert abs(splits.count("test") / 20_000 - 0.15) < 3 * (0.15 * 0.85 / 20_000) ** 0.5
 
 
-def test_zero_fractions_leave_all_for_training() -> None:
+def test_zero_fractions_put_everything_into_train() -> None:
     assert {split_of(sha(k), 0.0, 0.0) for k in range(500)} == {"train"}
 
 
-def test_pictures_that_all_look_alike_are_not_compared_each_with_each() -> None:
+def test_identical_pictures_are_not_compared_pairwise() -> None:
     """Forty thousand blank pages have 400 million pairs."""
     many = fingerprints([7] * 40_000)
     splits = ["test"] * 20_000 + ["train"] * 20_000
@@ -33,7 +33,7 @@ def test_pictures_that_all_look_alike_are_not_compared_each_with_each() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 15), st.sampled_from(SPLITS)), min_size=2, max_size=30), st.integers(0, 2))
-def test_no_near_pair_is_left_across_splits_and_the_test_split_stays(
+def test_no_near_duplicates_span_two_splits_and_test_keeps_its_pictures(
     pictures: list[tuple[int, str]], bits: int
 ) -> None:
     codes, splits = [code for code, _ in pictures], [split for _, split in pictures]
@@ -48,5 +48,5 @@ def test_no_near_pair_is_left_across_splits_and_the_test_split_stays(
 
 
 @given(st.lists(st.sampled_from(SPLITS), min_size=1), st.lists(st.sampled_from(SPLITS)))
-def test_a_picture_shown_again_never_comes_nearer_to_the_training(before: list[str], more: list[str]) -> None:
+def test_more_posts_never_move_a_picture_towards_train(before: list[str], more: list[str]) -> None:
     assert SPLITS.index(furthest_from_training(before + more)) >= SPLITS.index(furthest_from_training(before))

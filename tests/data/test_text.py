@@ -45,11 +45,11 @@ def cleaned(text: str, **rules: Any) -> str:
         ("web_addresses", "replace", "(www.x.org)", "( website )"),
     ],
 )
-def test_each_rule_does_what_its_example_says(rule: str, value: Any, before: str, after: str) -> None:
+def test_each_rule_matches_its_example(rule: str, value: Any, before: str, after: str) -> None:
     assert cleaned(before, **{rule: value}) == after
 
 
-def test_the_examples_beside_the_params_are_true() -> None:
+def test_the_examples_in_params_yaml_are_correct() -> None:
     text = (ROOT / "params.yaml").read_text()
     section = text[text.index("  captions:\n") : text.index("min_words")]
     checked = 0
@@ -61,26 +61,26 @@ def test_the_examples_beside_the_params_are_true() -> None:
     assert checked >= 7
 
 
-def test_joined_words_come_apart_only_where_they_surely_are_words() -> None:
+def test_joined_words_are_split_only_if_they_are_clearly_words() -> None:
     for tag in ("mumbai", "tbt", "ootd", "schönerhund", "NYC", "delhi", "x"):
         assert tag_words(tag) == tag
     assert tag_words("throwbackThursday2024") == "throwback Thursday 2024"
     assert tag_words("throwbackthursday") == "throwback thursday"
 
 
-def test_every_emoji_has_a_name_that_is_no_emoji() -> None:
+def test_every_emoji_has_a_name_in_words() -> None:
     for symbol in emoji.EMOJI_DATA:
         name = emoji_name(symbol)
         assert not emoji.emoji_count(name)
         assert name == clean(name)
 
 
-def test_scripts_that_are_written_with_joiners_keep_them() -> None:
+def test_scripts_that_use_joiners_keep_them() -> None:
     for text in ("ශ්\u200dරී ලංකා 🔥", "می\u200cخواهم", "മലയാളം ക്\u200d"):
         assert cleaned(text, emoji="drop") == clean(text.replace("🔥", "")) or text.endswith("\u200d")
 
 
-def test_words_have_a_letter_a_digit_or_are_emoji() -> None:
+def test_words_have_a_letter_or_digit_or_are_emoji() -> None:
     assert caption_words("so good ! 🔥 - 7 ...") == ["so", "good", "🔥", "7"]
 
 
@@ -104,7 +104,7 @@ policies = st.builds(
 
 
 @given(anything, policies)
-def test_a_cleaned_caption_is_one_line_and_free_of_what_was_to_go(text: str, policy: Captions) -> None:
+def test_a_cleaned_caption_is_one_line_without_what_the_policy_drops(text: str, policy: Captions) -> None:
     result = caption_cleaner(policy)(text)
     assert result == clean(result)
     assert unicodedata.is_normalized("NFC", result)
@@ -122,5 +122,5 @@ def test_a_cleaned_caption_is_one_line_and_free_of_what_was_to_go(text: str, pol
             assert after in ("", " " + clean(after))
 
 
-def test_the_shipped_policy_is_a_policy() -> None:
+def test_the_default_policy_is_valid() -> None:
     assert load(ROOT / "params.yaml").build.captions.min_words == 1

@@ -21,20 +21,20 @@ def make(folder: Path, *more: str) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, with the figures of another beside its own."""
+    """A checkpoint whose card also has the figures of another seed."""
     other = tmp_path_factory.mktemp("other")
     figures = {"scenes": 20, "named": 0.123, "named_of_one": 0.2, "named_of_two": 0.1, "plain": 0.05}
     write_json(other / "training.json", {"seen_combinations": figures, "unseen_combinations": figures})
     return make(tmp_path_factory.mktemp("made") / "git-demo", "--seed", "1", "--compare", str(other))
 
 
-def test_the_same_seed_makes_the_same_checkpoint_and_another_seed_another(made: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_checkpoint_and_another_seed_another(made: Path, tmp_path: Path) -> None:
     again, other = (make(tmp_path / name, "--seed", seed) for name, seed in (("again", "1"), ("other", "2")))
     assert weights_hash(made) == weights_hash(again)
     assert weights_hash(made) != weights_hash(other)
 
 
-def test_the_checkpoint_is_a_plain_one_with_a_card_that_holds_its_figures(made: Path) -> None:
+def test_the_checkpoint_loads_with_stock_transformers_and_its_card_has_the_figures(made: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(made)
     assert 1e6 < model.num_parameters() < 3e6
     assert AutoProcessor.from_pretrained(made).tokenizer.model_max_length == pretrain.MAX_TOKENS
@@ -46,7 +46,7 @@ def test_the_checkpoint_is_a_plain_one_with_a_card_that_holds_its_figures(made: 
     assert "{" not in card
 
 
-def test_the_tokenizer_spells_what_it_never_saw_and_gives_voices_back_as_written(made: Path) -> None:
+def test_the_tokenizer_spells_new_words_and_round_trips_the_samples_captions(made: Path) -> None:
     tokenizer = load(made).tokenizer
     for text in (
         "quokka 42, zebra!",

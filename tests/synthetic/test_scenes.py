@@ -34,7 +34,7 @@ def test_things_lie_within_the_picture_and_apart() -> None:
 
 
 def changed(kind: str, colour: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of a thing: the pixels that it changes in its place, and those of them that have its colour."""
+    """Return the pixels that a thing changes, and which of them have its colour."""
     place = next(place for place in PLACES.values() if kind in place.things)
     things = (Thing("big", colour, kind, left=0.3, top=0.4, side=0.46),)
     with_it, without = (
@@ -55,7 +55,7 @@ def test_every_thing_is_drawn_in_its_colour() -> None:
                 assert named.mean() > 0.02, (colour, kind)
 
 
-def test_no_two_things_of_a_place_have_one_shape() -> None:
+def test_no_two_things_of_a_place_have_the_same_shape() -> None:
     for place in PLACES.values():
         shapes = [changed(kind, "red")[0] for kind in place.things]
         for k, one in enumerate(shapes):
@@ -63,7 +63,7 @@ def test_no_two_things_of_a_place_have_one_shape() -> None:
                 assert (one ^ other).mean() > 0.02
 
 
-def test_pairs_are_avoided_or_kept_to() -> None:
+def test_pairs_are_avoided_or_required() -> None:
     unseen = unseen_pairs()
     assert len(unseen) == 15
     for scene in scenes(800, two=0.5, avoid=unseen):
@@ -72,13 +72,13 @@ def test_pairs_are_avoided_or_kept_to() -> None:
     assert found == unseen
 
 
-def test_every_thing_and_every_colour_is_seen_though_some_pairs_are_not() -> None:
+def test_training_shows_every_pair_except_the_unseen_ones() -> None:
     seen = {thing.pair for scene in scenes(4000, avoid=unseen_pairs()) for thing in scene.things}
     every = {(colour, kind) for colour in COLOURS for kind in THINGS}
     assert seen == every - unseen_pairs()
 
 
-def test_where_nothing_is_spread_things_are_big_and_in_the_middle() -> None:
+def test_without_spread_things_are_big_and_centred() -> None:
     for scene in scenes(50, two=0.0, spread=0.0):
         (thing,) = scene.things
         assert abs(thing.side - 0.46) < 1e-9

@@ -10,14 +10,14 @@ BOAT = Thing("small", "red", "boat", left=0.1, top=0.5, side=0.3)
 TOWER = Thing("big", "blue", "lighthouse", left=0.52, top=0.4, side=0.46)
 
 
-def test_plain_words_tell_size_colour_thing_relation_and_place() -> None:
+def test_plain_captions_contain_size_colour_kind_relation_and_place() -> None:
     assert plain(Scene(PLACES["beach"], (BOAT,))) == "a small red boat on the beach"
     both = Scene(PLACES["beach"], (BOAT, TOWER))
     assert plain(both) == "a small red boat left of a big blue lighthouse on the beach"
     assert kinds_only(both) == "a boat left of a lighthouse on the beach"
 
 
-def test_whatever_is_said_of_a_scene_names_all_of_it_and_nothing_of_another() -> None:
+def test_captions_name_everything_in_their_scene_and_nothing_of_another() -> None:
     rng = random.Random(3)
     for _ in range(300):
         scene, other = random_scene(rng, two=0.5), random_scene(rng, two=0.5)
@@ -27,11 +27,11 @@ def test_whatever_is_said_of_a_scene_names_all_of_it_and_nothing_of_another() ->
             assert names_all(caption, other) == (not different)
 
 
-def test_colours_that_changed_places_are_not_named_rightly() -> None:
+def test_swapped_colours_do_not_count_as_named() -> None:
     assert not names_all("a big red lighthouse and a small blue boat", Scene(PLACES["beach"], (BOAT, TOWER)))
 
 
-def test_two_to_five_people_speak_each_in_another_voice() -> None:
+def test_a_scene_has_two_to_five_captions_in_different_styles() -> None:
     rng = random.Random(4)
     spoken = [instagram(random_scene(rng), rng) for _ in range(300)]
     assert {len(captions) for captions in spoken} == {2, 3, 4, 5}

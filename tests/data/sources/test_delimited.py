@@ -17,7 +17,7 @@ TEXT = "image,caption\na.jpg,Café “crème” – 5 €\nb.jpg,naïve\n"
     [("utf-8", b""), ("utf-8-sig", b""), ("utf-16", b""), ("utf-16-be", codecs.BOM_UTF16_BE), ("cp1252", b"")],
 )
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_a_table_is_read_in_every_usual_encoding(encoding: str, mark: bytes, line_end: str) -> None:
+def test_a_table_is_read_in_every_common_encoding(encoding: str, mark: bytes, line_end: str) -> None:
     table = read_table(mark + TEXT.replace("\n", line_end).encode(encoding), "x.csv")
     assert list(table.rows) == [(2, ("a.jpg", "Café “crème” – 5 €")), (3, ("b.jpg", "naïve"))]
     assert table.encoding == encoding.removesuffix("-be")
@@ -33,18 +33,18 @@ def test_a_table_is_read_in_every_usual_encoding(encoding: str, mark: bytes, lin
         ("image,caption\na.jpg,café".encode("utf-16-le"), "x.csv: "),
     ],
 )
-def test_damaged_text_is_told_and_not_garbled(data: bytes, words: str) -> None:
+def test_damaged_text_is_an_error_and_not_garbled(data: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words):
         list(read_table(data, "x.csv").rows)
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1).filter(lambda t: t[0] != "\ufeff"))
-def test_utf8_is_never_taken_for_anything_else(text: str) -> None:
+def test_utf8_is_never_decoded_as_anything_else(text: str) -> None:
     assert decode(text.encode(), "x") == (text, "utf-8")
 
 
 @pytest.mark.parametrize(("delimiter", "called"), [(",", "comma"), (";", "semicolon"), ("\t", "tab")])
-def test_the_header_tells_the_delimiter(delimiter: str, called: str) -> None:
+def test_the_header_determines_the_delimiter(delimiter: str, called: str) -> None:
     text = '"Image"; "Caption"\na.jpg;"one; two\r\nthree"\n\n"b.jpg";x, y\n'.replace("; ", ";", 1).replace(
         ";", delimiter
     )
@@ -56,7 +56,7 @@ def test_the_header_tells_the_delimiter(delimiter: str, called: str) -> None:
     assert rows[1] == (4, None if delimiter == "," else ("b.jpg", "x, y"))
 
 
-def test_a_table_without_a_header_has_a_number_a_picture_and_a_caption() -> None:
+def test_a_table_without_a_header_has_number_picture_and_caption() -> None:
     rows = list(read_table(b'1,img2/insta1,"two\nlines #tag"\n2,img2/insta2,\n', "x.csv").rows)
     assert rows == [(1, ("img2/insta1", "two\nlines #tag")), (2, ("img2/insta2", ""))]
 
@@ -73,6 +73,6 @@ def test_a_table_without_a_header_has_a_number_a_picture_and_a_caption() -> None
         ('"image,caption\na,b\n', "row 1: "),
     ],
 )
-def test_a_table_that_can_not_be_read_says_where(text: str, words: str) -> None:
+def test_the_error_for_an_unreadable_table_names_the_row(text: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         list(read_table(text.encode(), "x.csv").rows)

@@ -1,4 +1,4 @@
-"""Every layout that people bring, in every place in which it may lie."""
+"""Every layout, in every location that a captions file may have."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def unpacked(folder: Path, name: str, captions: bytes, pictures: Mapping[str, by
 
 @pytest.mark.parametrize("put", [beside, within, unpacked])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_recognised_wherever_it_lies(workspace: Path, layout: str, put: Callable[..., None]) -> None:
+def test_every_layout_is_recognised_in_every_location(workspace: Path, layout: str, put: Callable[..., None]) -> None:
     kind, name, captions = LAYOUTS[layout]
     put(workspace / "data/raw/s", name, captions, {f"img/{file}": data for file, data in PICTURES.items()})
     assert ingested(workspace) == EXPECTED
@@ -119,11 +119,11 @@ def test_every_layout_is_recognised_wherever_it_lies(workspace: Path, layout: st
 
 
 def posts(*posts: dict[str, Any]) -> bytes:
-    """As Instagram writes them: each byte of UTF-8 as if it were a letter."""
+    """Encode posts like Instagram: UTF-8 decoded as Latin-1."""
     return as_json(json.loads(json.dumps(posts, ensure_ascii=False).encode().decode("latin-1")))
 
 
-def test_an_instagram_export_is_read_as_it_comes(workspace: Path) -> None:
+def test_an_instagram_export_is_read(workspace: Path) -> None:
     folder = "media/posts/202101"
     export = posts(
         {"media": [{"uri": f"{folder}/red.jpg", "title": "Café 🔥\nsecond line"}]},
@@ -161,7 +161,7 @@ def read_binary(file: CaptionsFile) -> Captions:
     return Captions("binary", rows)
 
 
-def test_a_new_layout_is_a_layout_in_the_list(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_layout_only_needs_an_entry_in_the_list(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Layout("toy", "*.toy", (".toy",), named(r".*\.toy"), read_binary)
     monkeypatch.setattr(registry, "LAYOUTS", [toy, *registry.LAYOUTS])
     pairs = [f"{name}={text}".encode() for name, texts in EXPECTED.items() for text in texts]
@@ -172,7 +172,7 @@ def test_a_new_layout_is_a_layout_in_the_list(workspace: Path, monkeypatch: pyte
     assert summary == {"file": "all.zip:wrapper/captions.toy", "layout": "toy", "encoding": "binary", "rows": 3}
 
 
-def test_a_layout_may_recognise_its_files_by_their_neighbours_and_content(
+def test_a_layout_may_recognise_files_by_their_neighbours_and_content(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text file beside each picture, with the picture's name."""
@@ -198,8 +198,8 @@ def test_a_layout_may_recognise_its_files_by_their_neighbours_and_content(
 
 
 @pytest.mark.slow
-def test_dvc_repro_takes_every_layout_side_by_side_and_their_pictures_are_one(clone: Callable[[], Path]) -> None:
-    """A source a layout, all of the same two pictures: DVC runs a stage for each, and build puts them together."""
+def test_dvc_repro_merges_the_pictures_of_sources_in_every_layout(clone: Callable[[], Path]) -> None:
+    """One source per layout, all with the same pictures: DVC ingests each, and build merges them."""
     folder = clone()
     shutil.rmtree(folder / "data/raw")
     sources = []
@@ -236,7 +236,7 @@ def test_dvc_repro_takes_every_layout_side_by_side_and_their_pictures_are_one(cl
         ("caf\u00c3\u00a9 🔥", "caf\u00c3\u00a9 🔥"),  # UTF-8, but not every letter below U+0100
     ],
 )
-def test_latin1_escapes_are_repaired_only_where_they_are_ones(workspace: Path, text: str, repaired: str) -> None:
+def test_only_text_that_was_decoded_as_latin1_is_repaired(workspace: Path, text: str, repaired: str) -> None:
     export = as_json([{"media": [{"uri": "red.jpg", "title": text}]}])
     loose(workspace / "data/raw/s", {"posts_1.json": export, "red.jpg": PICTURES["red.jpg"]})
     assert ingested(workspace) == {"red.jpg": [repaired]}
@@ -272,7 +272,7 @@ def test_several_files_of_one_layout_are_read_together(workspace: Path) -> None:
         ("metadata.jsonl", b'{"file_name": "red.jpg"}\n{', "line 2: is not valid JSON"),
     ],
 )
-def test_a_captions_file_that_is_not_what_it_seems_is_refused(
+def test_a_captions_file_that_does_not_fit_its_layout_is_rejected(
     workspace: Path, name: str, content: bytes, words: str
 ) -> None:
     loose(workspace / "data/raw/s", {name: content, **PICTURES})
@@ -301,7 +301,7 @@ def test_odd_rows_of_json_are_set_aside_and_counted(workspace: Path) -> None:
     }
 
 
-def test_names_that_differ_by_case_or_unicode_form_are_told_apart_to_the_letter(workspace: Path) -> None:
+def test_exact_names_win_over_names_that_differ_in_case_or_unicode_form(workspace: Path) -> None:
     names = ["IMG.jpg", "img.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"]
     rows = "".join(f"{name},caption {k}\n" for k, name in enumerate(names)) + "Img.jpg,which?\nCAF\u00c9.jpg,which?\n"
     zipped(workspace / "data/raw/s/a.zip", {name: jpeg("red", (20 + k, 20)) for k, name in enumerate(names)})
@@ -310,7 +310,7 @@ def test_names_that_differ_by_case_or_unicode_form_are_told_apart_to_the_letter(
     assert read_json(Path("reports/ingest/s.json"))["rows"]["set_aside"] == {"picture_ambiguous": 2}
 
 
-def test_pictures_of_a_kind_that_is_not_read_are_counted(workspace: Path) -> None:
+def test_pictures_in_unsupported_formats_are_counted(workspace: Path) -> None:
     loose(workspace / "data/raw/s", {"captions.csv": csv_of("image", "caption"), **PICTURES, "x.HEIC": b"ftypheic"})
     ingested(workspace)
     assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "unsupported_format": 1}
