@@ -102,7 +102,7 @@ def _merge(sources: Sequence[str], audit: Audit) -> list[_Picture]:
             raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
         counts = read_json(report)
         audit.files += counts["files"]["in"]
-        audit.caption_files += counts["files"]["captions_files"]
+        audit.captions_files += counts["files"]["captions_files"]
         audit.rows += counts["rows"]["in"]
         audit.set_aside += read_set_aside(paths.INGEST / source / "set_aside.csv")
         for record in read_ingested(paths.INGEST / source):
@@ -234,7 +234,7 @@ def _counts(audit: Audit, kept: Mapping[str, list[Example]]) -> dict[str, Any]:
     counts = audit.report()
     return {
         "pictures": {
-            "in": audit.files - audit.caption_files,
+            "in": audit.files - audit.captions_files,
             "kept": {split: len(kept[split]) for split in kept},
             "set_aside": counts["files"]["set_aside"],
         },

@@ -164,7 +164,7 @@ class _Source:
         """Sort the files by name and read the captions of each picture; return a summary per captions file."""
         members = self.files.members
         layouts = find_captions_files(self.files)
-        self.audit.files, self.audit.caption_files = len(members), len(layouts)
+        self.audit.files, self.audit.captions_files = len(members), len(layouts)
         for index, member in enumerate(members):
             if is_resource_fork(member):
                 self._set_aside(index, "not_a_picture_file")

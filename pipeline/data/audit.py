@@ -74,7 +74,7 @@ class Audit:
 
     Attributes:
         files: all files of the sources.
-        caption_files: files that captions were read from.
+        captions_files: files that captions were read from.
         pictures: pictures kept.
         rows: all rows of the captions files.
         captions: captions kept.
@@ -82,7 +82,7 @@ class Audit:
     """
 
     files: int = 0
-    caption_files: int = 0
+    captions_files: int = 0
     pictures: int = 0
     rows: int = 0
     captions: int = 0
@@ -124,12 +124,12 @@ class Audit:
     def report(self) -> dict[str, dict[str, object]]:
         """Return the counts, after checking that they add up."""
         files, rows = self.reasons("file"), self.reasons("row")
-        assert self.files == self.caption_files + self.pictures + files.total(), "a file is unaccounted for"
+        assert self.files == self.captions_files + self.pictures + files.total(), "a file is unaccounted for"
         assert self.rows == self.captions + rows.total(), "a row is unaccounted for"
         return {
             "files": {
                 "in": self.files,
-                "captions_files": self.caption_files,
+                "captions_files": self.captions_files,
                 "pictures_kept": self.pictures,
                 "set_aside": dict(sorted(files.items())),
             },
