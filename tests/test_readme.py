@@ -162,8 +162,8 @@ def test_every_command_works_as_written(reader: Reader, page: str, request: pyte
                 choose_params(reader.folder)
             check_output(command, reader.run(re.sub("^make", MAKE, command)))
     if page == README:
-        account = json.loads((reader.folder / "reports/ingest/mine.json").read_text())
-        assert account["pictures_kept"] in (69, 70)
+        report = (reader.folder / "reports/ingest/mine.json").read_text()
+        assert '"pictures_kept": 70' in report or '"pictures_kept": 69' in report
 
 
 def choose_params(folder: Path) -> None:
