@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -99,7 +100,7 @@ class Reader:
         log = self.home / f"server-{len(self._servers)}.log"
         with log.open("w") as file:
             server = subprocess.Popen(
-                self._shell(f"exec {command}"), cwd=self.folder, env=self._environment(), stdout=file,
+                self._shell(f"exec env {command}"), cwd=self.folder, env=self._environment(), stdout=file,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._servers.append(server)
@@ -111,10 +112,13 @@ class Reader:
         return log.read_text()
 
     def end_servers(self) -> list[int]:
-        """End the servers, and return their exit codes."""
+        """End the servers as a service manager does, and return their exit codes."""
+        codes = []
         for server in self._servers:
-            os.killpg(server.pid, signal.SIGTERM)
-        codes = [server.wait(timeout=100) for server in self._servers]
+            server.terminate()
+            codes.append(server.wait(timeout=100))
+            with contextlib.suppress(ProcessLookupError):  # whatever a server left running
+                os.killpg(server.pid, signal.SIGKILL)
         self._servers.clear()
         return codes
 
