@@ -2,7 +2,7 @@
 
 A benchmark is a module here with a function `figures()` that returns a list of figures, mostly made by
 `ratio`. `python -m benchmarks [NAME ...]` runs them, writes `benchmarks/results/NAME.json`, and puts the table
-into README. Machines are noisy, so `a` and `b` alternate and only their ratio is claimed.
+into docs/benchmarks.md. Machines are noisy, so `a` and `b` alternate and only their ratio is claimed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs the benchmarks, writes their results, and puts the table of all results into README."""
+"""Run the benchmarks, write their results, and put the table of all results into docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks import UnavailableError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 LIBRARIES = ("torch", "transformers", "dvc", "mlflow", "prefect", "pillow", "numpy")
 
@@ -64,9 +64,9 @@ def main() -> None:
             print(
                 f"  {figure.figure}: {figure.value:g} {figure.unit} (goal {figure.goal:g}, {figure.better} is better)"
             )
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
-    print(f"bench: the results are in {RESULTS.relative_to(HERE.parent)} and in README.md")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+    print(f"bench: the results are in {RESULTS.relative_to(HERE.parent)} and in {PAGE.relative_to(HERE.parent)}")
 
 
 if __name__ == "__main__":

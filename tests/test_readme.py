@@ -1,7 +1,9 @@
-"""Every command in README is run, in its order, in a copy of the repository."""
+"""The commands, files, params and links in README and the guides are real: commands are run in order, in a clone."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -9,7 +11,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,42 @@ from pipeline.config.params import Params
 from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, TINY, environment, jpeg, set_params
 
-README = (ROOT / "README.md").read_text()
-# `make setup` has been run for the tests themselves; `-o` says that what it made is up to date.
+README = "README.md"
+# In the order in which a reader goes through them; each starts where the one before ended.
+GUIDES = [f"docs/{name}.md" for name in ("own-data", "training", "evaluation", "serving")]
+PAGES = [
+    README,
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+NOT_RUN = {
+    "make test": "it runs this test",
+    "python -m pipeline.finetune --machine 1": "it needs a second machine; tests/test_finetune.py starts it as one",
+}
+# `make setup` has been run for the tests themselves; `-o` marks its outputs as up to date.
 MAKE = "make -o .venv/ready -o .venv/pulled"
+EXAMPLE_COMMIT = "THE-COMMIT"
+TAGS = {"retrain.commit", "retrain.branch"}  # of versions in MLflow; they look like params
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+def text(page: str) -> str:
+    return (ROOT / page).read_text()
 
 
-def leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text(page), flags=re.S)
+
+
+def commands(page: str) -> list[str]:
+    return [line for block in blocks(page, "sh") for line in block.splitlines()]
+
+
+def settings(page: str) -> list[dict[str, Any]]:
+    return [YAML(typ="safe").load(block) for block in blocks(page, "yaml")]
+
+
+def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a tree, by their dotted keys."""
     for key, value in values.items():
         if isinstance(value, dict):
@@ -38,150 +66,212 @@ def leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             yield f"{above}{key}", value
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines()]
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **base,
+        **{k: merged(base[k], v) if isinstance(v, dict) and k in base else v for k, v in changes.items()},
+    }
 
 
-def shell(folder: Path, home: Path, command: str) -> subprocess.CompletedProcess[str]:
-    activated = f". .venv/bin/activate && {command}"
-    who = {f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return subprocess.run(
-        ["bash", "-c", activated],
-        cwd=folder,
-        env=environment(HOME=str(home), PREFECT_HOME=str(home / "prefect"), **who),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+class Reader:
+    """Someone who follows the pages in a fresh clone, with some pictures in ~/Downloads."""
 
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder, self.home = folder, home
+        self._servers: list[subprocess.Popen[bytes]] = []
+        downloads = home / "Downloads"
+        write_sample(downloads, pictures=70, seed=2)
+        (downloads / "images.zip").rename(downloads / "pictures.zip")
+        (downloads / "photo.jpg").write_bytes(jpeg("blue", (500, 400)))
+        (downloads / "predictions.jsonl").write_text('{"image_id": 42, "caption": "a dog"}\n')
+        (downloads / "references.jsonl").write_text('{"image_id": 42, "references": ["a dog", "the dog runs"]}\n')
 
-def see_the_page(folder: Path, home: Path) -> None:
-    """`make ui` is a server: it is started, asked for its page, and ended."""
-    with subprocess.Popen(
-        ["bash", "-c", f"exec {MAKE} ui"], cwd=folder, env=environment(HOME=str(home)), start_new_session=True
-    ) as server:
-        try:
-            end = time.monotonic() + 90
-            while True:
-                try:
-                    with urllib.request.urlopen("http://127.0.0.1:5000/", timeout=5) as page:
-                        assert b"MLflow" in page.read()
-                    break
-                except OSError:
-                    assert server.poll() is None
-                    assert time.monotonic() < end
-                    time.sleep(0.5)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
+    def run(self, command: str) -> str:
+        """Run a command to its end, and return what it printed."""
+        done = subprocess.run(
+            self._shell(command), cwd=self.folder, env=self._environment(), capture_output=True, text=True, timeout=400,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
-
-class Schedule:
-    """`flows.serve` stays: it is started, the commands after it find it, and it is ended with them."""
-
-    def __init__(self, folder: Path, home: Path, command: str) -> None:
-        quick = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
-        self._log = home / "schedule.log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                ["bash", "-c", f". .venv/bin/activate && exec {command}"],
-                cwd=folder, env=environment(**quick), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    def start(self, command: str, ready: str) -> str:
+        """Start a server, and return what it printed once that contains `ready`."""
+        log = self.home / f"server-{len(self._servers)}.log"
+        with log.open("w") as file:
+            server = subprocess.Popen(
+                self._shell(f"exec env {command}"), cwd=self.folder, env=self._environment(), stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        self._servers.append(server)
         end = time.monotonic() + 150
-        while "Ctrl-C ends this" not in self._log.read_text():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < end
+        while ready not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
             time.sleep(0.5)
+        return log.read_text()
 
-    def end(self) -> None:
-        self._process.terminate()
-        assert self._process.wait(timeout=100) == 0, self._log.read_text()
+    def end_servers(self) -> list[int]:
+        """End the servers as a service manager does, and return their exit codes."""
+        codes = []
+        for server in self._servers:
+            server.terminate()
+            codes.append(server.wait(timeout=100))
+            with contextlib.suppress(ProcessLookupError):  # whatever a server left running
+                os.killpg(server.pid, signal.SIGKILL)
+        self._servers.clear()
+        return codes
+
+    def _shell(self, command: str) -> list[str]:
+        return ["bash", "-c", f". .venv/bin/activate && {command}"]
+
+    def _environment(self) -> dict[str, str]:
+        author = {
+            f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+        }
+        prefect = {"PREFECT_HOME": str(self.home / "prefect"), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
+        return environment(HOME=str(self.home), **author, **prefect)
 
 
-def test_every_command_works_as_it_stands(
-    clone: Callable[[], Path], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    folder, home = clone(), tmp_path / "home"
-    downloads = home / "Downloads"
-    write_sample(downloads, pictures=70, seed=2)
-    (downloads / "images.zip").rename(downloads / "pictures.zip")
-    (downloads / "photo.jpg").write_bytes(jpeg("blue", (500, 400)))
-    (downloads / "predictions.jsonl").write_text('{"image_id": 42, "caption": "a dog"}\n')
-    (downloads / "references.jsonl").write_text('{"image_id": 42, "references": ["a dog", "the dog runs"]}\n')
+@pytest.fixture(scope="module")
+def reader(clone: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    folder = clone()
     shutil.rmtree(folder / "data/raw/sample", ignore_errors=True)
     pull = ["dvc", "pull", "-q", "-r", "sample", "data/raw/sample.dvc"]
     subprocess.run(pull, cwd=folder, env=environment(), check=True)
     set_params(folder, {**TINY, "finetune.epochs": 1})
-    (settings,) = blocks("yaml")
+    return Reader(folder, tmp_path_factory.mktemp("home"))
 
-    ran = []
-    schedules: list[Schedule] = []
-    request.addfinalizer(lambda: [schedule.end() for schedule in schedules])
-    for command in commands():
-        if command == "make test" or "webbrowser" in command:
-            continue  # the first is what runs here, and for the second there is no screen
-        if command == "make ui":
-            see_the_page(folder, home)
-        elif command.startswith("python -m flows.serve"):
-            schedules.append(Schedule(folder, home, command))
+
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("page", [README, *GUIDES])
+def test_every_command_works_as_written(reader: Reader, page: str, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(reader.end_servers)
+    for command in commands(page):
+        if command in NOT_RUN:
+            continue
+        if command == "image-captioning ui":
+            (address,) = re.findall(r"http://[\d.:]+/", reader.start(command, ready="Ctrl-C ends it"))
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                assert b"MLflow" in answer.read()
+        elif "mlflow models serve" in command:
+            reader.start(command, ready="Application startup complete")
+        elif command.startswith("image-captioning serve"):
+            log = reader.start(command, ready="Ctrl-C ends this")
+            (start_a_run,) = re.findall(r"PREFECT_API_URL=\S+ prefect deployment run \S+", log)
+            assert "Flow run finished successfully" in reader.run(f"{start_a_run} --watch")
+            assert reader.end_servers() == [0]
         else:
-            if command == "dvc repro":  # between the two commands, README has the user edit params.yaml
-                chosen = YAML(typ="safe").load(settings)
-                assert chosen["finetune"]["checkpoint"] == "microsoft/git-base"
-                # No network here: the same code path loads a checkpoint's folder (see test_finetune.py).
-                chosen["finetune"] |= {"checkpoint": "scratch", "revision": None}
-                set_params(folder, dict(leaves(chosen)))
-            done = shell(folder, home, re.sub("^make", MAKE, command))
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-            if command == "make demo":
-                assert "models:/image-captioning/1" in done.stdout
-                assert "Next:" in done.stdout.splitlines()[-2]
-            if "prefect deployment run" in command:
-                assert "Flow run finished successfully" in done.stdout
-        ran.append(command)
-    for expected in ("make demo", "dvc add data/raw/mine", "dvc repro", "make register", "python -m flows.train"):
-        assert expected in ran
-    assert len(schedules) == 1
-    account = (folder / "reports/ingest/mine.json").read_text()
-    assert '"pictures_kept": 70' in account or '"pictures_kept": 69' in account
+            if command == "dvc repro" and page == README:  # before it, README has the reader edit params.yaml
+                choose_params(reader.folder)
+            check_output(command, reader.run(re.sub("^make", MAKE, command)))
+    if page == README:
+        report = (reader.folder / "reports/ingest/mine.json").read_text()
+        assert '"pictures_kept": 70' in report or '"pictures_kept": 69' in report
 
 
-def test_the_keys_that_readme_names_are_params() -> None:
-    for block in blocks("yaml"):
-        for section, values in YAML(typ="safe").load(block).items():
-            assert set(values) <= set(Params.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
+def choose_params(folder: Path) -> None:
+    (chosen,) = settings(README)
+    assert chosen["finetune"]["checkpoint"] == "microsoft/git-base"
+    # There is no network here; a checkpoint's folder takes the same way through the code (tests/test_finetune.py).
+    chosen["finetune"] |= {"checkpoint": "scratch", "revision": None}
+    set_params(folder, dict(leaves(chosen)))
 
 
-def test_the_files_that_readme_names_are_there() -> None:
+def check_output(command: str, printed: str) -> None:
+    if command == "make demo":
+        assert "models:/image-captioning/1" in printed
+        assert "Next:" in printed.splitlines()[-2]
+    if command.startswith("curl"):
+        (caption,) = json.loads(printed)["predictions"]
+        assert caption
+
+
+def test_no_command_that_readers_need_is_missing() -> None:
+    shown = [command for page in (README, *GUIDES) for command in commands(page)]
+    for expected in ("make demo", "dvc add data/raw/mine", "dvc repro", "make register"):
+        assert expected in shown
+    for name in ("caption", "score", "promote", "trained-on", "ui", "train", "serve"):
+        assert any(command.startswith(f"image-captioning {name}") for command in shown), name
+    assert set(NOT_RUN) <= set(shown)
+
+
+def test_readme_fits_on_two_screens() -> None:
+    assert len(text(README).splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if settings(page)])
+def test_the_params_that_a_page_shows_are_valid(page: str) -> None:
+    shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    for shown in settings(page):
+        for section, values in shown.items():
+            assert set(values) <= set(shipped[section]), section
+        if shown.get("finetune", {}).get("revision") == EXAMPLE_COMMIT:
+            shown["finetune"]["revision"] = "0" * 40
+        Params.model_validate(merged(shipped, shown))  # also refuses unknown keys
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_params_that_a_page_names_exist(page: str) -> None:
+    shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    every = {key for key, _ in leaves(shipped)}
+    sections = "|".join(shipped)
+    for name in re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:: [^`]*)?`", text(page)):
+        if name not in TAGS and not name.endswith((".py", ".yaml", ".md", ".csv", ".json")):
+            assert any(key == name or key.startswith(f"{name}.") for key in every), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page: str) -> None:
     made = (
         "reports/",
         ".work/",
         "data/ingest",
         "data/dataset",
+        "data/raw",
         "models/",
         "mlflow.db",
         "mlartifacts/",
         ".venv",
-        "data/raw/mine",
+        ".dvc/",
+        "../shared/",
         "retrain/",
     )
-    for name in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:yaml|md))`", README):
-        if not name.startswith(made) and "NAME" not in name and name not in ("microsoft/git-base", "data/raw"):
-            assert (ROOT / name).exists() or (ROOT / "pipeline" / name).exists(), name
-    assert (ROOT / "docs/contact_sheet.png").is_file()
+    for name in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:yaml|md))`", text(page)):
+        if (
+            not name.startswith(made)
+            and not re.search("NAME|STAGE", name)
+            and name not in ("microsoft/git-base", "data/")
+        ):
+            assert any((ROOT / folder / name).exists() for folder in ("", "docs", "pipeline")), name
 
 
-def test_the_card_that_readme_shows_is_the_checkpoints_own() -> None:
-    assert (ROOT / "docs/git-demo.md").read_text() == (ROOT / "models/git-demo/README.md").read_text()
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if not link.startswith(("https://", "http://")):
+            path, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.exists(), link
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.M) if anchor else []
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_guide_is_in_the_index() -> None:
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "README.md" or f"({path.name})" in text("docs/README.md"), path.name
+
+
+def test_the_card_in_docs_is_the_checkpoints_own() -> None:
+    assert text("docs/git-demo.md") == text("models/git-demo/README.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_make_targets_that_are_named_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"`make ([a-z]+)`", (ROOT / page).read_text())) <= targets
+    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.M))
+    assert set(re.findall(r"`make ([a-z]+)`", text(page))) <= targets
 
 
 def test_contributing_commands_exist() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    targets = re.findall(r"^make ([a-z]+)$", text, flags=re.M)
+    targets = re.findall(r"^make ([a-z]+)$", text("CONTRIBUTING.md"), flags=re.M)
     assert targets == ["setup", "lint", "test"]
