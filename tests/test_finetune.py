@@ -45,7 +45,7 @@ def train(**changes: object) -> dict:
     return read_json(Path("models/finetune/training.json"))
 
 
-def test_the_same_input_gives_the_same_weights_bit_for_bit(built: Path) -> None:
+def test_the_same_input_produces_the_same_weights_bit_for_bit(built: Path) -> None:
     train()
     first = sha256_of(*OUTPUTS)
     torch.rand(3)  # what went before in the process does not matter
@@ -64,7 +64,7 @@ def test_it_learns_and_keeps_the_best_epoch_by_validation(built: Path) -> None:
     assert made["best_epoch"] == best.epoch == read_json(Path("reports/finetune.json"))["best_epoch"]
 
 
-def test_the_kept_weights_are_those_of_the_best_epoch(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_saved_weights_are_from_the_best_epoch(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate this high makes later epochs worse, so the last epoch is not the best."""
     seen = []
     validate = Trainer._validate
@@ -82,7 +82,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(built: Path, monkeypatch: 
     assert all(torch.equal(value, loaded[name]) for name, value in seen[made["best_epoch"] - 1].items())
 
 
-def test_training_goes_on_from_a_checkpoints_folder(built: Path) -> None:
+def test_training_continues_from_a_checkpoint_folder(built: Path) -> None:
     train(epochs=4, learning_rate=0.01)
     shutil.copytree("models/finetune", "base")
     before = read_history(Path("reports/finetune.csv"))
@@ -92,7 +92,7 @@ def test_training_goes_on_from_a_checkpoints_folder(built: Path) -> None:
     assert made["checkpoint_sha256"] == weights_hash(Path("base"))
 
 
-def test_the_training_key_follows_data_params_start_and_arithmetic(built: Path) -> None:
+def test_the_training_key_depends_on_data_params_checkpoint_and_dtype(built: Path) -> None:
     def key(start: str = "start", computed_in: str = "float32 on cpu") -> str:
         return str(session.training_facts(params.load(), start, computed_in)["training_key"])
 
@@ -110,7 +110,7 @@ def test_the_training_key_follows_data_params_start_and_arithmetic(built: Path) 
     assert key("other") != key()
 
 
-def test_one_run_a_training_with_a_curve_that_a_second_attempt_does_not_double(built: Path) -> None:
+def test_a_repeated_training_does_not_duplicate_its_mlflow_run(built: Path) -> None:
     for _ in range(2):
         made = train()
     store = runs.client()
@@ -126,7 +126,7 @@ def test_one_run_a_training_with_a_curve_that_a_second_attempt_does_not_double(b
     assert len({m.step for m in steps}) == len(steps)
 
 
-def test_training_goes_on_where_mlflow_can_not_be_reached(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_training_continues_if_mlflow_is_unreachable(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     runs.mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -137,7 +137,7 @@ def test_training_goes_on_where_mlflow_can_not_be_reached(built: Path, monkeypat
     assert "http://127.0.0.1:9" in said
 
 
-def test_a_checkpoint_that_wants_larger_pictures_stops_with_the_mend(built: Path) -> None:
+def test_a_checkpoint_with_larger_pictures_is_reported_with_the_fix(built: Path) -> None:
     set_params(built, {"ingest.image_size": 24})
     with pytest.raises(
         ConfigError, match=r"ingest\.image_size: is 24, but scratch takes pictures of 32 .* set it to 32"
@@ -145,21 +145,21 @@ def test_a_checkpoint_that_wants_larger_pictures_stops_with_the_mend(built: Path
         train()
 
 
-def test_longer_captions_than_the_checkpoint_has_places_for_stop_with_the_mend(built: Path) -> None:
+def test_too_many_tokens_for_the_checkpoint_are_reported_with_the_fix(built: Path) -> None:
     train(max_tokens=20)
     shutil.copytree("models/finetune", "base")
     with pytest.raises(ConfigError, match=r"finetune\.max_tokens: is 100, but base has places for 64"):
         train(checkpoint="base", max_tokens=100)
 
 
-def test_no_validation_pictures_is_told_by_its_param(built: Path) -> None:
+def test_no_validation_pictures_are_reported_by_their_param(built: Path) -> None:
     set_params(built, {"build.validation": 0.0})
     build.run(params.load(), Namespace())
     with pytest.raises(ConfigError, match=r"build\.validation: is 0"):
         train()
 
 
-def test_a_training_that_diverges_is_told_and_the_last_model_stays(
+def test_a_diverging_training_is_reported_and_the_last_model_stays(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train()
@@ -178,7 +178,7 @@ def test_a_training_that_diverges_is_told_and_the_last_model_stays(
     assert sha256_of(*OUTPUTS) == before
 
 
-def test_a_wrong_checkpoint_is_78_and_the_last_model_stays(built: Path) -> None:
+def test_a_wrong_checkpoint_exits_with_78_and_the_last_model_stays(built: Path) -> None:
     train()
     before = sha256_of(*OUTPUTS)
     (built / "other").mkdir()
@@ -192,7 +192,7 @@ def test_a_wrong_checkpoint_is_78_and_the_last_model_stays(built: Path) -> None:
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])
-def test_a_frozen_image_encoder_stays_as_it_was_while_words_are_learned(
+def test_a_frozen_image_encoder_does_not_change(
     built: Path, gigabytes: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train()
@@ -218,7 +218,7 @@ def test_cached_and_uncached_features_train_the_same_weights_bit_for_bit(built: 
     assert len(list(Path(".work/features").glob("*.rows"))) == 1
 
 
-def test_lora_learns_a_plain_checkpoint_that_stock_loads(built: Path) -> None:
+def test_lora_training_saves_a_plain_checkpoint(built: Path) -> None:
     train(epochs=3, learning_rate=0.01)
     shutil.copytree("models/finetune", "base")
     plain = read_history(Path("reports/finetune.csv"))[-1].validation_loss
@@ -233,7 +233,7 @@ def test_lora_learns_a_plain_checkpoint_that_stock_loads(built: Path) -> None:
     assert all("attn" in name or "attention" in name for name in changed)
 
 
-def test_augmented_pictures_train_the_encoder_or_a_frozen_one_without_its_cache(built: Path) -> None:
+def test_augmentation_works_with_a_trained_and_a_frozen_encoder(built: Path) -> None:
     train()
     weights = weights_hash(Path("models/finetune"))
     shutil.copytree("models/finetune", "base")
@@ -244,7 +244,7 @@ def test_augmented_pictures_train_the_encoder_or_a_frozen_one_without_its_cache(
     assert not Path(".work/features").exists()
 
 
-def test_precision_smoothing_captions_and_checkpointing_are_what_params_say(
+def test_precision_smoothing_captions_and_checkpointing_follow_params(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = train()
@@ -286,7 +286,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_processes_of_one_machine_or_two_are_one_with_the_same_batch(built: Path) -> None:
+def test_two_processes_on_one_or_two_machines_train_like_one(built: Path) -> None:
     """The tolerance: 1e-4 of a loss in 20 steps, and 1e-4 of a weight (they are about 0.1)."""
     same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
     alone, weights = steps_of(built, **same)
@@ -304,14 +304,14 @@ def test_two_processes_of_one_machine_or_two_are_one_with_the_same_batch(built: 
         assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
 
 
-def test_a_machine_that_params_do_not_know_is_told(built: Path) -> None:
+def test_an_unknown_machine_is_reported(built: Path) -> None:
     set_params(built, {"runtime.launch.processes": 2})
     done = run(built, sys.executable, "-m", "pipeline.finetune", "--machine", "1")
     assert done.returncode == 78
     assert "--machine 1: params.yaml has runtime.launch.machines: 1" in done.stderr
 
 
-def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
+def test_a_failure_of_one_process_fails_the_stage(built: Path) -> None:
     set_params(built, {"runtime.launch.processes": 2, "ingest.image_size": 24})
     done = run(built, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
     assert done.returncode == 78
@@ -328,7 +328,7 @@ def test_a_failure_of_one_of_two_processes_is_the_stages(built: Path) -> None:
         (5, "cider", "CIDEr-D"),
     ],
 )
-def test_the_best_epoch_is_judged_by_cider_where_enough_pictures_are_captioned(
+def test_the_best_epoch_is_chosen_by_cider_if_enough_pictures_are_captioned(
     built: Path, captions: int, best_by: str, judged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.training.trainer.MIN_FOR_CIDER", 6)  # of 8 validation pictures
@@ -343,7 +343,7 @@ GOLDEN = [5.4550, 5.4550, 5.4254, 5.3682, 5.3151, 5.2655, 5.2188, 5.1752, 5.1350
           5.0661, 5.0380, 5.0141, 4.9944, 4.9788, 4.9669, 4.9584, 4.9528, 4.9496, 4.9482]  # fmt: skip
 
 
-def test_twenty_steps_have_the_losses_that_they_always_had(built: Path) -> None:
+def test_twenty_epochs_have_the_golden_losses(built: Path) -> None:
     """The golden curve: float32, one seed, to 1e-4. A change of it changes what everybody's training comes to."""
     train(epochs=20, batch_size=48, warmup=0.1, learning_rate=1e-3, **{"scratch.dropout": 0.0})
     losses = [epoch.train_loss for epoch in read_history(Path("reports/finetune.csv"))]

@@ -1,7 +1,9 @@
-"""From a checkpoint's name to a `Checkpoint`: find its folder, read its `model_type`, load it by its architecture.
+"""From a checkpoint's name to a `Checkpoint`: find its folder, read its `model_type`, load it with its architecture.
 
-To add an architecture, write a package beside this module that implements `pipeline/models/base.py`, and add it to
-`_ARCHITECTURES`. Code outside this project calls `register`.
+To add an architecture:
+1. Write a package beside this module with a `CaptionModel` and an `Architecture` (see `pipeline/models/base.py`).
+2. Add its `model_type` to `_ARCHITECTURES` below; code outside this project calls `register` instead.
+3. Set `finetune.checkpoint` to a checkpoint's folder; `tests/models/test_factory.py` does all of this with a toy.
 """
 
 from __future__ import annotations

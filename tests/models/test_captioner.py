@@ -13,7 +13,7 @@ from tests.models.git.test_checkpoint import small
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "navy")]
 
 
-def test_several_captions_are_different_and_the_likeliest_comes_first(tmp_path: Path) -> None:
+def test_several_captions_are_distinct_and_sorted_by_likelihood(tmp_path: Path) -> None:
     """Likely as the library's own model has it: by the mean log-probability of a caption's tokens."""
     made = small()
     made.save(tmp_path)
@@ -31,7 +31,7 @@ def test_several_captions_are_different_and_the_likeliest_comes_first(tmp_path: 
         assert ranks[0] > ranks[-1]
 
 
-def test_the_same_seed_draws_the_same_captions_and_another_seed_others() -> None:
+def test_sampled_captions_depend_on_the_seed() -> None:
     captioner = Captioner(small())
     assert captioner.several(PICTURES, 3, seed=3) == captioner.several(PICTURES, 3, seed=3)
     assert captioner.several(PICTURES, 3, seed=3) != captioner.several(PICTURES, 3, seed=4)

@@ -155,7 +155,7 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return factory.load(Path(folder)).model.state_dict()
 
 
-def test_a_toy_architecture_trains_on_cached_features_captions_and_ranks(toy: Path) -> None:
+def test_a_toy_architecture_trains_and_captions(toy: Path) -> None:
     trained = []
     for gigabytes in (0, 1):
         set_params(toy, {"finetune.freeze": "image_encoder", "runtime.feature_cache_gb": gigabytes})
@@ -187,7 +187,7 @@ def test_a_toy_architecture_learns_by_lora_and_saves_plain_weights(toy: Path) ->
     }
 
 
-def test_what_an_architecture_lacks_is_reported_by_its_param(toy: Path) -> None:
+def test_an_unsupported_param_is_reported(toy: Path) -> None:
     set_params(toy, {"finetune.gradient_checkpointing": True})
     with pytest.raises(ConfigError, match="a toy has none"):
         finetune.run(params.load(), Namespace())

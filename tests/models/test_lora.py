@@ -33,7 +33,7 @@ def learned(image_encoder: bool, steps: int = 4) -> GitForCausalLM:
 
 
 @pytest.mark.parametrize("image_encoder", [True, False])
-def test_only_the_changes_learn_and_nothing_else_has_a_gradient(image_encoder: bool) -> None:
+def test_only_adapters_are_trained(image_encoder: bool) -> None:
     torch.manual_seed(0)
     before = GitForCausalLM(config(dropout=0.1)).state_dict()
     model = learned(image_encoder)
@@ -48,7 +48,7 @@ def test_only_the_changes_learn_and_nothing_else_has_a_gradient(image_encoder: b
             assert torch.equal(tensor, before[name.replace(".base_layer", "")]), name
 
 
-def test_what_is_saved_is_plain_and_says_what_the_model_says(tmp_path: Path) -> None:
+def test_the_saved_checkpoint_is_plain_and_has_the_same_loss(tmp_path: Path) -> None:
     model = learned(image_encoder=True)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path, state_dict=merged_weights(model))
@@ -65,7 +65,7 @@ def test_what_is_saved_is_plain_and_says_what_the_model_says(tmp_path: Path) -> 
     assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_a_checkpoint_saved_with_other_weights_loads_with_them(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_saved_with_other_weights(tmp_path: Path) -> None:
     made = small()
     weights = {name: tensor + 1 for name, tensor in made.model.state_dict().items()}
     made.save(tmp_path, weights)

@@ -11,7 +11,7 @@ from tests.models.git.test_checkpoint import small
 CPU = torch.device("cpu")
 
 
-def test_auto_is_float32_on_a_cpu_and_what_is_named_is_taken() -> None:
+def test_auto_is_float32_on_a_cpu_and_a_named_precision_is_used() -> None:
     assert compute_dtype("auto", CPU) is torch.float32
     assert compute_dtype("bfloat16", CPU) is torch.bfloat16
     assert compute_dtype("float32", torch.device("cuda")) is torch.float32
@@ -19,12 +19,12 @@ def test_auto_is_float32_on_a_cpu_and_what_is_named_is_taken() -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_on_a_gpu_asks_whether_it_has_bfloat16_itself(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+def test_auto_on_a_gpu_needs_native_bfloat16(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert compute_dtype("auto", torch.device("cuda")) is (torch.bfloat16 if native else torch.float32)
 
 
-def test_bfloat16_computes_about_the_same_loss_and_leaves_weights_in_float32() -> None:
+def test_bfloat16_has_a_similar_loss_and_keeps_weights_in_float32() -> None:
     made = small()
     made.model.eval()
     tokens = [[made.tokenizer(caption)["input_ids"] for caption in ("a red star", "two dogs")]]

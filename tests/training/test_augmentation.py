@@ -26,7 +26,7 @@ def draws(image: Image.Image, settings: Augmentation, may_mirror: bool = True, c
     return [augment(image, settings, may_mirror, np.random.default_rng(seed)) for seed in range(count)]
 
 
-def test_a_square_of_the_allowed_sizes_is_cut_out_anywhere(image: Image.Image) -> None:
+def test_crops_are_squares_of_allowed_size_anywhere(image: Image.Image) -> None:
     made = draws(image, Augmentation(crop=0.5, colour=0.0, mirror=False))
     assert all(square.width == square.height for square in made)
     sides = [square.width for square in made]
@@ -38,7 +38,7 @@ def test_a_square_of_the_allowed_sizes_is_cut_out_anywhere(image: Image.Image) -
     assert corners <= {tuple(colour) for colour in pixels.reshape(-1, 3)}
 
 
-def test_colours_change_by_no_more_than_they_may() -> None:
+def test_colours_change_within_the_limit() -> None:
     grey = Image.new("RGB", (10, 10), (100, 100, 100))
     means = [np.asarray(made).mean() for made in draws(grey, Augmentation(crop=0.0, colour=0.2, mirror=False))]
     assert 79 <= min(means) < 85
@@ -66,7 +66,7 @@ def split(folder: Path, image: Image.Image, caption: str) -> tuple[Pictures, lis
     return Pictures(examples, PictureReader(folder), small()), examples
 
 
-def test_what_an_epoch_sees_follows_from_seed_epoch_and_number(tmp_path: Path, image: Image.Image) -> None:
+def test_augmentation_depends_on_seed_epoch_and_index(tmp_path: Path, image: Image.Image) -> None:
     pictures, examples = split(tmp_path, image, "y")
 
     def seen(seed: int, epoch: int) -> list[torch.Tensor]:

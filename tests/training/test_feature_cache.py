@@ -58,7 +58,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_features_are_what_the_encoder_says(made: Made, dtype: torch.dtype, off: float) -> None:
+def test_features_equal_the_encoder_output(made: Made, dtype: torch.dtype, off: float) -> None:
     checkpoint = small(dropout=0.5)
     checkpoint.model.train()
     features = made.of(COLOURS, checkpoint, dtype)
@@ -72,7 +72,7 @@ def test_features_are_what_the_encoder_says(made: Made, dtype: torch.dtype, off:
     assert torch.allclose(found.float(), expected, atol=off * expected.abs().max().item())
 
 
-def test_a_loss_from_features_is_that_from_pictures(made: Made) -> None:
+def test_the_loss_from_features_equals_the_loss_from_pictures(made: Made) -> None:
     checkpoint = small()
     features = made.of(COLOURS[:2], checkpoint)
     source = pictures(made.folder / "again", checkpoint, COLOURS[:2])
@@ -86,7 +86,7 @@ def test_a_loss_from_features_is_that_from_pictures(made: Made) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_uncached_features_have_the_bits_of_cached_ones_in_any_order(made: Made, dtype: torch.dtype) -> None:
+def test_uncached_features_equal_cached_ones_in_any_order(made: Made, dtype: torch.dtype) -> None:
     checkpoint = small(dropout=0.5)
     checkpoint.model.train()
     cached = made.of(COLOURS, checkpoint, dtype)
@@ -98,7 +98,7 @@ def test_uncached_features_have_the_bits_of_cached_ones_in_any_order(made: Made,
         assert features.dtype == dtype
 
 
-def test_each_picture_is_encoded_once_whatever_comes_later(made: Made) -> None:
+def test_each_picture_is_encoded_once(made: Made) -> None:
     first = made.of(COLOURS[:5], small())
     assert made.encoded == 5
     again = made.of(COLOURS[:5], small())
@@ -109,14 +109,14 @@ def test_each_picture_is_encoded_once_whatever_comes_later(made: Made) -> None:
         assert torch.equal(one, other)
 
 
-def test_a_row_does_not_depend_on_those_encoded_beside_it(made: Made) -> None:
+def test_a_row_does_not_depend_on_its_batch(made: Made) -> None:
     alone = made.of(COLOURS[2:3], small())[0]
     for path in (made.folder / "cache").iterdir():
         path.unlink()
     assert torch.equal(made.of(COLOURS, small())[2], alone)
 
 
-def test_other_weights_and_another_format_have_files_of_their_own(made: Made) -> None:
+def test_other_encoder_weights_or_dtypes_have_their_own_files(made: Made) -> None:
     other = small()
     with torch.no_grad():
         next(other.model.git.image_encoder.parameters()).add_(0.1)
@@ -134,7 +134,7 @@ def test_other_weights_and_another_format_have_files_of_their_own(made: Made) ->
     assert len(made.files()) == 3
 
 
-def test_what_a_crash_cut_off_is_encoded_again(made: Made) -> None:
+def test_truncated_files_are_completed(made: Made) -> None:
     expected = made.of(COLOURS, small())
     for kind, cut in ((".rows", 700), (".index", 80), (".index", 10)):
         (path,) = (made.folder / "cache").glob(f"*{kind}")
@@ -146,7 +146,7 @@ def test_what_a_crash_cut_off_is_encoded_again(made: Made) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe", b"zz"])
-def test_a_damaged_index_is_noticed_and_put_right(made: Made, damage: bytes) -> None:
+def test_a_damaged_index_is_repaired(made: Made, damage: bytes) -> None:
     expected = made.of(COLOURS, small())
     (path,) = (made.folder / "cache").glob("*.index")
     with path.open("r+b") as file:
@@ -157,7 +157,7 @@ def test_a_damaged_index_is_noticed_and_put_right(made: Made, damage: bytes) -> 
     assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
 
 
-def test_a_damaged_row_is_noticed_and_put_right(made: Made) -> None:
+def test_a_damaged_row_is_repaired(made: Made) -> None:
     expected = made.of(COLOURS, small())[7].clone()
     (path,) = (made.folder / "cache").glob("*.rows")
     with path.open("r+b") as file:
@@ -185,7 +185,7 @@ def test_files_stay_within_the_limit(made: Made) -> None:
     assert path.stat().st_size == 2 * 640
 
 
-def test_splits_come_one_after_the_other(made: Made) -> None:
+def test_splits_share_the_rows_of_common_pictures(made: Made) -> None:
     checkpoint = small()
     train = pictures(made.folder / "train", checkpoint, COLOURS[:4])
     validation = pictures(made.folder / "validation", checkpoint, COLOURS[2:6])
@@ -208,7 +208,7 @@ def fill(folder: Path) -> list[float]:
     return [features[i].sum().item() for i in range(len(COLOURS))]
 
 
-def test_two_processes_may_fill_it_at_once(tmp_path: Path) -> None:
+def test_two_processes_can_fill_the_cache_at_once(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", small(), COLOURS)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         one, two = pool.map(fill, [tmp_path, tmp_path])

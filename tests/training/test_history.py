@@ -30,7 +30,7 @@ def epochs(*values: tuple[float, float], error: float = 0.2) -> list[EpochMetric
         ([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5)], 2),
     ],
 )
-def test_of_epochs_about_as_good_as_the_best_the_lowest_loss_is_kept(
+def test_the_lowest_loss_wins_within_one_standard_error_of_the_best_cider(
     values: list[tuple[float, float]], best: int
 ) -> None:
     found = epochs(*values)
@@ -40,7 +40,7 @@ def test_of_epochs_about_as_good_as_the_best_the_lowest_loss_is_kept(
     assert all(now in (before, k) for k, (before, now) in enumerate(itertools.pairwise(kept), start=2))
 
 
-def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_history_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     written = [*epochs((1.0, 3.0), (2.0, 2.0)), EpochMetrics(3, 0.1, 0.2, 1e-4, math.nan, math.nan, math.nan)]
     write_history(tmp_path / "history.csv", written)
     read = read_history(tmp_path / "history.csv")

@@ -15,7 +15,7 @@ from pipeline.config import params
 from pipeline.data.text import clean
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.atomic_files import read_json
-from pipeline.synthetic.evaluate_attributes import evaluate_attributes
+from pipeline.synthetic.evaluate_sight import sight
 from pipeline.synthetic.sample import write_sample
 from pipeline.synthetic.scenes import Scene, draw, random_scene, unseen_pairs
 from pipeline.synthetic.words import names_all, plain
@@ -24,9 +24,9 @@ from tests.conftest import ROOT, run, set_params
 GIT_DEMO = ROOT / "models" / "git-demo"
 
 
-def test_git_demo_tells_new_scenes_and_combinations_as_well_as_its_card_says() -> None:
+def test_git_demo_is_as_accurate_as_its_model_card_states() -> None:
     card = read_json(GIT_DEMO / "training.json")
-    figures = evaluate_attributes(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
+    figures = sight(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
     for kind, of_it in figures.items():
         for key in ("named", "plain"):
             # 120 scenes: two standard errors, and a little.
@@ -34,7 +34,7 @@ def test_git_demo_tells_new_scenes_and_combinations_as_well_as_its_card_says() -
             assert abs(of_it[key] - p) < 2 * (p * (1 - p) / 120) ** 0.5 + 0.04, (kind, key)
 
 
-def test_git_demo_tells_first_what_stands_left() -> None:
+def test_git_demo_names_the_left_object_first() -> None:
     rng, grain = random.Random(8), np.random.default_rng(8)
     scenes: list[Scene] = [random_scene(rng, two=1.0, avoid=unseen_pairs()) for _ in range(40)]
     said = Captioner.from_folder(GIT_DEMO).caption([draw(scene, grain) for scene in scenes])
@@ -42,7 +42,7 @@ def test_git_demo_tells_first_what_stands_left() -> None:
     assert sum(left == " ".join(plain(scene).split()[:4]) for left, scene in zip(lefts, scenes, strict=True)) > 36
 
 
-def test_a_short_fine_tune_learns_the_voice_and_keeps_what_it_sees(workspace: Path) -> None:
+def test_a_short_fine_tune_learns_the_style_and_keeps_attribute_accuracy(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=120, seed=3)
     changes = {"checkpoint": str(GIT_DEMO), "freeze": "image_encoder", "epochs": 3, "batch_size": 8}
     set_params(workspace, {f"finetune.{key}": value for key, value in changes.items()})
@@ -61,7 +61,7 @@ def test_a_short_fine_tune_learns_the_voice_and_keeps_what_it_sees(workspace: Pa
 
 
 @pytest.mark.slow
-def test_the_demo_keeps_what_the_readme_promises(clone: Callable[[], Path]) -> None:
+def test_the_demo_reaches_the_scores_in_the_readme(clone: Callable[[], Path]) -> None:
     folder = clone()
     assert run(folder, "dvc", "pull", "-q", "-r", "sample", "data/raw/sample.dvc").returncode == 0
     for stage in ("build", "finetune", "evaluate"):  # one at a time, so that none is longer than the test's patience
@@ -71,5 +71,5 @@ def test_the_demo_keeps_what_the_readme_promises(clone: Callable[[], Path]) -> N
     cider = {name: value["CIDEr-D"] for name, value in report.items() if isinstance(value, dict)}
     assert cider["model"] > 2 * cider["before_finetuning"]
     assert cider["model"] > 1.5 * max(cider["nearest_picture"], cider["most_frequent"])
-    figures = evaluate_attributes(Captioner.from_folder(folder / "models/finetune"))
+    figures = sight(Captioner.from_folder(folder / "models/finetune"))
     assert figures["unseen_combinations"]["named"] >= 0.85

@@ -18,7 +18,7 @@ from tests.models.git.test_checkpoint import small
 TOKENS = [[[1, k, 2], [1, k, k, 2]] for k in range(20)]
 
 
-def test_an_epoch_sees_every_picture_once_with_all_its_captions_or_some() -> None:
+def test_an_epoch_has_every_picture_once_with_the_requested_captions() -> None:
     for each, many in ((None, 2), (1, 1), (2, 2), (7, 2)):
         captioned = loader.epoch_captions(TOKENS, seed=1, epoch=1, each=each)
         assert sorted(i for i, _ in captioned) == list(range(20))
@@ -28,20 +28,20 @@ def test_an_epoch_sees_every_picture_once_with_all_its_captions_or_some() -> Non
             assert all(caption in TOKENS[i] for caption in captions)
 
 
-def test_an_epoch_follows_from_seed_and_number_alone() -> None:
+def test_an_epoch_depends_only_on_seed_and_number() -> None:
     assert loader.epoch_captions(TOKENS, 1, 3, 1) == loader.epoch_captions(TOKENS, 1, 3, 1)
     assert loader.epoch_captions(TOKENS, 1, 3, 1) != loader.epoch_captions(TOKENS, 1, 4, 1)
     assert loader.epoch_captions(TOKENS, 1, 3, 1) != loader.epoch_captions(TOKENS, 2, 3, 1)
 
 
-def test_over_many_epochs_every_caption_has_its_share() -> None:
+def test_captions_are_chosen_equally_often() -> None:
     epochs = [loader.epoch_captions(TOKENS, 0, epoch, each=1) for epoch in range(200)]
     drawn = Counter(len(caption) for epoch in epochs for _, (caption,) in epoch)
     assert abs(drawn[3] / 4000 - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_pictures_become_what_the_checkpoints_own_processor_makes_of_them(tmp_path: Path, memory: int) -> None:
+def test_batches_equal_the_output_of_the_checkpoint_processor(tmp_path: Path, memory: int) -> None:
     made = small()
     data = [jpeg("red", (90, 60)), jpeg("blue", (40, 80))]
     with PictureWriter(tmp_path) as writer:
@@ -62,7 +62,7 @@ def test_pictures_become_what_the_checkpoints_own_processor_makes_of_them(tmp_pa
     assert second.input_ids.tolist() == [[1, 2]]
 
 
-def test_captions_are_cut_to_the_most_tokens_with_both_marks() -> None:
+def test_captions_are_truncated_to_max_tokens_with_both_marks() -> None:
     made = small()
     ((tokens,),) = caption_tokens(made, [["a red star " * 30]], 10)
     assert len(tokens) == 10

@@ -81,7 +81,7 @@ def states(workspace: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("method", "step"), [("_step", 1), ("_step", 4), ("_validate", 3)])
-def test_it_goes_on_from_a_crash_bit_for_bit(
+def test_training_resumes_after_a_crash_bit_for_bit(
     built: Path, uninterrupted: str, method: str, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crash_in(method, step)
@@ -100,7 +100,7 @@ def test_it_goes_on_from_a_crash_bit_for_bit(
         {"augmentation": {"crop": 0.3, "colour": 0.2, "mirror": True}, "accumulation": 2},
     ],
 )
-def test_it_goes_on_bit_for_bit_however_it_trains(built: Path, changes: dict[str, Any]) -> None:
+def test_resuming_is_exact_with_lora_augmentation_and_accumulation(built: Path, changes: dict[str, Any]) -> None:
     train()
     shutil.copytree(OUTPUTS[0], "base")
     set_params(built, {"finetune.checkpoint": "base", **{f"finetune.{key}": value for key, value in changes.items()}})
@@ -111,7 +111,7 @@ def test_it_goes_on_bit_for_bit_however_it_trains(built: Path, changes: dict[str
     assert sha256_of(*OUTPUTS) == expected
 
 
-def test_a_crash_while_the_best_epoch_is_kept_leaves_the_best_before_it(
+def test_a_crash_while_saving_the_best_epoch_keeps_the_previous_best(
     built: Path, uninterrupted: str, capsys: Any
 ) -> None:
     save = GitCheckpoint.save
@@ -131,7 +131,7 @@ def test_a_crash_while_the_best_epoch_is_kept_leaves_the_best_before_it(
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
-def test_a_crash_while_a_state_is_written_costs_one_step(built: Path, uninterrupted: str, capsys: Any) -> None:
+def test_a_crash_while_writing_a_state_costs_one_step(built: Path, uninterrupted: str, capsys: Any) -> None:
     original = shutil.copytree
 
     def full(source: Any, target: Any, **others: Any) -> Any:
@@ -153,9 +153,7 @@ def test_a_crash_while_a_state_is_written_costs_one_step(built: Path, uninterrup
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
                                   "best/model.safetensors", CHECKSUMS])  # fmt: skip
 @pytest.mark.parametrize("damage", ["flip", "lose"])
-def test_a_damaged_state_is_not_used_and_the_one_before_it_is(
-    tmp_path_factory: pytest.TempPathFactory, name: str, damage: str
-) -> None:
+def test_a_damaged_state_is_recognised(tmp_path_factory: pytest.TempPathFactory, name: str, damage: str) -> None:
     folder = tmp_path_factory.mktemp("states") / "step-1"
     with checksummed_folder(folder) as place:
         for file in ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
@@ -172,7 +170,7 @@ def test_a_damaged_state_is_not_used_and_the_one_before_it_is(
     assert not is_intact(folder)
 
 
-def test_the_state_before_a_damaged_one_is_taken(built: Path, uninterrupted: str, capsys: Any) -> None:
+def test_the_state_before_a_damaged_one_is_used(built: Path, uninterrupted: str, capsys: Any) -> None:
     crash_in("_step", 5)
     (states(built)[-1].parent / ".step-000000099.partial").mkdir()  # of a process that was killed while it wrote one
     newest = states(built)[-1]
@@ -187,7 +185,7 @@ def test_the_state_before_a_damaged_one_is_taken(built: Path, uninterrupted: str
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
-def test_another_training_starts_anew_and_leaves_the_one_that_was_cut_off(
+def test_another_training_starts_from_scratch_and_keeps_the_interrupted_one(
     built: Path, uninterrupted: str, capsys: Any
 ) -> None:
     weights = weights_hash(OUTPUTS[0])
@@ -206,7 +204,7 @@ def test_another_training_starts_anew_and_leaves_the_one_that_was_cut_off(
     assert weights_hash(OUTPUTS[0]) == weights
 
 
-def test_early_stopping_goes_by_the_epochs_before_the_crash_too(built: Path, capsys: Any) -> None:
+def test_early_stopping_counts_epochs_before_a_crash(built: Path, capsys: Any) -> None:
     set_params(built, {"finetune.epochs": 9, "finetune.patience": 1, "finetune.learning_rate": 0.9,
                        "finetune.best_by": "loss", "finetune.warmup": 0.5})  # fmt: skip
     last = train()
@@ -240,7 +238,7 @@ def wait_for_state(folder: Path, step: int, process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.parametrize("method", ["captions", "loss"])
-def test_asked_to_end_in_the_validation_it_goes_on_with_that(
+def test_a_stop_during_validation_resumes_with_that_validation(
     built: Path, uninterrupted: str, method: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = getattr(Validation, method)
@@ -267,7 +265,7 @@ def test_asked_to_end_in_the_validation_it_goes_on_with_that(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_midst_of_it_costs_nothing(built: Path, how: signal.Signals) -> None:
+def test_training_resumes_after_a_signal(built: Path, how: signal.Signals) -> None:
     set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if how == signal.SIGKILL else 60})
     command = (sys.executable, "-m", "pipeline.finetune")
     process = started(built, *command)
@@ -290,7 +288,7 @@ def test_a_signal_in_the_midst_of_it_costs_nothing(built: Path, how: signal.Sign
     assert sha256_of(*OUTPUTS) == resumed
 
 
-def test_a_step_in_parts_learns_the_same(built: Path) -> None:
+def test_gradient_accumulation_learns_the_same(built: Path) -> None:
     set_params(built, {"finetune.scratch.dropout": 0.0})
     curves = []
     for parts in (1, 4):
@@ -303,7 +301,7 @@ def test_a_step_in_parts_learns_the_same(built: Path) -> None:
         train()
 
 
-def test_a_batch_that_does_not_fit_is_told_with_the_parts_that_do(built: Path, monkeypatch: Any) -> None:
+def test_a_batch_that_does_not_fit_is_reported_with_a_fitting_accumulation(built: Path, monkeypatch: Any) -> None:
     forward = CaptionLoss.forward
 
     def small_memory(self: CaptionLoss, batch: Any) -> Any:
@@ -318,7 +316,7 @@ def test_a_batch_that_does_not_fit_is_told_with_the_parts_that_do(built: Path, m
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
-def test_a_full_disk_ends_it_in_a_line_and_the_last_state_is_whole(built: Path, uninterrupted: str) -> None:
+def test_a_full_disk_is_reported_in_one_line_and_the_last_state_is_intact(built: Path, uninterrupted: str) -> None:
     small = built / ".work"
     shutil.rmtree(small)
     small.mkdir()
@@ -341,7 +339,7 @@ def test_a_full_disk_ends_it_in_a_line_and_the_last_state_is_whole(built: Path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_kills_at_random_moments_change_no_bit(clone: Callable[[], Path]) -> None:
+def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable[[], Path]) -> None:
     """In a step, in validation, while a state is written: wherever it comes, `dvc repro` goes on from there."""
     killed = clone()
     shutil.rmtree(killed / "data/raw")

@@ -1,9 +1,9 @@
-"""The steps of a transformer layer, keeping for the backward pass no more than the mathematics needs.
+"""Operations of a transformer layer that save as little as possible for the backward pass.
 
-Torch's modules keep what each of their operations asks for: of a feed-forward the values before, within and after
-its activation, of dropout a mask in floating point, of attention with dropout the probabilities three times. Here the
-cheap ones are computed again and masks are bytes, so that a training step of GIT-base needs half the memory; and
-random numbers are drawn four at a time, for on a CPU drawing them one by one took a twentieth of a step.
+Torch's modules save the inputs of every operation: the values before, within and after an activation, a floating-point
+mask for dropout, and three copies of the probabilities of attention with dropout. Here cheap values are recomputed and
+masks are bytes, so a training step of GIT-base needs half the memory. Random numbers are drawn four at a time: drawing
+them one by one took 5 % of a step on a CPU.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers.activations import GELUActivation, QuickGELUActivation
 
 _aten = torch.ops.aten
 _CHUNK = 512  # targets whose logits are in memory at a time
-# Of an activation a function f, its backward pass, and s: what it makes of x is f(s x) / s. CLIP's quick GELU,
-# x sigmoid(1.702 x), is a SiLU between two scalings, and a matrix product scales its result for nothing.
+# For each activation: f, its backward pass, and s, so that activation(x) = f(s x) / s. CLIP's quick GELU,
+# x sigmoid(1.702 x), is a SiLU between two scalings, and a matrix product can scale its result at no cost.
 _ACTIVATIONS: dict[type, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor], float]] = {
     GELUActivation: (gelu, _aten.gelu_backward, 1.0),
     QuickGELUActivation: (silu, _aten.silu_backward, 1.702),
@@ -29,20 +29,20 @@ _ACTIVATIONS: dict[type, tuple[Callable[..., torch.Tensor], Callable[..., torch.
 
 
 def linear(x: torch.Tensor, layer: Module) -> torch.Tensor:
-    """What a linear layer makes of `(..., features)`.
+    """Return the output of a linear layer for `(..., features)`.
 
-    Generation on a CPU asks oneDNN for it where torch asks MKL: with the few rows of its steps that is 1.2 to 2.9 times
-    as fast, and with many no slower.
+    Generation in float32 on a CPU uses oneDNN instead of torch's default, MKL: with the few rows of a generation step
+    it is 1.2 to 2.9 times as fast, and with many rows no slower.
     """
     if (
-        type(layer) is Linear  # a library's subclass (LoRA's) does more
+        type(layer) is Linear  # a subclass, such as LoRA's, does more
         and torch.is_inference_mode_enabled()
         and torch.backends.mkldnn.is_available()
         and x.device.type == "cpu"
-        and _computing(x) == x.dtype == layer.weight.dtype == torch.float32
+        and _compute_dtype(x) == x.dtype == layer.weight.dtype == torch.float32
     ):
-        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-        return made
+        pointwise: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+        return pointwise
     result: torch.Tensor = layer(x)
     return result
 
@@ -50,22 +50,22 @@ def linear(x: torch.Tensor, layer: Module) -> torch.Tensor:
 def normed_feed_forward(
     x: torch.Tensor, norm: LayerNorm, inner: Linear, activation: Module, outer: Linear
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer norm and the feed-forward after it: `n = norm(x)` and `outer(activation(inner(n)))`.
+    """Return `n = norm(x)` and the feed-forward `outer(activation(inner(n)))`.
 
-    For the backward pass are kept `x` and what `inner` says; more for an activation other than GELU and quick GELU.
+    The backward pass needs only `x` and the output of `inner`; for activations other than GELU and quick GELU, more.
 
     Args:
         x: `(rows, tokens, hidden)`.
         norm: over `hidden`.
-        inner: from `hidden` to the wider inside.
-        activation: one of the library's.
-        outer: the way back.
+        inner: from `hidden` to `intermediate`.
+        activation: a module of `transformers.activations`.
+        outer: from `intermediate` to `hidden`.
     """
     kind = _ACTIVATIONS.get(type(activation))
-    if kind is None or (torch.is_inference_mode_enabled() and kind[2] == 1):  # then there is no backward pass
+    if kind is None or (torch.is_inference_mode_enabled() and kind[2] == 1):  # inference has no backward pass
         plain = norm(x)
         return plain, linear(activation(linear(plain, inner)), outer)
-    dtype = _computing(x)
+    dtype = _compute_dtype(x)
     weights = [w.to(dtype) for w in (inner.weight, inner.bias, outer.weight, outer.bias)]
     normed, out = _NormedFeedForward.apply(x, norm.weight, norm.bias, norm.eps, *weights, kind)  # type: ignore[no-untyped-call]
     return normed, out
@@ -90,47 +90,47 @@ class _NormedFeedForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        of_normed, of_out = gradients
-        assert of_out is not None
+        grad_normed, grad_out = gradients
+        assert grad_out is not None
         x, norm_weight, norm_bias, mean, deviation, scaled, weight_1, weight_2 = ctx.saved_tensors
         function, backward, scale = ctx.activation
         size = x.shape[-1:]
-        # Frozen weights (under LoRA, all of these) cost no matrix products.
+        # Frozen weights (with LoRA, all of these) cost no matrix products.
         learns = dict(zip(_FEED_FORWARD, ctx.needs_input_grad, strict=False))
-        of_rows = of_out.flatten(0, -2)
-        bias_2 = of_rows.sum(0) if learns["bias_2"] else None
-        weights_2 = torch.mm(of_rows.t(), function(scaled)).div_(scale) if learns["weight_2"] else None
-        of_inner = backward(torch.mm(of_rows, weight_2), scaled)
-        bias_1 = of_inner.sum(0) if learns["bias_1"] else None
-        weights_1 = None
+        grad_rows = grad_out.flatten(0, -2)
+        grad_bias_2 = grad_rows.sum(0) if learns["bias_2"] else None
+        grad_weight_2 = torch.mm(grad_rows.t(), function(scaled)).div_(scale) if learns["weight_2"] else None
+        grad_inner = backward(torch.mm(grad_rows, weight_2), scaled)
+        grad_bias_1 = grad_inner.sum(0) if learns["bias_1"] else None
+        grad_weight_1 = None
         if learns["weight_1"]:
             normed = torch.native_layer_norm(x, size, norm_weight, norm_bias, ctx.eps)[0]
-            weights_1 = torch.mm(of_inner.t(), normed.flatten(0, -2).to(of_inner.dtype))
-        through = torch.mm(of_inner, weight_1).view_as(x).to(x.dtype)
-        if of_normed is not None:
-            through += of_normed
-        wanted = [learns["x"], learns["norm_weight"], learns["norm_bias"]]
-        of_x, of_weight, of_bias = _aten.native_layer_norm_backward(
-            through, x, size, mean, deviation, norm_weight, norm_bias, wanted
+            grad_weight_1 = torch.mm(grad_inner.t(), normed.flatten(0, -2).to(grad_inner.dtype))
+        grad_norm_output = torch.mm(grad_inner, weight_1).view_as(x).to(x.dtype)
+        if grad_normed is not None:
+            grad_norm_output += grad_normed
+        output_mask = [learns["x"], learns["norm_weight"], learns["norm_bias"]]
+        norm_gradients = _aten.native_layer_norm_backward(
+            grad_norm_output, x, size, mean, deviation, norm_weight, norm_bias, output_mask
         )
-        return of_x, of_weight, of_bias, None, weights_1, bias_1, weights_2, bias_2, None
+        return *norm_gradients, None, grad_weight_1, grad_bias_1, grad_weight_2, grad_bias_2, None
 
 
-def _computing(x: torch.Tensor) -> torch.dtype:
-    """The format of matrix products: autocast's where it is on."""
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of matrix products: autocast's if it is enabled."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def dropout(x: torch.Tensor, part: float) -> torch.Tensor:
-    """Zero a `part` of the elements at random and scale the others, as `torch.nn.functional.dropout`."""
-    if part == 0 or x.device.type != "cpu":
-        return torch_dropout(x, part)
-    kept: torch.Tensor = _Masked.apply(x, _mask(x.shape, part), 1 / (1 - part))  # type: ignore[no-untyped-call]
-    return kept
+def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
+    """Zero elements with probability `rate` and scale the others, like `torch.nn.functional.dropout`."""
+    if rate == 0 or x.device.type != "cpu":
+        return torch_dropout(x, rate)
+    dropped: torch.Tensor = _Dropout.apply(x, _keep_mask(x.shape, rate), 1 / (1 - rate))  # type: ignore[no-untyped-call]
+    return dropped
 
 
-class _Masked(torch.autograd.Function):
+class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
         ctx.save_for_backward(mask)
@@ -143,77 +143,78 @@ class _Masked(torch.autograd.Function):
         return torch.mul(gradients[0], mask).mul_(ctx.scale), None, None
 
 
-def _mask(shape: torch.Size, part: float) -> torch.Tensor:
-    """Bytes, 0 with probability `part` (to 1/65,536) and else 1, from torch's own generator."""
+def _keep_mask(shape: torch.Size, rate: float) -> torch.Tensor:
+    """Return bytes from torch's generator: 0 with probability `rate` (to 1/65,536), else 1."""
     count = math.prod(shape)
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (drawn[:count] >= round(part * 2**16) - 2**15).view(torch.uint8).view(shape)
+    random = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    return (random[:count] >= round(rate * 2**16) - 2**15).view(torch.uint8).view(shape)
 
 
 def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, part: float
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rate: float
 ) -> torch.Tensor:
-    """Attention, `(rows, heads, queries, size)`, with dropout of a `part` of its probabilities.
+    """Return attention with dropout of its probabilities, `(rows, heads, queries, size)`.
 
     Args:
         queries: `(rows, heads, queries, size)`.
         keys: `(rows, heads, keys, size)`.
-        values: as the keys.
-        mask: `(rows, 1, queries, keys)`, added to the scores; or none.
-        part: from 0 to 1.
+        values: `(rows, heads, keys, size)`.
+        mask: `(rows, 1, queries, keys)`, added to the scores; or None.
+        rate: of dropout, from 0 to 1.
     """
-    if part == 0 or queries.device.type != "cpu":
-        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=part)
-    kept = _mask(torch.Size([*queries.shape[:3], keys.shape[2]]), part)
-    mixed: torch.Tensor = _DroppedAttention.apply(queries, keys, values, mask, kept, 1 / (1 - part))  # type: ignore[no-untyped-call]
-    return mixed
+    if rate == 0 or queries.device.type != "cpu":
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
+    keep = _keep_mask(torch.Size([*queries.shape[:3], keys.shape[2]]), rate)
+    attended: torch.Tensor = _DropoutAttention.apply(queries, keys, values, mask, keep, 1 / (1 - rate))  # type: ignore[no-untyped-call]
+    return attended
 
 
-def attend_and_sum(
+def attend_with_lse(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention, `(rows, heads, queries, size)`, and the logarithm of its softmax's denominators, `(..., queries, 1)`.
+    """Return attention, `(rows, heads, queries, size)`, and the log-sum-exp of its scores, `(..., queries, 1)`.
 
-    With these, attention over two sets of keys follows from that over each (Milakov and Gimelshein 2018). The arguments
-    are those of `attend`.
+    With the log-sum-exp, attention over two sets of keys can be combined into attention over both (Milakov and
+    Gimelshein 2018). The arguments are those of `attend`.
     """
     if queries.device.type == "cpu":
-        mixed, sums = _aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
-        return mixed, sums[..., None]
-    return attend_and_sum_plainly(queries, keys, values, mask)
+        attended, lse = _aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
+        return attended, lse[..., None]
+    return attend_with_lse_unfused(queries, keys, values, mask)
 
 
-def attend_and_sum_plainly(
+def attend_with_lse_unfused(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `attend_and_sum`, where torch has no one operation that gives both."""
+    """Compute `attend_with_lse` where torch has no single operation for it."""
     scores = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(-1, -2)).float()
     if mask is not None:
         scores = scores + mask
     return torch.matmul(scores.softmax(dim=-1).to(values.dtype), values), scores.logsumexp(dim=-1, keepdim=True)
 
 
-class _DroppedAttention(torch.autograd.Function):
-    """Where torch's fused attention of a CPU has no dropout. Probabilities are computed again in the backward pass."""
+class _DropoutAttention(torch.autograd.Function):
+    """Attention with dropout on a CPU, which torch's fused one lacks. The backward pass recomputes probabilities."""
 
     @staticmethod
     def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor, *others: Any) -> torch.Tensor:
-        values, mask, kept, scale = others
-        ctx.save_for_backward(queries, keys, values, mask, kept)
+        values, mask, keep, scale = others
+        ctx.save_for_backward(queries, keys, values, mask, keep)
         ctx.scale = scale
-        return torch.matmul(_probabilities(queries, keys, mask).mul_(kept), values).mul_(scale)
+        return torch.matmul(_probabilities(queries, keys, mask).mul_(keep), values).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        queries, keys, values, mask, kept = ctx.saved_tensors
-        of_mixed = gradients[0] * ctx.scale
+        queries, keys, values, mask, keep = ctx.saved_tensors
+        grad_attended = gradients[0] * ctx.scale
         probabilities = _probabilities(queries, keys, mask)
-        of_values = torch.matmul((probabilities * kept).transpose(-1, -2), of_mixed)
-        of_probabilities = torch.matmul(of_mixed, values.transpose(-1, -2)).mul_(kept)
-        of_scores = _aten._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
-        of_scores.mul_(queries.shape[-1] ** -0.5)
-        of_queries, of_keys = torch.matmul(of_scores, keys), torch.matmul(of_scores.transpose(-1, -2), queries)
-        return of_queries, of_keys, of_values, None, None, None
+        grad_values = torch.matmul((probabilities * keep).transpose(-1, -2), grad_attended)
+        grad_probabilities = torch.matmul(grad_attended, values.transpose(-1, -2)).mul_(keep)
+        grad_scores = _aten._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
+        grad_scores.mul_(queries.shape[-1] ** -0.5)
+        grad_queries = torch.matmul(grad_scores, keys)
+        grad_keys = torch.matmul(grad_scores.transpose(-1, -2), queries)
+        return grad_queries, grad_keys, grad_values, None, None, None
 
 
 def _probabilities(queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -223,21 +224,21 @@ def _probabilities(queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(queries.dtype)
 
 
-def cross_entropy_of(
+def head_cross_entropy(
     hidden: torch.Tensor, head: Linear, targets: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """The summed cross-entropy of the logits `head(hidden)`, natural logarithm, in float32.
+    """Return the summed cross-entropy of the logits `head(hidden)` (nats), in float32.
 
-    Loss and gradients are computed together, some targets at a time, so that the logits of all are never there at once
-    (compare Hsu et al. 2024, "Liger Kernel").
+    Loss and gradients are computed together in chunks of targets, so that all logits are never in memory at once
+    (compare Hsu et al. 2024, "Liger Kernel"). `backward` can be called once.
 
     Args:
         hidden: `(targets, hidden)`.
         head: from `hidden` to the vocabulary.
-        targets: `(targets,)`, indices of the vocabulary.
-        label_smoothing: the part of the target that is spread evenly over the vocabulary (Szegedy et al. 2016).
+        targets: `(targets,)`, token ids.
+        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016).
     """
-    dtype = _computing(hidden)
+    dtype = _compute_dtype(hidden)
     hidden, weight, bias = hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype)
     loss: torch.Tensor = _CrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
@@ -249,34 +250,34 @@ class _CrossEntropy(torch.autograd.Function):
         targets, smoothing, with_gradients = others
         learns = ctx.needs_input_grad[1]  # weight and bias are frozen together
         loss = torch.zeros((), device=hidden.device)
-        of_hidden: list[torch.Tensor] = []
-        of_weight, of_bias = (torch.zeros_like(x, dtype=torch.float32) if learns else None for x in (weight, bias))
-        for rows, wanted in zip(hidden.split(_CHUNK), targets[:, None].split(_CHUNK), strict=True):
+        grad_hidden: list[torch.Tensor] = []
+        grad_weight, grad_bias = (torch.zeros_like(x, dtype=torch.float32) if learns else None for x in (weight, bias))
+        for rows, chunk in zip(hidden.split(_CHUNK), targets[:, None].split(_CHUNK), strict=True):
             logs = torch.addmm(bias, rows, weight.t()).float().log_softmax(dim=-1)
-            loss -= (1 - smoothing) * logs.gather(1, wanted).sum() + smoothing * logs.sum() / len(bias)
+            loss -= (1 - smoothing) * logs.gather(1, chunk).sum() + smoothing * logs.sum() / len(bias)
             if with_gradients:
-                # The gradient of the logits: what the model says, less what it should have said.
-                off = logs.exp_().scatter_add_(1, wanted, torch.full_like(logs[:, :1], smoothing - 1))
+                # The gradient of the logits: predicted probabilities minus target probabilities.
+                grad_logits = logs.exp_().scatter_add_(1, chunk, torch.full_like(logs[:, :1], smoothing - 1))
                 if smoothing:
-                    off -= smoothing / len(bias)
-                if of_bias is not None:
-                    of_bias += off.sum(0)
-                off = off.to(weight.dtype)
-                of_hidden.append(torch.mm(off, weight))
-                if of_weight is None:
+                    grad_logits -= smoothing / len(bias)
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
+                grad_logits = grad_logits.to(weight.dtype)
+                grad_hidden.append(torch.mm(grad_logits, weight))
+                if grad_weight is None:
                     continue
-                if off.dtype == torch.float32:
-                    of_weight.addmm_(off.t(), rows)
+                if grad_logits.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.t(), rows)
                 else:  # sums over chunks stay in float32
-                    of_weight += torch.mm(off.t(), rows)
-        ctx.gradients = (torch.cat(of_hidden), of_weight, of_bias) if of_hidden else None
+                    grad_weight += torch.mm(grad_logits.t(), rows)
+        ctx.gradients = (torch.cat(grad_hidden), grad_weight, grad_bias) if grad_hidden else None
         ctx.dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("backward can be called once only: the gradients are scaled where they are")
-        of_all = [None if x is None else x.mul_(gradients[0]).to(ctx.dtype) for x in ctx.gradients]
+            raise RuntimeError("backward can be called once only: it scales the gradients in place")
+        scaled = [None if x is None else x.mul_(gradients[0]).to(ctx.dtype) for x in ctx.gradients]
         ctx.gradients = None
-        return *of_all, None, None, None
+        return *scaled, None, None, None

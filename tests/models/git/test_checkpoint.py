@@ -44,13 +44,13 @@ def test_a_saved_checkpoint_loads_in_stock_transformers_with_equal_logits(saved:
     assert processor.tokenizer.decode(ids[0], skip_special_tokens=True) == "a red star"
 
 
-def test_loading_and_saving_again_changes_nothing(saved: Path, tmp_path: Path) -> None:
+def test_loading_and_saving_changes_nothing(saved: Path, tmp_path: Path) -> None:
     factory.load(saved).save(tmp_path / "again")
     for file in ("model.safetensors", "tokenizer.json", "processor_config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
 
 
-def test_the_hash_sees_weights_and_tokenizer_but_not_the_note_of_how_it_was_made(saved: Path) -> None:
+def test_the_hash_covers_weights_and_tokenizer_but_not_training_json(saved: Path) -> None:
     before = weights_hash(saved)
     (saved / "training.json").write_text("{}")
     assert weights_hash(saved) == before
@@ -59,21 +59,21 @@ def test_the_hash_sees_weights_and_tokenizer_but_not_the_note_of_how_it_was_made
     assert weights_hash(saved) != before
 
 
-def test_captions_begin_and_end_with_the_marks_that_generation_uses() -> None:
+def test_captions_have_the_begin_and_end_marks_of_generation() -> None:
     made = small()
     ids = made.tokenizer("A red star")["input_ids"]
     assert ids[0] == made.model.config.bos_token_id
     assert ids[-1] == made.model.config.eos_token_id
 
 
-def test_no_pickled_weights_are_loaded(saved: Path) -> None:
+def test_pickled_weights_are_refused(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     torch.save({}, saved / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"has no \.safetensors weights"):
         factory.load(saved)
 
 
-def test_what_is_no_git_checkpoint_is_told(saved: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_git_checkpoint_is_reported(saved: Path, tmp_path: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
     with pytest.raises(ConfigError, match="model_type is 'blip', not 'git'"):
@@ -85,28 +85,28 @@ def test_what_is_no_git_checkpoint_is_told(saved: Path, tmp_path: Path) -> None:
         factory.load(tmp_path)
 
 
-def test_damaged_weights_are_told_in_one_line(saved: Path) -> None:
+def test_damaged_weights_are_reported_in_one_line(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(ConfigError, match="can't be loaded as a git checkpoint"):
         factory.load(saved)
 
 
-def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
+def test_weights_that_do_not_match_the_config_are_refused(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(ConfigError, match="its weights lack"):
         factory.load(saved)
 
 
-def test_a_hub_name_without_network_is_told_with_the_way_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_with_a_workaround(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(TemporaryError, match="set finetune.checkpoint to its folder"):
         factory.locate("microsoft/git-base", "0" * 40)
 
 
-def test_a_connection_that_breaks_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_a_temporary_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*words: object, **more: object) -> str:
         raise type("ReadError", (Exception,), {})("connection reset")  # the HTTP library's, no OSError
 
@@ -116,7 +116,7 @@ def test_a_connection_that_breaks_may_pass(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_that_were_saved_in_half_precision_are_trained_in_float32(saved: Path, dtype: torch.dtype) -> None:
+def test_half_precision_weights_are_loaded_as_float32(saved: Path, dtype: torch.dtype) -> None:
     stock = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
     stock.save_pretrained(saved)
     assert str(dtype).removeprefix("torch.") in (saved / "config.json").read_text()
@@ -124,11 +124,11 @@ def test_weights_that_were_saved_in_half_precision_are_trained_in_float32(saved:
     assert {weights.dtype for weights in loaded.parameters()} == {torch.float32}
 
 
-def test_a_folder_is_taken_as_it_is(saved: Path) -> None:
+def test_a_folder_is_used_as_given(saved: Path) -> None:
     assert factory.locate(str(saved), None) == saved
 
 
-def test_git_bases_own_layout_is_loaded(tmp_path: Path) -> None:
+def test_the_file_layout_of_git_base_is_loaded(tmp_path: Path) -> None:
     """The hub's git-base has its image processor in preprocessor_config.json and a vocab.txt: both are read."""
     made = small()
     made.model.save_pretrained(tmp_path / "base")
@@ -159,12 +159,12 @@ def test_git_bases_own_layout_is_loaded(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "base")
 
 
-def test_the_shipped_scratch_sizes_make_a_small_model() -> None:
+def test_the_default_scratch_sizes_define_a_small_model() -> None:
     made = factory.scratch(params.load(ROOT / "params.yaml").finetune.scratch, CAPTIONS, 48)
     assert 0.5e6 < made.model.num_parameters() < 3e6
 
 
-def test_the_same_captions_give_the_same_vocabulary() -> None:
+def test_the_same_captions_produce_the_same_vocabulary() -> None:
     """The library's trainer alone does not: huggingface/tokenizers#1794."""
     captions = [
         f"{a}{b} {b}{a}ing the un{a}able" for a in ("wel", "come", "lib", "rary") for b in ("ers", "tok", "ize")

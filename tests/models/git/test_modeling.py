@@ -79,7 +79,7 @@ def assert_same_gradients(ours: GitForCausalLM, stock: transformers.GitForCausal
         assert torch.allclose(mine.grad, other.grad, atol=1e-4), name
 
 
-def test_the_loss_is_cross_entropy_computed_a_token_at_a_time(
+def test_loss_equals_cross_entropy_computed_token_by_token(
     stock: transformers.GitForCausalLM, ours: GitForCausalLM
 ) -> None:
     pixels, ids, _, picture_of = batch()
@@ -96,7 +96,7 @@ def test_the_loss_is_cross_entropy_computed_a_token_at_a_time(
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_and_gradients_are_the_librarys(stock: transformers.GitForCausalLM, ours: GitForCausalLM) -> None:
+def test_loss_and_gradients_equal_stock(stock: transformers.GitForCausalLM, ours: GitForCausalLM) -> None:
     loss, tokens = ours.caption_loss(*batch())
     theirs = stock_loss(stock)
     assert (loss / tokens).item() == pytest.approx(theirs.item(), abs=1e-5)
@@ -105,7 +105,7 @@ def test_loss_and_gradients_are_the_librarys(stock: transformers.GitForCausalLM,
     assert_same_gradients(ours, stock)
 
 
-def test_captions_of_a_picture_laid_together_equal_captions_alone(ours: GitForCausalLM) -> None:
+def test_packed_captions_have_the_loss_of_separate_captions(ours: GitForCausalLM) -> None:
     pixels, ids, mask, picture_of = batch()
     with torch.no_grad():
         together, _ = ours.caption_loss(pixels, ids, mask, picture_of)
@@ -118,7 +118,7 @@ def test_captions_of_a_picture_laid_together_equal_captions_alone(ours: GitForCa
     assert together.item() == pytest.approx(alone, rel=1e-5)
 
 
-def test_padding_never_changes_the_loss(ours: GitForCausalLM) -> None:
+def test_padding_does_not_change_the_loss(ours: GitForCausalLM) -> None:
     pixels, ids, mask, picture_of = batch()
     wider = torch.nn.functional.pad(ids, (0, 9), value=17)
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(ours: GitForC
         assert torch.allclose(plain, checkpointed, atol=1e-5)
 
 
-def test_label_smoothing_spreads_a_part_of_the_target_evenly(ours: GitForCausalLM) -> None:
+def test_label_smoothing_spreads_a_share_of_the_target_evenly(ours: GitForCausalLM) -> None:
     with torch.no_grad():
         sharp, tokens = ours.caption_loss(*batch())
         smooth, _ = ours.caption_loss(*batch(), label_smoothing=0.1)
@@ -155,7 +155,7 @@ def test_label_smoothing_spreads_a_part_of_the_target_evenly(ours: GitForCausalL
     assert tokens.item() == sum(LENGTHS) - len(LENGTHS)
 
 
-def test_what_is_predicted_can_differ_from_what_is_read(ours: GitForCausalLM) -> None:
+def test_labels_can_differ_from_input_ids(ours: GitForCausalLM) -> None:
     pixels, ids, mask, picture_of = batch()
     last = [length - 1 for length in LENGTHS]  # the end marks: predicted, but nothing reads on from them
     changed = ids.clone()
@@ -168,7 +168,7 @@ def test_what_is_predicted_can_differ_from_what_is_read(ours: GitForCausalLM) ->
     assert predicted.item() != pytest.approx(neither.item(), rel=1e-3)
 
 
-def test_the_likelihood_of_captions_adds_up_to_the_loss(ours: GitForCausalLM) -> None:
+def test_likelihoods_sum_to_the_loss(ours: GitForCausalLM) -> None:
     found = ours.likelihood(*batch())
     lengths = torch.tensor(LENGTHS) - 1
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_the_likelihood_of_captions_adds_up_to_the_loss(ours: GitForCausalLM) ->
     assert -(found * lengths).sum().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_the_picture_matters(ours: GitForCausalLM) -> None:
+def test_the_loss_depends_on_the_picture(ours: GitForCausalLM) -> None:
     pixels, ids, mask, picture_of = batch()
     with torch.no_grad():
         loss, _ = ours.caption_loss(pixels, ids, mask, picture_of)
@@ -185,7 +185,7 @@ def test_the_picture_matters(ours: GitForCausalLM) -> None:
     assert abs(loss.item() - other.item()) > 1e-2
 
 
-def test_dropout_is_applied_in_training_only() -> None:
+def test_dropout_is_applied_only_in_training() -> None:
     torch.manual_seed(0)
     model = GitForCausalLM(config(dropout=0.5))
     inputs = batch()
@@ -206,7 +206,7 @@ WAYS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_generation_gives_the_librarys_tokens(
+def test_generated_tokens_equal_stock(
     stock: transformers.GitForCausalLM, ours: GitForCausalLM, how: dict[str, Any], seed: int
 ) -> None:
     torch.manual_seed(100 + seed)
@@ -221,7 +221,7 @@ def test_generation_gives_the_librarys_tokens(
     assert (theirs == END).any()
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(ours: GitForCausalLM) -> None:
+def test_captions_do_not_depend_on_the_batch(ours: GitForCausalLM) -> None:
     pixels = batch()[0]
     together = ours.caption(pixels, max_length=12, num_beams=3)
     for k, row in enumerate(together):
@@ -229,9 +229,7 @@ def test_a_batch_gives_what_its_pictures_give_alone(ours: GitForCausalLM) -> Non
         assert torch.equal(row[: len(alone)], alone)
 
 
-def test_the_prefix_is_computed_once_a_picture_whatever_the_beams(
-    ours: GitForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prefix_is_computed_once_per_picture(ours: GitForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     first = ours.git.image_encoder.vision_model.embeddings
     first.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
@@ -241,7 +239,9 @@ def test_the_prefix_is_computed_once_a_picture_whatever_the_beams(
     assert seen == [PICTURES] * 3
 
 
-def test_checkpoints_go_both_ways(stock: transformers.GitForCausalLM, ours: GitForCausalLM, tmp_path: Path) -> None:
+def test_checkpoints_are_interchangeable_with_stock(
+    stock: transformers.GitForCausalLM, ours: GitForCausalLM, tmp_path: Path
+) -> None:
     ours.save_pretrained(tmp_path / "ours")
     stock.save_pretrained(tmp_path / "stock")
     for file in ("config.json", "model.safetensors"):
@@ -253,7 +253,7 @@ def test_checkpoints_go_both_ways(stock: transformers.GitForCausalLM, ours: GitF
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_compiled_loss_is_the_same() -> None:
+def test_a_compiled_loss_equals_the_eager_one() -> None:
     torch.manual_seed(0)
     model = GitForCausalLM(config())
     gradients = []
@@ -267,7 +267,7 @@ def test_a_compiled_loss_is_the_same() -> None:
         assert torch.allclose(eager, compiled, atol=1e-5)
 
 
-def test_the_librarys_own_forward_is_still_there(stock: transformers.GitForCausalLM, ours: GitForCausalLM) -> None:
+def test_the_stock_forward_pass_still_works(stock: transformers.GitForCausalLM, ours: GitForCausalLM) -> None:
     with torch.no_grad():
         assert stock_loss(ours).item() == pytest.approx(stock_loss(stock).item(), abs=1e-5)
 
@@ -283,7 +283,7 @@ def full_width() -> tuple[transformers.GitForCausalLM, GitForCausalLM]:
     return stock, ours
 
 
-def test_at_full_width_loss_and_gradients_are_the_librarys(
+def test_loss_and_gradients_equal_stock_at_full_width(
     full_width: tuple[transformers.GitForCausalLM, GitForCausalLM],
 ) -> None:
     stock, ours = full_width
@@ -300,7 +300,7 @@ def test_at_full_width_loss_and_gradients_are_the_librarys(
 
 
 @pytest.mark.parametrize("how", WAYS[:3])
-def test_at_full_width_generation_gives_the_librarys_tokens(
+def test_generated_tokens_equal_stock_at_full_width(
     full_width: tuple[transformers.GitForCausalLM, GitForCausalLM], how: dict[str, Any]
 ) -> None:
     torch.manual_seed(2)

@@ -14,10 +14,10 @@ from transformers.activations import ACT2FN
 
 from pipeline.models.git.ops import (
     attend,
-    attend_and_sum,
-    attend_and_sum_plainly,
-    cross_entropy_of,
+    attend_with_lse,
+    attend_with_lse_unfused,
     dropout,
+    head_cross_entropy,
     linear,
     normed_feed_forward,
 )
@@ -43,7 +43,7 @@ class FeedForward(torch.nn.Module):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "relu"])
-def test_a_feed_forward_is_the_plain_one(activation: str) -> None:
+def test_a_feed_forward_equals_the_reference(activation: str) -> None:
     torch.manual_seed(0)
     module = FeedForward(activation).double()
     x = torch.randn(ROWS, TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
@@ -67,7 +67,7 @@ class Doubled(torch.nn.Linear):
 @pytest.mark.parametrize("kind", [torch.nn.Linear, Doubled])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_linear_layer_is_the_plain_one_while_generating_too(
+def test_a_linear_layer_equals_the_reference_in_generation(
     kind: type[torch.nn.Linear], dtype: torch.dtype, autocast: bool
 ) -> None:
     torch.manual_seed(0)
@@ -80,14 +80,14 @@ def test_a_linear_layer_is_the_plain_one_while_generating_too(
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "relu"])
-def test_a_feed_forward_without_a_backward_pass_is_the_plain_one(activation: str) -> None:
+def test_a_feed_forward_in_inference_equals_the_reference(activation: str) -> None:
     torch.manual_seed(0)
     module, x = FeedForward(activation), torch.randn(ROWS, TOKENS, HIDDEN)
     with torch.inference_mode():
         torch.testing.assert_close(module.lean(x), module.plain(x))
 
 
-def test_a_feed_forward_whose_norm_is_not_used_has_its_gradients_too() -> None:
+def test_gradients_are_right_if_the_norm_output_is_unused() -> None:
     torch.manual_seed(0)
     module = FeedForward("gelu").double()
     x = torch.randn(ROWS, TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
@@ -98,7 +98,7 @@ def test_a_feed_forward_whose_norm_is_not_used_has_its_gradients_too() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["norm", "inner", "outer"])
-def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(frozen: str) -> None:
+def test_frozen_weights_do_not_change_other_gradients(frozen: str) -> None:
     torch.manual_seed(0)
     module = FeedForward("gelu").double()
     x = torch.randn(ROWS, TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
@@ -110,7 +110,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(frozen: str) 
         assert torch.allclose(one, other, atol=1e-10)
 
 
-def test_in_bfloat16_it_is_about_the_same_and_gradients_are_in_float32() -> None:
+def test_bfloat16_gradients_are_close_and_stored_in_float32() -> None:
     torch.manual_seed(0)
     module = FeedForward("quick_gelu")
     x = torch.randn(ROWS, TOKENS, HIDDEN)
@@ -143,7 +143,7 @@ def kept(work: Callable[[], object]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def test_less_is_kept_for_the_backward_pass() -> None:
+def test_less_memory_is_saved_for_the_backward_pass() -> None:
     module = FeedForward("quick_gelu")
     x = torch.randn(50, TOKENS, HIDDEN, requires_grad=True)
     lean = kept(lambda: normed_feed_forward(x, module.norm, module.inner, module.activation, module.outer))
@@ -154,7 +154,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     assert kept(lambda: dropout(x, 0.1)) == rows * HIDDEN  # a byte each
 
 
-def test_dropout_zeroes_its_part_and_keeps_the_mean() -> None:
+def test_dropout_zeroes_at_its_rate_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     x = torch.ones(1000, 1001, requires_grad=True)
     for part in (0.1, 0.5):
@@ -169,7 +169,7 @@ def test_dropout_zeroes_its_part_and_keeps_the_mean() -> None:
     assert (four.T @ four / len(four)).fill_diagonal_(0).abs().max() < 5 * 0.25 / len(four) ** 0.5
 
 
-def test_dropout_follows_from_torchs_seed() -> None:
+def test_dropout_depends_on_the_torch_seed() -> None:
     x = torch.ones(999)
     made = []
     for seed in (1, 1, 2):
@@ -181,7 +181,7 @@ def test_dropout_follows_from_torchs_seed() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_with_dropout_is_the_plain_one_on_what_was_kept(masked: bool) -> None:
+def test_attention_with_dropout_equals_the_reference(masked: bool) -> None:
     shape = (ROWS, 2, TOKENS, 4)
     queries, keys, values = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.zeros(ROWS, 1, TOKENS, TOKENS, dtype=torch.float64)
@@ -205,9 +205,9 @@ def test_attention_with_dropout_is_the_plain_one_on_what_was_kept(masked: bool) 
     assert torch.allclose(without, scaled_dot_product_attention(queries, keys, values, added), atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [attend_and_sum, attend_and_sum_plainly])
+@pytest.mark.parametrize("function", [attend_with_lse, attend_with_lse_unfused])
 @pytest.mark.parametrize("masked", [True, False])
-def test_attention_over_two_sets_of_keys_follows_from_that_over_each(
+def test_attention_over_two_sets_of_keys_can_be_combined(
     function: Callable[..., tuple[torch.Tensor, torch.Tensor]], masked: bool
 ) -> None:
     torch.manual_seed(0)
@@ -225,13 +225,13 @@ def test_attention_over_two_sets_of_keys_follows_from_that_over_each(
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [3, 512])
-def test_the_loss_is_torchs_cross_entropy(label_smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_cross_entropy_equals_torch(label_smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.models.git.ops._CHUNK", chunk)
     torch.manual_seed(0)
     head = torch.nn.Linear(HIDDEN, 30)
     hidden = torch.randn(10, HIDDEN, requires_grad=True)
     targets = torch.randint(30, (10,))
-    ours = cross_entropy_of(hidden, head, targets, label_smoothing)
+    ours = head_cross_entropy(hidden, head, targets, label_smoothing)
     theirs = cross_entropy(head(hidden), targets, reduction="sum", label_smoothing=label_smoothing)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     wanted = [hidden, head.weight, head.bias]
@@ -240,13 +240,13 @@ def test_the_loss_is_torchs_cross_entropy(label_smoothing: float, chunk: int, mo
     with pytest.raises(RuntimeError, match="once only"):
         ours.backward()
     head.requires_grad_(False)
-    (alone,) = torch.autograd.grad(cross_entropy_of(hidden, head, targets, label_smoothing), hidden)
+    (alone,) = torch.autograd.grad(head_cross_entropy(hidden, head, targets, label_smoothing), hidden)
     (expected,) = torch.autograd.grad(
         cross_entropy(head(hidden), targets, reduction="sum", label_smoothing=label_smoothing), hidden
     )
     assert torch.allclose(alone, expected, atol=1e-6)
     with torch.inference_mode():
-        assert cross_entropy_of(hidden, head, targets, label_smoothing).item() == ours.item()
+        assert head_cross_entropy(hidden, head, targets, label_smoothing).item() == ours.item()
 
 
 FAULTS = """
@@ -266,7 +266,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_that_is_kept_is_not_asked_for_again() -> None:
+def test_kept_memory_is_reused_without_page_faults() -> None:
     keeping, plain = (
         int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "plain")

@@ -10,7 +10,7 @@ from pipeline.config.errors import ConfigError
 from pipeline.models.git.parity import check_loss
 
 
-def test_the_installed_transformers_passes_and_the_random_state_is_left_alone() -> None:
+def test_the_installed_transformers_passes_without_changing_the_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -18,7 +18,7 @@ def test_the_installed_transformers_passes_and_the_random_state_is_left_alone() 
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_library_that_computes_something_else_is_named_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transformers_with_another_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = transformers.GitForCausalLM.forward
 
     def other(*args: Any, **kwargs: Any) -> Any:
