@@ -15,7 +15,7 @@ from pipeline.config import params
 from pipeline.data.text import clean
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.atomic_files import read_json
-from pipeline.synthetic.evaluate_sight import sight
+from pipeline.synthetic.evaluate_attributes import evaluate_attributes
 from pipeline.synthetic.sample import write_sample
 from pipeline.synthetic.scenes import Scene, draw, random_scene, unseen_pairs
 from pipeline.synthetic.words import names_all, plain
@@ -26,7 +26,7 @@ GIT_DEMO = ROOT / "models" / "git-demo"
 
 def test_git_demo_is_as_accurate_as_its_model_card_states() -> None:
     card = read_json(GIT_DEMO / "training.json")
-    figures = sight(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
+    figures = evaluate_attributes(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
     for kind, of_it in figures.items():
         for key in ("named", "plain"):
             # 120 scenes: two standard errors, and a little.
@@ -71,5 +71,5 @@ def test_the_demo_reaches_the_scores_in_the_readme(clone: Callable[[], Path]) ->
     cider = {name: value["CIDEr-D"] for name, value in report.items() if isinstance(value, dict)}
     assert cider["model"] > 2 * cider["before_finetuning"]
     assert cider["model"] > 1.5 * max(cider["nearest_picture"], cider["most_frequent"])
-    figures = sight(Captioner.from_folder(folder / "models/finetune"))
+    figures = evaluate_attributes(Captioner.from_folder(folder / "models/finetune"))
     assert figures["unseen_combinations"]["named"] >= 0.85
