@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from ruamel.yaml import YAML
 
+from flows import causes
 from flows.exec import artifacts, running, stages, tasks
 from flows.steps import notify
 from flows.steps.check_updates import DONE
@@ -90,6 +91,13 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     if not found["changed"] and not found["stale"] and found["ended"]:
         clone.forget()  # the last run may have been killed when it had noted its end
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
+    if (
+        not found["changed"]
+        and found["ended"]
+        and (reason := causes.no_reason(found["stale"], params.retrain.on_code_change))
+    ):
+        clone.forget()
+        return Completed(name=_NOTHING, message=reason)
     clone.remember()
     try:
         if found["changed"]:
@@ -126,7 +134,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
     _end()  # after telling: cut off between the two, it is told twice and not never
     _tidy(params, where)
-    return Completed(name=_ENDS[promoted["decision"]], message=words)
+    return Completed(name=_ENDS[promoted["decision"]], message=f"{words}; {causes.reason(found)}")
 
 
 def _promote(params: Params, version: int, since: tuple[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows import causes
 from flows.workspace import clone
 from flows.workspace.dvc_repo import opened, used_stages
 from flows.workspace.sources import sources
@@ -30,8 +31,8 @@ DONE = paths.WORK / "done.json"  # the state of the data when a retraining last 
 def run(params: Params, args: argparse.Namespace) -> Done:
     """Find what is new.
 
-    The result: `changed`, the `.dvc` files of the sources that changed; `stale`, the stale stages; `ended`, whether the
-    last retraining finished with the data as they are.
+    The result: `changed`, the `.dvc` files of the sources that changed; `stale`, the causes (`flows.causes`) of each
+    stale stage; `ended`, whether the last retraining finished with the data as they are.
     """
     from dvc.repo import lock_repo
 
@@ -43,13 +44,17 @@ def run(params: Params, args: argparse.Namespace) -> Done:
             for source in sources(repo, params, args.workspace)
             if source.has_changed() or source.addressing in missing
         ]
-        stale = sorted({stage.addressing.partition("@")[0] for stage in used if stage.cmd and stage.changed()})
+        stale: dict[str, list[str]] = {}
+        for stage in used:
+            if stage.cmd and (found := causes.of_stage(stage)):
+                name = stage.addressing.partition("@")[0]
+                stale[name] = sorted({*stale.get(name, []), *found})
     ended = DONE.is_file() and read_json(DONE) == clone.data_state()
     result = {"changed": [source.addressing for source in changed], "stale": stale, "ended": ended}
     if not (changed or stale) and ended:
         return Done(f"nothing new in {', '.join(params.ingest.sources)}", result)
     lines = [f"new: {source.addressing}" for source in changed]
-    lines += [f"stale: {', '.join(stale)}"] if stale else []
+    lines += ["stale: " + ", ".join(f"{name} ({', '.join(found)})" for name, found in stale.items())] if stale else []
     return Done("; ".join(lines) or "the last retraining did not finish", result)
 
 

@@ -115,7 +115,8 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     first = retrain(feed, prefect)
     assert first.returncode == 0, first.stderr
     assert (
-        first.stdout.splitlines()[-1] == "flows.retrain: models:/m/2 is promoted as the first champion: it has 2 rows"
+        first.stdout.splitlines()[-1]
+        == "flows.retrain: models:/m/2 is promoted as the first champion: it has 2 rows; cause: outputs"
     )
 
     nothing = retrain(feed, prefect)
@@ -132,7 +133,7 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     assert second.returncode == 0, second.stderr
     found = api.run_of(second.stderr)
     assert (found["state_type"], found["state_name"]) == ("COMPLETED", "Promoted")
-    assert found["state"]["message"] == "models:/m/3 is promoted in the place of version 2: it has 3 rows"
+    assert found["state"]["message"] == "models:/m/3 is promoted in the place of version 2: it has 3 rows; cause: data"
     stages = ["commit_raw", "ingest", "build", "finetune", "evaluate", "register", "model_status"]
     after = ["note", "promote", "publish", "keep", "tidy"]  # note: before promoting, and after publishing
     assert [*api.tasks(found)] == ["check_updates", "fetch", *stages, *after]
@@ -237,7 +238,7 @@ def test_what_is_no_better_is_kept_back_with_its_reasons(
     worse = retrain(feed, prefect)
     assert worse.returncode == 0, worse.stderr
     assert worse.stdout.splitlines()[-1] == (
-        "flows.retrain: models:/m/2 is not promoted, version 3 stays: it has 2 rows"
+        "flows.retrain: models:/m/2 is not promoted, version 3 stays: it has 2 rows; cause: data"
     )
     assert api.run_of(worse.stderr)["state_name"] == "Kept"
     assert registry(feed)["champion"] == 3

@@ -13,5 +13,6 @@ class Retrain(Section):
     """What the retraining flow starts from, publishes and keeps."""
 
     start: Literal["base", "champion"]
+    on_code_change: Literal["params", "all", "none"]
     publish: bool
     keep: Annotated[int, Field(ge=1, le=100_000)]

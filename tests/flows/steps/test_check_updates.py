@@ -61,7 +61,7 @@ def test_a_new_clone_gets_its_data_from_the_cache_and_what_has_ended_is_nothing_
     assert Path("models/finetune/all.csv").is_file()
     write_json(DONE, clone.data_state())
     assert check_updates(entered) == "check_updates: nothing new in mine"
-    assert read_json(RESULT) == {"changed": [], "stale": [], "ended": True}
+    assert read_json(RESULT) == {"changed": [], "stale": {}, "ended": True}
 
 
 def test_a_changed_folder_and_a_new_one_are_fetched_and_put_back(entered: Path) -> None:

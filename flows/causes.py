@@ -1,0 +1,69 @@
+"""Why stages are stale (data, params, code), and whether that is a reason to retrain (`retrain.on_code_change`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dvc.stage import Stage
+
+Cause = Literal["data", "params", "code", "outputs"]  # outputs: they are missing, or the stage never ran
+CODE = "pipeline"  # the folder of the code that decides results
+_RETRAINS: dict[str, set[str]] = {
+    "all": {"data", "outputs", "params", "code"},
+    "params": {"data", "outputs", "params"},
+    "none": {"data", "outputs"},
+}
+
+
+def of_stage(stage: Stage) -> list[Cause]:
+    """Return why a stage is stale; empty if it is up to date. Upstream stages that are stale do not count."""
+    from dvc.dependency import ParamsDependency
+
+    if not stage.changed():
+        return []
+    if not any(out.hash_info for out in stage.outs):  # dvc.lock has no entry
+        return ["outputs"]
+    causes: set[Cause] = set()
+    for dependency in stage.deps:
+        if dependency.status():
+            if isinstance(dependency, ParamsDependency):
+                causes.add("params")
+            else:
+                causes.add("code" if Path(dependency.def_path).parts[0] == CODE else "data")
+    for out in stage.outs:
+        if not out.hash_info:  # dvc.yaml names a new output
+            causes.add("code")
+        elif out.status():
+            causes.add("outputs")
+    return sorted(causes) or ["code"]  # the command in dvc.yaml
+
+
+def no_reason(stale: Mapping[str, Sequence[str]], on_code_change: str) -> str | None:
+    """Return why stale stages are no reason to retrain, in one line; None if they are one.
+
+    Args:
+        stale: the causes of each stale stage.
+        on_code_change: `retrain.on_code_change`.
+
+    >>> no_reason({"build": ["code"], "finetune": ["params"]}, "params") is None
+    True
+    """
+    causes = {cause for found in stale.values() for cause in found}
+    if not causes or causes & _RETRAINS[on_code_change]:
+        return None
+    wanted = "all" if "code" in causes else "params"
+    return (
+        f"nothing new: only {' and '.join(sorted(causes))} changed (stale: {', '.join(stale)}); to retrain, set"
+        f" retrain.on_code_change to {wanted} or run `image-captioning train`"
+    )
+
+
+def reason(updates: Mapping[str, Any]) -> str:
+    """Return why a retraining ran, in a few words; `updates` is the result of `flows.steps.check_updates`."""
+    found = {cause for causes in updates["stale"].values() for cause in causes}
+    if updates["changed"]:
+        found.add("data")
+    return f"cause: {', '.join(sorted(found)) or 'the last retraining did not finish'}"
