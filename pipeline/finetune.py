@@ -38,7 +38,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     session.resume(training)
     if not training.is_first:
         session.fit(training, _NoLogger())
-        return "its share is done"
+        return "this process is done"
 
     with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, history):
         shown = params.flat("ingest", "build", "finetune")
@@ -50,7 +50,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 
 class _NoLogger:
-    """Logs nothing: only the first process logs."""
+    """Logs nothing, for processes other than the first."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         pass

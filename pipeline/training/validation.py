@@ -20,8 +20,8 @@ from pipeline.training.loader import CaptionedPicture, batches, groups_of
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.processes import Processes
 
-CAPTIONS_PER_PICTURE = 8  # in the validation loss, the first ones; hundreds in one row would need too much memory
-GENERATION_BATCHES = 4  # a batch of generation is this many times that of a step: there is no backward pass
+CAPTIONS_PER_PICTURE = 8  # the first ones, in the validation loss; hundreds in one row would need too much memory
+GENERATION_BATCHES = 4  # size of a generation batch relative to a step's: there is no backward pass
 
 
 @dataclass(frozen=True)
