@@ -21,8 +21,8 @@ from pipeline.data.images import data_url
 from pipeline.evaluation import baselines, gallery
 from pipeline.evaluation.bootstrap import differences, intervals, warning
 from pipeline.evaluation.diversity import mean_length, wording
-from pipeline.evaluation.metrics import Statistics, statistics
-from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
+from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 
@@ -46,11 +46,13 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _answers(test, params)))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         _write_coco(folder, lines)
-        references = [[tokenize(caption) for caption in line["references"]] for line in lines]
+        references = [[ptb_tokenize(caption) for caption in line["references"]] for line in lines]
         said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
-        counted = {system: statistics([tokenize(text) for text in texts], references) for system, texts in said.items()}
+        counted = {
+            system: statistics([ptb_tokenize(text) for text in texts], references) for system, texts in said.items()
+        }
         metrics = {system: counts.scores() for system, counts in counted.items()}
-        each = {system: counts.cider_d.tolist() for system, counts in counted.items()}
+        each = {system: counts.each()["CIDEr-D"].tolist() for system, counts in counted.items()}
         people = [line["references"] for line in lines]
         learned = [caption for example in read_examples(paths.DATASET / "train") for caption in example.captions]
         figures = {system: _figures(counted[system], said[system], people, learned) for system in said}

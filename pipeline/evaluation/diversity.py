@@ -12,8 +12,10 @@ from itertools import chain
 
 import numpy as np
 
-from pipeline.evaluation.metrics import Integers, Words, cider, score, statistics
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.metrics.cider import cider
+from pipeline.evaluation.metrics.corpus import Integers, Words
+from pipeline.evaluation.metrics.scoring import corpus_scores, statistics
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 
 # A tag has a letter in it: "#1" is a rank.
 _HASHTAG = re.compile(r"[#\uff03](\w*[^\W\d_]\w*)")
@@ -32,7 +34,7 @@ def wording(
         references: of each picture, one or more.
         training: all captions that the model was trained on; without them two figures are left out.
     """
-    words = [tokenize(caption) for caption in captions]
+    words = [ptb_tokenize(caption) for caption in captions]
     figures: dict[str, float | None] = {
         "distinct-1": distinct(words, 1),
         "distinct-2": distinct(words, 2),
@@ -42,7 +44,7 @@ def wording(
         "hashtag_recall": recall(captions, references, hashtags_of),
     }
     if training is not None:
-        learned = [tokenize(caption) for caption in training]
+        learned = [ptb_tokenize(caption) for caption in training]
         figures["unknown_words"] = unknown_share(words, set(chain.from_iterable(learned)).__contains__)
         figures["copied"] = copied_share(words, learned)
     return figures
@@ -170,7 +172,7 @@ def mutual_bleu(several: Sequence[Sequence[Words]]) -> float:
         chosen = [captions for captions in several if len(captions) > max(k, 1)]
         said, others = [c[k] for c in chosen], [[*c[:k], *c[k + 1 :]] for c in chosen]
         if chosen:
-            scores.append(score(said, others)["BLEU-4"])
+            scores.append(corpus_scores(said, others)["BLEU-4"])
     if not scores:
         raise ValueError("needs two captions or more of a picture")
     return math.fsum(scores) / len(scores)

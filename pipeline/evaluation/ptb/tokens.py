@@ -24,12 +24,12 @@ _OPEN = re.compile(r".*(?:<.*|[\d).]|\s.*)", re.DOTALL)
 _LONGEST, _MOST = 64, 200_000  # characters of a chunk that is remembered; so many are
 
 
-def tokenize(caption: str) -> list[str]:
+def ptb_tokenize(caption: str) -> list[str]:
     """The words of a caption.
 
     The tokens of a telephone number or of a number and a fraction hold no-break spaces.
 
-    >>> tokenize("A dog's ball, on the grass!")
+    >>> ptb_tokenize("A dog's ball, on the grass!")
     ['a', 'dog', "'s", 'ball', 'on', 'the', 'grass']
     """
     try:

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.evaluation.metrics import Words
+from pipeline.evaluation.metrics.corpus import Words
 
 NAMES = ("METEOR", "SPICE")
 _PACKAGE = "pycocoevalcap"
