@@ -57,7 +57,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             print(f"register: closed the MLflow run {dead}, whose process had died")
         known = runs.find_run(store, experiment_id, key) is not None
         tags = {} if known else {runs.RESTORED: "true"}
-        with runs.training_run(store, experiment_id, key, tags) as training_run:
+        run_name = runs.run_name(params.ingest.sources, training["checkpoint"])
+        with runs.training_run(store, experiment_id, key, tags, run_name) as training_run:
             version = registry.find_version(store, name, model_sha256)
             # Where a version came from is told when it is made; today's commit and data are not those of an old one.
             facts = _facts(training, model_sha256, params) if version is None else version.tags
