@@ -201,9 +201,9 @@ def test_our_own_captions_of_several_systems_are_read(files: tuple[Path, Path]) 
     path = lines(Path("captions.jsonl"), own)
     assert report(path, "--system", "model")["scores"] == expected()
     assert report(path, "--system", "most_frequent")["scores"] != expected()
-    with pytest.raises(DataError, match="line 1: has captions of `model`, `most_frequent`; name one with --system"):
+    with pytest.raises(DataError, match="line 1: has captions of `model`, `most_frequent`; choose one with --system"):
         command(path)
-    with pytest.raises(DataError, match="--system x is none of them"):
+    with pytest.raises(DataError, match="--system x is not among them"):
         command(path, "--system", "x")
 
 
@@ -267,7 +267,7 @@ def test_one_picture_has_a_score_and_a_warning(files: tuple[Path, Path]) -> None
         (
             '{"id": 1, "caption": "a"}\n{"id": "1", "caption": "b"}',
             None,
-            "line 2: is of '1', as p.jsonl: line 1 is already",
+            "line 2: has the same picture, '1', as p.jsonl: line 1",
         ),
         ('{"id": 7, "caption": "a"}', None, r"r.jsonl: has no references for 1 of 1 predicted pictures \(7\)"),
         ('{"id": 1, "caption": "a"}', '{"id": 1, "references": []}', "has no references for 1 of 1"),
@@ -277,10 +277,10 @@ def test_one_picture_has_a_score_and_a_warning(files: tuple[Path, Path]) -> None
         ('{"id": 1, "caption": 5}', None, "line 1: caption: found 5; make it text"),
         ('{"id": 1, "captions": []}', None, "line 1: has an empty list of captions"),
         ('{"id": 1, "captions": ["a", null]}', None, "line 1: captions: found null"),
-        ("\n\n{'id': 1}", None, "line 3: is no JSON"),
+        ("\n\n{'id': 1}", None, "line 3: is not JSON"),
         ("5", None, "line 1: found 5; make it an object"),
-        ("[" * 100_000, None, "line 1: is no JSON"),
-        ('{"id": 1, "caption": "a"}', "nothing", "r.jsonl: line 1: is no JSON"),
+        ("[" * 100_000, None, "line 1: is not JSON"),
+        ('{"id": 1, "caption": "a"}', "nothing", "r.jsonl: line 1: is not JSON"),
         ('{"id": 1, "caption": "a"}', '{"id": 1}', "r.jsonl: line 1: found the keys `id`; add one of `references`"),
     ],
 )
@@ -302,7 +302,7 @@ def test_files_that_can_not_be_read_or_written_are_told(files: tuple[Path, Path]
     with pytest.raises(DataError, match=r"lost\.jsonl: No such file"):
         command("lost.jsonl", files[1])
     Path("latin.jsonl").write_bytes('{"id": 1, "caption": "café"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.jsonl: byte 26: is no UTF-8"):
+    with pytest.raises(DataError, match=r"latin\.jsonl: byte 26: is not UTF-8"):
         command("latin.jsonl", files[1])
     with pytest.raises(ConfigError, match="name a place that can be written to"):
         command(*files, "--json", files[0] / "out.json")

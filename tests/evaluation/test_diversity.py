@@ -91,7 +91,7 @@ def test_mutual_bleu_is_one_for_copies_and_none_for_strangers() -> None:
 
 
 def test_one_caption_alone_has_no_diversity() -> None:
-    with pytest.raises(ValueError, match="two captions"):
+    with pytest.raises(ValueError, match="two or more captions"):
         self_cider([[["a"]]], PEOPLE)
-    with pytest.raises(ValueError, match="two captions"):
+    with pytest.raises(ValueError, match="two or more captions"):
         mutual_bleu([[["a"]]])
