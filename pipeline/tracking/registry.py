@@ -294,7 +294,7 @@ def register(
     from mlflow.exceptions import MlflowException
 
     with contextlib.suppress(MlflowException):  # it is there already
-        store.create_registered_model(model, description="Captions pictures; fine-tuned from a GIT checkpoint.")
+        store.create_registered_model(model, description="Writes captions for pictures.")
     version = store.create_model_version(
         model,
         source=uri,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config.sections.finetune import Finetune
-from pipeline.evaluation.metrics import cider_d
-from pipeline.evaluation.ptb.tokens import tokenize as ptb_tokenize
+from pipeline.evaluation.metrics.cider import cider_d
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.precision import autocast
