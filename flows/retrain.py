@@ -21,15 +21,14 @@ from ruamel.yaml import YAML
 
 from flows.exec import artifacts, running, stages, tasks
 from flows.steps import notify
-from flows.steps.check_updates import DONE, LOOK
-from flows.steps.publish import PUBLISHED
-from flows.train import register, run_stages, show
+from flows.steps.check_updates import DONE
+from flows.train import register, run_stages, show_status
 from flows.workspace import clone, reconcile
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.params import Params, load
 from pipeline.config.sections.finetune import REGISTERED
-from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.atomic_files import swapped_in, write_json
 
 _ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the state's name, by the decision
 _NOTHING = "Nothing new"
@@ -87,40 +86,38 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
         tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
     if params.retrain.start == "champion":
         params = _start_from(_last_start())
-    tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
-    found = read_json(LOOK)
+    found = tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
     if not found["changed"] and not found["stale"] and found["ended"]:
         clone.forget()  # the last run may have been killed when it had noted its end
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
     clone.remember()
     try:
         if found["changed"]:
-            tasks.step(params, "fetch", "flows.steps.fetch", *where, ours=True)
+            tasks.step(params, "fetch", "flows.steps.fetch", *where, "--source", *found["changed"], ours=True)
         # Where only the end is missing, the champion may be this very model, which is not to be trained on from itself.
         if params.retrain.start == "champion" and (found["changed"] or found["stale"]):
-            tasks.step(params, "start_checkpoint", "pipeline.tracking.retention", "start", ours=True)
-            params = _start_from(read_json(paths.START))
-        outcome = run_stages(params)
+            checkpoint = tasks.step(params, "start_checkpoint", "pipeline.tracking.retention", "start", ours=True)
+            params = _start_from(checkpoint)
+        outcomes = run_stages(params)
     except stages.StageError as failure:
         if failure.code == stages.DATA:
             _undo(params, where)
         raise
-    if outcome == "nothing":
+    if outcomes["register"] == "nothing":
         if found["ended"]:
             _end()
             return Completed(name=_NOTHING, message="nothing new: the stages made what they had made before")
         register(params)
-        show(params)
+    status = show_status(params)
     # Before it may become champion: from here on its data are kept, wherever this is cut off.
     since = ("--since", str(clone.began()))
     aside, commit = clone.put_aside("registered, and not yet published")
     _note(params, commit, "none", since)
-    tasks.step(params, "promote", "pipeline.commands.promote", *_challenger(), *since)
-    promoted = read_json(paths.PROMOTE_REPORT)
+    promoted = _promote(params, status["version"], since)
     head = _headline(promoted)
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
-    tasks.step(params, "publish", "flows.steps.publish", "--message", f"Retrained: {head}\n\n{reasons}", ours=True)
-    published = read_json(PUBLISHED)
+    message = ("--message", f"Retrained: {head}\n\n{reasons}")
+    published = tasks.step(params, "publish", "flows.steps.publish", *message, ours=True)
     _note(params, published["commit"], published["branch"], since)
     clone.forget_ref(aside)
     artifacts.words("retraining", _page(reasons, promoted, published, found["changed"]), head)
@@ -130,6 +127,13 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     _end()  # after telling: cut off between the two, it is told twice and not never
     _tidy(params, where)
     return Completed(name=_ENDS[promoted["decision"]], message=words)
+
+
+def _promote(params: Params, version: int, since: tuple[str, str]) -> dict[str, Any]:
+    """Compare this model, which need not be the newest version, with the champion; return the report."""
+    arguments = ("promote", "--challenger", str(version), "--unless-rolled-back", *since)
+    report: dict[str, Any] = tasks.step(params, "promote", "pipeline.cli", *arguments, prefix="promote")
+    return report
 
 
 def _note(params: Params, commit: str, branch: str, since: tuple[str, str]) -> None:
@@ -155,8 +159,10 @@ def _undo(params: Params, where: tuple[str, str]) -> None:
 
 
 def _tidy(params: Params, where: tuple[str, str]) -> None:
-    tasks.step(params, "keep", "pipeline.tracking.retention", "tidy", "--keep", str(params.retrain.keep), ours=True)
-    tasks.step(params, "tidy", "flows.steps.tidy", *where, ours=True)
+    keep = ("--keep", str(params.retrain.keep))
+    commits = tasks.step(params, "keep", "pipeline.tracking.retention", "tidy", *keep, ours=True)["commits"]
+    keep_commits = ("--keep-commit", *commits) if commits else ()
+    tasks.step(params, "tidy", "flows.steps.tidy", *where, *keep_commits, ours=True)
 
 
 def _last_start() -> str | None:
@@ -180,11 +186,6 @@ def _start_from(checkpoint: str | None) -> Params:
         with paths.PARAMS.open("w", encoding="utf-8") as file:
             yaml.dump(content, file)
     return load()
-
-
-def _challenger() -> tuple[str, ...]:
-    """The arguments that have this model compared, which need not be the newest."""
-    return "--challenger", str(read_json(paths.STANDING)["version"]), "--unless-taken-back"
 
 
 def _headline(promoted: Mapping[str, Any]) -> str:

@@ -353,6 +353,7 @@ async def _end(runner: Runner, work: asyncio.Task[None], server: _Server) -> Non
         _say(f"not all was put in order, the next start will: {type(error).__name__}: {error}")
     for run in multiprocessing.active_children():  # this process could not end before it
         run.kill()
+        run.join(_AGAIN_SECONDS)
 
 
 def _end_runs() -> None:

@@ -16,11 +16,8 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 
 from flows.exec import artifacts, running, stages, tasks
-from flows.steps.commit_raw import SETTLED
 from flows.workspace import reconcile
-from pipeline.config import paths
 from pipeline.config.params import Params, load
-from pipeline.runtime.atomic_files import read_json
 
 
 @flow(name="train", description="Brings every stage up to date in this workspace, as `dvc repro` does.")
@@ -36,46 +33,43 @@ def _train() -> None:
         reconcile.dead_lock(tell)
         if died:
             tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
-        run_stages(params)
+        if any(outcome != "nothing" for outcome in run_stages(params).values()):
+            show_status(params)
 
 
-def run_stages(params: Params) -> stages.Outcome:
-    """Run the stages in the current folder, and show what came out; gives what was to be done to register the model.
+def run_stages(params: Params) -> dict[str, stages.Outcome]:
+    """Run the stages in the current folder, and return what DVC did for each.
 
     Raises:
-        StageError: a stage failed, and was tried again where that could help.
+        StageError: a stage failed, after retries if its failure was transient.
     """
-    tasks.step(params, "commit_raw", "flows.steps.commit_raw", ours=True)
-    stale = set(read_json(SETTLED)["stale"])
-    outcome: stages.Outcome = "nothing"
+    stale = set(tasks.step(params, "commit_raw", "flows.steps.commit_raw", ours=True)["stale"])
+    outcomes: dict[str, stages.Outcome] = {}
     ran = False
-    for stage in stages.STAGES:  # what a stage makes may make those after it stale
-        outcome = tasks.stage(params, stage, ask=ran or stage in stale)
-        ran = ran or outcome != "nothing"
-    if outcome == "restored":  # DVC knows what registering had made once, not what MLflow has now
+    for stage in stages.STAGES:  # the outputs of a stage may make later stages stale
+        outcomes[stage] = tasks.stage(params, stage, ask=ran or stage in stale)
+        ran = ran or outcomes[stage] != "nothing"
+    if outcomes["register"] == "restored":  # DVC restored the report; MLflow may have lost the version
         register(params)
-    if ran:
-        show(params)
-    return outcome
+    return outcomes
 
 
-def show(params: Params) -> dict[str, Any]:
-    """Show how the model stands in MLflow, beside the champion; gives what is known of it.
+def show_status(params: Params) -> dict[str, Any]:
+    """Show the model's status in MLflow beside the champion, and return it.
 
     Raises:
-        StageError: it can't be known, and was tried again where that could help.
+        StageError: it failed, after retries if its failure was transient.
     """
-    tasks.step(params, "model_status", "pipeline.tracking.model_status", ours=True)
-    standing: dict[str, Any] = read_json(paths.STANDING)
-    artifacts.figures(standing)
-    return standing
+    status: dict[str, Any] = tasks.step(params, "model_status", "pipeline.tracking.model_status", ours=True)
+    artifacts.figures(status)
+    return status
 
 
 def register(params: Params) -> None:
-    """Register the model where MLflow does not have it, whatever DVC thinks.
+    """Register the model if MLflow does not have it, whatever DVC's records say.
 
     Raises:
-        StageError: it failed, and was tried again where that could help.
+        StageError: it failed, after retries if its failure was transient.
     """
     tasks.step(params, "register", "pipeline.register")
 

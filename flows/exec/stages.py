@@ -6,12 +6,15 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flows.exec import process, progress_log
 from pipeline.runtime import process_identity
+from pipeline.runtime.atomic_files import read_json
+from pipeline.runtime.entrypoint import RESULT
 from pipeline.runtime.progress import READ_ALONG
 from pipeline.runtime.workspace_lock import OWNER
 
@@ -89,23 +92,36 @@ def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
     return outcome
 
 
-def command(name: str, module: str, *arguments: str, tell: Tell, minutes: float, ours: bool = False) -> None:
-    """Run `python -m MODULE` in the current folder.
+def command(
+    name: str,
+    module: str,
+    *arguments: str,
+    tell: Tell,
+    minutes: float,
+    ours: bool = False,
+    prefix: str | None = None,
+) -> Any:
+    """Run `python -m MODULE` in the current folder and return its result (`entrypoint.Done`), None if it has none.
 
     Args:
-        name: of the step, as the params call it.
-        module: with a `main` of `pipeline.runtime.entrypoint`, which begins its own words with its name.
-        arguments: of its command line.
-        tell: is given each line of output as it comes.
-        minutes: that it may take.
-        ours: takes the module from where this flow's code is, not from the current folder.
+        name: the step's name, as in `flow.timeout_minutes`.
+        module: runs through `pipeline.runtime.entrypoint`.
+        arguments: its command line.
+        tell: receives each line of output.
+        minutes: the timeout.
+        ours: import the module from this flow's code instead of the current folder.
+        prefix: starts the lines of the command's own messages, before `: `. Default: the module's last name.
 
     Raises:
-        StageError: with its exit code and own words.
+        StageError: the command failed; has its exit code and message.
     """
     words = [sys.executable, *(["-P"] if ours else []), "-m", module, *arguments]
     path = f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    _run(name, module.rpartition(".")[2], words, tell, minutes, {"PYTHONPATH": path} if ours else {})
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        environment = {RESULT: str(result), **({"PYTHONPATH": path} if ours else {})}
+        _run(name, prefix or module.rpartition(".")[2], words, tell, minutes, environment)
+        return read_json(result) if result.is_file() else None
 
 
 def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, environment: Mapping[str, str]) -> None:

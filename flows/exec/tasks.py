@@ -7,7 +7,7 @@ they could not be ended while their command is silent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -58,18 +58,18 @@ def stage(params: Params, name: str, ask: bool) -> stages.Outcome:
     return outcome
 
 
-def step(params: Params, name: str, module: str, *arguments: str, ours: bool = False) -> None:
-    """Run a command beside the stages, `python -m MODULE`.
+def step(params: Params, name: str, module: str, *arguments: str, ours: bool = False, prefix: str | None = None) -> Any:
+    """Run a command beside the stages, `python -m MODULE`, and return its result (see `stages.command`).
 
     Raises:
-        StageError: it failed, and was tried again where that could help.
+        StageError: it failed, after retries if its failure was transient.
     """
     minutes = params.flow.timeout_minutes.of(name)
 
-    def work(tell: stages.Tell) -> None:
-        stages.command(name, module, *arguments, tell=tell, minutes=minutes, ours=ours)
+    def work(tell: stages.Tell) -> Any:
+        return stages.command(name, module, *arguments, tell=tell, minutes=minutes, ours=ours, prefix=prefix)
 
-    _run(params, name, work)
+    return _run(params, name, work)
 
 
 def _run(params: Params, name: str, work: Callable[[stages.Tell], T]) -> T:

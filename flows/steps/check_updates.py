@@ -1,7 +1,7 @@
-"""Look whether retraining has anything to do: a source that changed, a stage that is stale, a run that did not end.
+"""Check for updates: a source that changed, a stage that is stale, a retraining that did not finish.
 
-Works in the clone. Sources at web addresses and in buckets are asked, not downloaded; local folders are compared. What
-it found stands in .work/look.json.
+Works in the clone. Downloads nothing from web addresses and buckets, only asks whether they changed; local folders are
+compared.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from flows.workspace.sources import sources
 from pipeline.config import paths
 from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.atomic_files import read_json
+from pipeline.runtime.entrypoint import Done
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import Stage
 
-LOOK = paths.WORK / "look.json"
-DONE = paths.WORK / "done.json"  # the state of the data when a retraining last came to its end
+DONE = paths.WORK / "done.json"  # the state of the data when a retraining last finished
 
 
-def run(params: Params, args: argparse.Namespace) -> str:
-    """Tell what is new; returns the last line to print."""
+def run(params: Params, args: argparse.Namespace) -> Done:
+    """Find what is new.
+
+    The result: `changed`, the `.dvc` files of the sources that changed; `stale`, the stale stages; `ended`, whether the
+    last retraining finished with the data as they are.
+    """
     from dvc.repo import lock_repo
 
     with opened() as repo, lock_repo(repo):
@@ -41,23 +45,22 @@ def run(params: Params, args: argparse.Namespace) -> str:
         ]
         stale = sorted({stage.addressing.partition("@")[0] for stage in used if stage.cmd and stage.changed()})
     ended = DONE.is_file() and read_json(DONE) == clone.data_state()
-    with swapped_in(LOOK) as (place,):
-        write_json(place, {"changed": [s.addressing for s in changed], "stale": stale, "ended": ended})
+    result = {"changed": [source.addressing for source in changed], "stale": stale, "ended": ended}
     if not (changed or stale) and ended:
-        return f"nothing new in {', '.join(params.ingest.sources)}"
-    words = [f"new: {source.addressing}" for source in changed]
-    words += [f"stale: {', '.join(stale)}"] if stale else []
-    return "; ".join(words) or "the last retraining did not come to its end"
+        return Done(f"nothing new in {', '.join(params.ingest.sources)}", result)
+    lines = [f"new: {source.addressing}" for source in changed]
+    lines += [f"stale: {', '.join(stale)}"] if stale else []
+    return Done("; ".join(lines) or "the last retraining did not finish", result)
 
 
 def _bring(repo: Repo, stages: list[Stage]) -> set[str]:
-    """Put into place what DVC's cache or a remote has of the stages' files; gives those of which some are missing."""
+    """Check out the stages' files from DVC's cache or a remote; return the stages with files still missing."""
     from dvc.config import NoRemoteError
 
     if ran := [stage.addressing for stage in stages if all(out.hash_info for out in stage.outs)]:
         repo.checkout(ran, force=True, allow_missing=True)
-    # What a stage makes can be made again; raw data may lie in a remote. DVC does not go below folders that git ignores
-    # (models/), so the `.dvc` files of what lies there are named.
+    # Outputs of stages can be made again; raw data may be in a remote. DVC skips folders that git ignores (models/), so
+    # the `.dvc` files there are named.
     away = {stage.addressing for stage in stages if not stage.cmd and not stage.outs[0].exists}
     for needed in {dep.fs_path for user in stages for dep in user.deps if dep.protocol == "local"}:
         if not Path(needed).exists() and Path(f"{needed}.dvc").is_file():
@@ -69,8 +72,8 @@ def _bring(repo: Repo, stages: list[Stage]) -> set[str]:
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names the workspace which the clone belongs to."""
-    parser.add_argument("--workspace", type=Path, required=True, help="whose clone the current folder is")
+    """Add `--workspace`, the workspace that the clone belongs to."""
+    parser.add_argument("--workspace", type=Path, required=True, help="the workspace that this clone belongs to")
 
 
 if __name__ == "__main__":

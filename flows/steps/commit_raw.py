@@ -1,7 +1,7 @@
 """Commit the raw data: update each `.dvc` file that the stages depend on, as `dvc repro` does.
 
-A flow that runs the stages one by one then trains on one state of data/raw, whatever arrives meanwhile. The stages that
-are stale now are written to .work/settled.json.
+A flow that runs the stages one by one then trains on one state of data/raw, whatever arrives meanwhile. The result has
+the stages that are stale now.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 import argparse
 
 from flows.workspace.dvc_repo import opened, used_stages
-from pipeline.config import paths
 from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import swapped_in, write_json
-
-SETTLED = paths.WORK / "settled.json"
+from pipeline.runtime.entrypoint import Done
 
 
-def run(params: Params, args: argparse.Namespace) -> str:
-    """Bring the `.dvc` files up to date; returns the last line to print."""
+def run(params: Params, args: argparse.Namespace) -> Done:
+    """Bring the `.dvc` files up to date. The result has the names of the stages that are stale now."""
     from dvc.repo import lock_repo
 
     with opened() as repo, lock_repo(repo):
@@ -27,14 +24,10 @@ def run(params: Params, args: argparse.Namespace) -> str:
         changed = [stage.addressing for stage in raw if stage.changed()]
         if changed:
             repo.reproduce(targets=changed)
-        # `ingest@NAME` is of the stage `ingest`.
+        # `ingest@NAME` is the stage `ingest` for one source.
         stale = sorted({stage.addressing.partition("@")[0] for stage in used if stage.cmd and stage.changed()})
-    with swapped_in(SETTLED) as (place,):
-        write_json(place, {"stale": stale})
-    return (
-        f"{len(raw)} .dvc files, of which {len(changed)} were brought up to date; stale:"
-        f" {', '.join(stale) or 'no stage'}"
-    )
+    line = f"updated {len(changed)} of {len(raw)} .dvc files; stale stages: {', '.join(stale) or 'none'}"
+    return Done(line, {"stale": stale})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Tidy what retrainings pile up: DVC's cache, branches and training states, down to `retrain.keep` of the newest.
+"""Delete old data of retrainings from DVC's cache, old branches and training states; keep the newest `retrain.keep`.
 
-Works in the clone, after `pipeline.tracking.retention tidy` has said which versions are kept. Of DVC's cache only what
-retrainings brought is looked at; whatever the workspace names, on any branch, tag, stash or reflog, stays, and so do
-the data of kept versions.
+Works in the clone. Only data that retrainings fetched are deleted from DVC's cache. Data that the workspace references
+on any branch, tag, stash or reflog stay, and so do the data of the commits given as `--keep-commit`.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from flows.workspace.dvc_repo import opened
 from pipeline.config import paths
 from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, remove
+from pipeline.runtime.atomic_files import remove
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
-    """Delete what is beyond the bound; returns the last line to print."""
+    """Delete old data; return the last line to print."""
     made = clone.refs(f"{clone.BRANCHES}{publish.FOLDER}/*")
-    of_versions = set(read_json(paths.VERSIONS)["commits"])
+    of_versions = set(args.keep_commit)
     newest = list(made)[: params.retrain.keep]
     states_of_data = {**made, **clone.refs(f"{clone.ASIDE}*")}
     old = {ref: commit for ref, commit in states_of_data.items() if ref not in newest and commit not in of_versions}
@@ -36,19 +35,16 @@ def run(params: Params, args: argparse.Namespace) -> str:
         clone.withdraw(ref, commit)
     kept = set(states_of_data.values()) - set(old.values())
     removed = _clear_cache(args.workspace, set(old.values()), kept) if old else 0
-    for ref in old:  # last: cut off before, the next tidying does it again
+    for ref in old:  # last: if the step dies before this, the next one repeats the work
         clone.forget_ref(ref)
     states = list(paths.TRAININGS.glob("*"))
     for state in states:  # the training has ended
         remove(state)
-    return (
-        f"{len(old)} old states of the data forgotten, {removed} objects of DVC's cache and {len(states)} training"
-        " states removed"
-    )
+    return f"deleted {len(old)} old data states, {removed} objects in DVC's cache and {len(states)} training states"
 
 
 def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
-    """Remove what only `old` commits of the clone name; gives the number of objects."""
+    """Remove what only `old` commits of the clone reference; return the number of objects."""
     from dvc.exceptions import RevCollectionError
 
     with opened() as repo:
@@ -56,16 +52,16 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
         here = _objects(repo, kept)
     with opened(workspace) as repo:
         if not Path(repo.cache.local.path).resolve().is_relative_to(workspace.resolve()):
-            print("tidy: DVC's cache lies outside the workspace, where others may use it: nothing is removed from it")
+            print("tidy: DVC's cache is outside the workspace and may be shared: nothing is removed from its cache")
             return 0
         try:
             repo.used_objs(force=True)
-        except RevCollectionError:  # somebody is editing it; what it names is not known
-            print(f"tidy: DVC can't read the files of {workspace} as they are now: nothing is removed from its cache")
+        except RevCollectionError:  # dvc.yaml is being edited; what it references is unknown
+            print(f"tidy: DVC can't read its files in {workspace}: nothing is removed from its cache")
             return 0
         there = _objects(repo, clone.commits_of_data(workspace))
         superfluous = candidates - here - there
-        # Listings of folders last: cut off before, the next tidying knows what else there is to delete.
+        # Folder listings last: if the step dies before this, the next one still knows what to delete.
         for found in sorted(superfluous, key=lambda found: found.isdir):
             odb = repo.cache.local if found.name == "md5" else repo.cache.legacy
             odb.delete(found.value)
@@ -73,13 +69,20 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
 
 
 def _objects(repo: Repo, commits: Iterable[str]) -> set[Any]:
-    """The hashes of all that the workspace and some commits of a repository name.
+    """Return the hashes that the workspace and some commits of a repository reference.
 
-    Left out are commits that DVC can't read at all, and the files of a folder whose listing the cache lacks.
+    Commits that DVC can't read, and files of a folder whose listing is not in the cache, are left out.
     """
     used = repo.used_objs(revs=sorted(commits) or None, force=True, skip_failed=True)
     return {found for objects in used.values() for found in objects}
 
 
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument(
+        "--keep-commit", action="extend", nargs="+", default=[], metavar="COMMIT", help="keep the data of these commits"
+    )
+
+
 if __name__ == "__main__":
-    entrypoint.main("tidy", run, add_workspace)
+    entrypoint.main("tidy", run, _arguments)

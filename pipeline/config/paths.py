@@ -31,6 +31,3 @@ WORK = Path(".work")  # locks and caches; nothing here is a stage's output
 TRAININGS = WORK / "training"  # states of unfinished trainings
 SAID = WORK / "captions"  # test captions of registered versions
 FEATURES = WORK / "features"  # image features of frozen encoders
-STANDING = WORK / "standing.json"  # the model in MLflow, beside the champion
-START = WORK / "start.json"  # the checkpoint that a retraining starts from
-VERSIONS = WORK / "versions.json"  # what is kept of retrainings

@@ -1,7 +1,4 @@
-"""Tell how this workspace's model stands in MLflow: its version and run, its test figures, and the champion's.
-
-Writes .work/standing.json, which the flows show.
-"""
+"""The status of this workspace's model in MLflow: its version, its run and its test scores, beside the champion's."""
 
 from __future__ import annotations
 
@@ -12,12 +9,17 @@ from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.atomic_files import read_json
+from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import registry
 
 
-def run(params: Params, args: argparse.Namespace) -> str:
-    """Write what MLflow knows of the model; returns the last line to print."""
+def run(params: Params, args: argparse.Namespace) -> Done:
+    """Look the model up in MLflow.
+
+    Raises:
+        DataError: the model is not registered.
+    """
     from pipeline.tracking import runs
 
     if not paths.REGISTER_REPORT.is_file():
@@ -38,22 +40,18 @@ def run(params: Params, args: argparse.Namespace) -> str:
     if best and number != version.number:
         same = best.test_sha256 is not None and best.test_sha256 == mine.test_sha256
         champion = {"version": number, "metrics": best.metrics, "same_test": same}
-    with swapped_in(paths.STANDING) as (place,):
-        write_json(
-            place,
-            {
-                "model": name,
-                "version": version.number,
-                "tracking_uri": runs.shown(runs.uri()),
-                "experiment_id": experiment_id,
-                "run_id": training.info.run_id,
-                "run_name": training.info.run_name,
-                "metrics": mine.metrics,
-                "champion": champion,
-            },
-        )
+    status = {
+        "model": name,
+        "version": version.number,
+        "tracking_uri": runs.shown(runs.uri()),
+        "experiment_id": experiment_id,
+        "run_id": training.info.run_id,
+        "run_name": training.info.run_name,
+        "metrics": mine.metrics,
+        "champion": champion,
+    }
     beside = f" beside the champion, version {number}" if champion else ""
-    return f"models:/{name}/{version.number}, run {training.info.run_name}{beside}; written to {paths.STANDING}"
+    return Done(f"models:/{name}/{version.number}, run {training.info.run_name}{beside}", status)
 
 
 if __name__ == "__main__":

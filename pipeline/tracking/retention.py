@@ -5,11 +5,12 @@
     python -m pipeline.tracking.retention note --commit COMMIT --branch BRANCH --since SECONDS
     python -m pipeline.tracking.retention tidy --keep 8
 
-`close` closes the runs of trainings that died. `start` names the champion as a checkpoint, in .work/start.json. `note`
-tags the version of this workspace's model with the commit of its data, and as made by a retraining where it is no older
-than that; one that a person registered before stays theirs. `tidy` deletes versions that retrainings made,
-with their files, all but the newest, those that an alias names, and the one that a roll-back would go back to; their
-runs stay, with curves and figures. What it kept stands in .work/versions.json.
+* `close` closes the MLflow runs of trainings that died.
+* `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` if there is none.
+* `note` tags the version of this workspace's model with the commit of its data. A version not older than SECONDS is
+  also tagged as made by a retraining; a version that a person registered before is not.
+* `tidy` deletes old versions that retrainings made, with their files. It keeps the newest, those with an alias, and the
+  version that a rollback would restore. MLflow runs stay, with their metrics. Returns the commits of the kept versions.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.atomic_files import read_json
+from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import registry
 
 COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings looked at
 MADE = "retrain.made"  # a tag of those that they registered
 
 
-def run(params: Params, args: argparse.Namespace) -> str:
-    """Do what was asked; returns the last line to print."""
+def run(params: Params, args: argparse.Namespace) -> str | Done:
+    """Run the subcommand `args.what`."""
     from pipeline.tracking import runs
 
     with runs.reachable():
@@ -46,18 +48,16 @@ def _close(params: Params) -> str:
 
     store = runs.client()
     closed = runs.close_dead_runs(store, runs.experiment(store, params.register_.experiment))
-    return f"runs in MLflow that were closed, as their process had died: {', '.join(closed) or 'none'}"
+    return f"closed MLflow runs whose process died: {', '.join(closed) or 'none'}"
 
 
-def _start(params: Params) -> str:
+def _start(params: Params) -> Done:
     from pipeline.tracking import runs
 
     name = params.register_.model
     number = registry.champion(runs.client(), name)
     checkpoint = f"models:/{name}/{number}" if number else params.finetune.checkpoint
-    with swapped_in(paths.START) as (place,):
-        write_json(place, checkpoint)
-    return f"training starts from {checkpoint}" + ("" if number else f", for {name} has no champion yet")
+    return Done(f"training starts from {checkpoint}" + ("" if number else f"; {name} has no champion yet"), checkpoint)
 
 
 def _note(commit: str, branch: str, since: float) -> str:
@@ -74,7 +74,7 @@ def _note(commit: str, branch: str, since: float) -> str:
     return f"models:/{name}/{version.number} is tagged with the commit {commit[:12]} of its data"
 
 
-def _tidy(params: Params, keep: int) -> str:
+def _tidy(params: Params, keep: int) -> Done:
     from pipeline.tracking import runs
 
     store, name = runs.client(), params.register_.model
@@ -90,24 +90,24 @@ def _tidy(params: Params, keep: int) -> str:
         registry.delete_version(store, name, version.number)
     orphans = registry.delete_orphaned_models(store, runs.experiment(store, params.register_.experiment))
     kept = [version for version in ours if version not in old]
-    with swapped_in(paths.VERSIONS) as (place,):
-        write_json(place, {"commits": [version.tags[COMMIT] for version in noted if version not in old]})
-    return (
-        f"{len(old)} versions of {name} deleted, {len(kept)} of retrainings kept"
-        f" ({', '.join(str(version.number) for version in kept) or 'none'}); {orphans} models that no version has"
+    commits = [version.tags[COMMIT] for version in noted if version not in old]
+    return Done(
+        f"deleted {len(old)} versions of {name} and {orphans} models without a version; kept {len(kept)} versions of"
+        f" retrainings ({', '.join(str(version.number) for version in kept) or 'none'})",
+        {"commits": commits},
     )
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     commands.add_parser("close", help="close the runs of trainings that died")
-    commands.add_parser("start", help="name the champion as a checkpoint")
+    commands.add_parser("start", help="return the checkpoint to start from")
     note = commands.add_parser("note", help="tag the version of this workspace's model with the commit of its data")
     note.add_argument("--commit", required=True)
     note.add_argument("--branch", required=True)
     note.add_argument("--since", type=float, required=True, help="when the retraining began, in seconds since 1970")
-    tidy = commands.add_parser("tidy", help="delete old versions that retrainings made and no alias names")
-    tidy.add_argument("--keep", type=int, required=True, help="so many, the newest, are kept beside those")
+    tidy = commands.add_parser("tidy", help="delete old versions that retrainings made and that have no alias")
+    tidy.add_argument("--keep", type=int, required=True, help="the number of newest versions to keep besides those")
 
 
 if __name__ == "__main__":

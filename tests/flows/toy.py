@@ -95,15 +95,14 @@ if __name__ == "__main__":
     entrypoint.main({name!r}, run, arguments)
 '''
 
-STANDING = """
+MODEL_STATUS = """
 def arguments(parser):
     pass
 
 def run(params, args):
-    write_json(paths.STANDING, {"model": "m", "version": 1,
+    return entrypoint.Done("status", {"model": "m", "version": 1,
         "tracking_uri": "sqlite:///mlflow.db", "experiment_id": "1", "run_id": "r", "run_name": "git-1",
         "metrics": {"CIDEr-D": 1.5}, "champion": {"version": 3, "metrics": {"CIDEr-D": 1.25}, "same_test": True}})
-    return "stands"
 """
 
 
@@ -120,8 +119,9 @@ PROMOTE = """
 import time
 
 def arguments(parser):
+    parser.add_argument("command", choices=["promote"])
     parser.add_argument("--challenger")
-    parser.add_argument("--unless-taken-back", action="store_true")
+    parser.add_argument("--unless-rolled-back", action="store_true")
     parser.add_argument("--since", type=float)
 
 def run(params, args):
@@ -138,13 +138,13 @@ def run(params, args):
     elif score == champion and known["last"][0] >= args.since:  # it was killed before it could tell
         _, decision, champion = known["last"]
     write_json(REGISTRY, known)
-    write_json(paths.PROMOTE_REPORT, {"decision": decision, "model": "m", "challenger": score, "champion": champion,
+    report = {"decision": decision, "model": "m", "challenger": score, "champion": champion,
         "reasons": [f"it has {score} rows"], "metrics": {"challenger": {"rows": score},
-        "champion": {"rows": champion} if champion else {}}})
-    return f"decided: {decision}"
+        "champion": {"rows": champion} if champion else {}}}
+    return entrypoint.Done(f"decided: {decision}", report)
 """
 
-VERSIONS = """
+RETENTION = """
 COMMIT = "commit"
 CHAMPION = "champion"
 
@@ -156,16 +156,16 @@ def arguments(parser):
     parser.add_argument("--keep", type=int)
 
 def run(params, args):
-    known = registry()
+    known, result = registry(), None
     if args.what == "note":
         known["tags"][str(read_json(paths.EVALUATE_REPORT)["rows"]["in"])] = args.commit
     if args.what == "start":
-        write_json(paths.START, f"models:/m/{known['champion']}" if known["champion"] else "scratch")
+        result = f"models:/m/{known['champion']}" if known["champion"] else "scratch"
     if args.what == "tidy":
         kept = [v for v in known["versions"] if v in known["versions"][-args.keep:] or v == known["champion"]]
-        write_json(paths.VERSIONS, {"commits": [known["tags"][str(v)] for v in kept]})
+        result = {"commits": [known["tags"][str(v)] for v in kept]}
     write_json(REGISTRY, known)
-    return args.what + " is done"
+    return entrypoint.Done(args.what + " is done", result)
 """
 
 
@@ -201,12 +201,14 @@ def build(folder: Path) -> Path:
     for name, (source, targets) in STAGES.items():
         (folder / f"works/{name}.py").write_text(STAGE.format(name=name, source=source, targets=targets))
     for name, body in {
-        "tracking/model_status": STANDING,
+        "tracking/model_status": MODEL_STATUS,
         "register": REGISTER,
-        "commands/promote": PROMOTE,
-        "tracking/retention": VERSIONS,
+        "cli": PROMOTE,
+        "tracking/retention": RETENTION,
     }.items():
-        (folder / f"pipeline/{name}.py").write_text(command(name.rpartition("/")[2], body))
+        (folder / f"pipeline/{name}.py").write_text(
+            command("promote" if name == "cli" else name.rpartition("/")[2], body)
+        )
     (folder / "dvc.yaml").write_text(dvc_yaml())
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copy(ROOT / ".gitignore", folder)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import params, paths
 from pipeline.config.errors import DataError
-from pipeline.runtime.atomic_files import read_json, write_json
+from pipeline.runtime.atomic_files import write_json
 from pipeline.tracking import model_status, registry, runs
 
 MODEL = "image-captioning"
@@ -36,8 +36,8 @@ def version(store: mlflow.MlflowClient, key: str, cider: float, test: str, folde
 
 def stands(key: str) -> dict:
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": f"sha of {key}", "training_key": key})
-    model_status.run(params.load(), Namespace())
-    return read_json(paths.STANDING)
+    result: dict = model_status.run(params.load(), Namespace()).result
+    return result
 
 
 def test_a_model_is_told_beside_the_champion_and_whether_both_saw_the_same_test_pictures(

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.config import params, paths
 from pipeline.config.errors import DataError
-from pipeline.runtime.atomic_files import read_json, write_json
+from pipeline.runtime.atomic_files import write_json
+from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import registry, retention, runs
 from tests.conftest import set_params
 
@@ -53,7 +54,15 @@ def files(name: str) -> int:
 
 
 def do(what: str, **more: object) -> str:
-    return retention.run(params.load(), Namespace(what=what, **more))
+    """Run a subcommand; return its last line."""
+    done = retention.run(params.load(), Namespace(what=what, **more))
+    return done if isinstance(done, str) else done.line
+
+
+def result_of(what: str, **more: object) -> object:
+    done = retention.run(params.load(), Namespace(what=what, **more))
+    assert isinstance(done, Done)
+    return done.result
 
 
 def test_old_versions_of_retrainings_go_with_their_files_and_the_others_stay(store: mlflow.MlflowClient) -> None:
@@ -63,10 +72,10 @@ def test_old_versions_of_retrainings_go_with_their_files_and_the_others_stay(sto
     registry.make_champion(store, MODEL, 4)
     registry.note(store, MODEL, 4, {registry.BEFORE: "2"})  # where a roll-back would go
     store.set_registered_model_alias(MODEL, "someones", "3")
-    do("tidy", keep=1)
+    kept = result_of("tidy", keep=1)
     assert registry.versions(store, MODEL) == [1, 2, 3, 4, 7]
     assert files("weights") == files("gallery.html") == 5
-    assert read_json(paths.VERSIONS) == {"commits": [f"commit of {key}" for key in "abcf"]}
+    assert kept == {"commits": [f"commit of {key}" for key in "abcf"]}
     gone = runs.find_run(store, runs.experiment(store, MODEL), "d")
     assert gone
     assert [point.value for point in store.get_metric_history(gone.info.run_id, "loss")] == [1.0]
@@ -82,10 +91,10 @@ def test_what_a_registration_that_was_killed_left_goes_after_a_day(
         logged(store, run, experiment)
     theirs = store.create_run(experiment)
     logged(store, runs.TrainingRun(store, theirs), experiment)
-    assert "; 0 models that no version has" in do("tidy", keep=2)
+    assert "and 0 models without a version;" in do("tidy", keep=2)
     later = time.time() + 25 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
-    assert "; 1 models that no version has" in do("tidy", keep=2)
+    assert "and 1 models without a version;" in do("tidy", keep=2)
     assert files("weights") == 2
 
 
@@ -96,11 +105,11 @@ def test_what_versions_of_other_models_are_made_of_stays(
     later = time.time() + 2 * 24 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
     set_params(Path.cwd(), {"register.model": "another", "register.experiment": MODEL})
-    assert "; 0 models that no version has" in do("tidy", keep=1)
+    assert "and 0 models without a version;" in do("tidy", keep=1)
     store.create_registered_model("in-use")
     store.copy_model_version(f"models:/{MODEL}/1", "in-use")
     registry.delete_version(store, MODEL, 1)
-    assert "; 0 models that no version has" in do("tidy", keep=1)
+    assert "and 0 models without a version;" in do("tidy", keep=1)
     assert files("weights") == 1
 
 
@@ -124,12 +133,11 @@ def test_a_retraining_starts_from_the_champion_or_where_params_say_while_there_i
     store: mlflow.MlflowClient,
 ) -> None:
     assert "has no champion yet" in do("start")
-    assert read_json(paths.START) == "scratch"
+    assert result_of("start") == "scratch"
     version(store, "a")
     assert "has no champion yet" in do("start")
     registry.make_champion(store, MODEL, 1)
-    do("start")
-    assert read_json(paths.START) == "models:/image-captioning/1"
+    assert result_of("start") == "models:/image-captioning/1"
 
 
 def test_runs_of_trainings_that_died_are_closed(store: mlflow.MlflowClient) -> None:

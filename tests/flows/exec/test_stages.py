@@ -83,7 +83,14 @@ def test_a_commands_failure_is_told_in_its_own_words(tmp_path: Path, monkeypatch
     with pytest.raises(stages.StageError, match="mine: bad") as caught:
         stages.command("mine", "mine", "78", tell=lambda line: None, minutes=1)
     assert caught.value.code == 78
-    stages.command("mine", "mine", "0", tell=lambda line: None, minutes=1)
+    assert stages.command("mine", "mine", "0", tell=lambda line: None, minutes=1) is None
+
+
+def test_the_result_of_a_command_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = "import os, pathlib; pathlib.Path(os.environ['IMAGE_CAPTIONING_RESULT']).write_text('{\"stale\": []}')"
+    (tmp_path / "mine.py").write_text(body)
+    assert stages.command("mine", "mine", tell=lambda line: None, minutes=1) == {"stale": []}
 
 
 def test_a_command_of_the_flows_own_comes_from_where_its_code_is(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.steps.check_updates import DONE, LOOK
+from flows.steps.check_updates import DONE
 from flows.workspace import clone
 from pipeline.runtime.atomic_files import read_json, write_json
 from tests.conftest import run, set_params
@@ -26,15 +26,24 @@ def entered(house: Path) -> Iterator[Path]:
         yield house
 
 
+RESULT = Path(".work/result.json")
+
+
 def command(house: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     module = [sys.executable, "-P", "-m", f"flows.steps.{name}"]
-    return run(Path(), *module, "--workspace", str(house), *words, PYTHONPATH=str(house))
+    given = {"PYTHONPATH": str(house), "IMAGE_CAPTIONING_RESULT": str(RESULT)}
+    return run(Path(), *module, "--workspace", str(house), *words, **given)
 
 
-def look(house: Path) -> str:
+def check_updates(house: Path) -> str:
+    """Run the step; return its last line."""
     done = command(house, "check_updates")
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
+
+
+def fetch(house: Path, *sources: str) -> subprocess.CompletedProcess[str]:
+    return command(house, "fetch", "--source", *(f"data/raw/{source}.dvc" for source in sources))
 
 
 def bring(folder: Path, text: str) -> None:
@@ -47,12 +56,12 @@ def bring(folder: Path, text: str) -> None:
 
 
 def test_a_new_clone_gets_its_data_from_the_cache_and_what_has_ended_is_nothing_new(entered: Path) -> None:
-    assert look(entered) == "check_updates: the last retraining did not come to its end"
+    assert check_updates(entered) == "check_updates: the last retraining did not finish"
     assert Path("data/raw/mine/captions.csv").read_text() == "a.jpg,a boat\n"
     assert Path("models/finetune/all.csv").is_file()
     write_json(DONE, clone.data_state())
-    assert look(entered) == "check_updates: nothing new in mine"
-    assert read_json(LOOK) == {"changed": [], "stale": [], "ended": True}
+    assert check_updates(entered) == "check_updates: nothing new in mine"
+    assert read_json(RESULT) == {"changed": [], "stale": [], "ended": True}
 
 
 def test_a_changed_folder_and_a_new_one_are_fetched_and_put_back(entered: Path) -> None:
@@ -64,14 +73,14 @@ def test_a_changed_folder_and_a_new_one_are_fetched_and_put_back(entered: Path) 
     clone.synchronize(entered)
     Path("data/raw/new").mkdir()
     Path("data/raw/new/left.csv").write_text("d.jpg,of a fetch that was cut off\n")
-    assert look(entered).startswith("check_updates: new: data/raw/mine.dvc; new: data/raw/new.dvc")
+    assert check_updates(entered).startswith("check_updates: new: data/raw/mine.dvc; new: data/raw/new.dvc")
     clone.remember()
-    fetched = command(entered, "fetch")
+    fetched = fetch(entered, "mine", "new")
     assert fetched.returncode == 0, fetched.stderr
     assert [path.name for path in Path("data/raw/new").iterdir()] == ["captions.csv"]
     assert Path("data/raw/new/captions.csv").read_text() == "c.jpg,a tree\n"
     assert Path("data/raw/mine/captions.csv").read_text().count("\n") == 2
-    assert "new:" not in look(entered)
+    assert "new:" not in check_updates(entered)
     assert not (entered / "data/raw/new.dvc").exists()
 
     assert command(entered, "fetch", "--undo").returncode == 0
@@ -92,10 +101,9 @@ def test_a_source_that_is_nowhere_is_told_in_one_line(entered: Path) -> None:
 def test_a_link_to_nothing_is_told_in_one_line_and_changes_nothing(entered: Path) -> None:
     before = clone.data_state()
     bring(entered / "data/raw/mine", "a.jpg,a boat\nb.jpg,a house\n")
-    assert look(entered).startswith("check_updates: new: data/raw/mine.dvc")
+    assert check_updates(entered).startswith("check_updates: new: data/raw/mine.dvc")
     (entered / "data/raw/mine/b.jpg").symlink_to("nowhere.jpg")
-    for name in ("check_updates", "fetch"):
-        done = command(entered, name)
+    for done in (command(entered, "check_updates"), fetch(entered, "mine")):
         assert done.returncode == 75
         assert done.stderr.count("\n") == 1, done.stderr
         assert "data/raw/mine/b.jpg: vanished while " in done.stderr
@@ -113,16 +121,15 @@ def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(house: Path, t
     git(house, "commit", "-qm", "a feed")
     with clone.entered(house):
         clone.synchronize(house)
-        assert "new:" not in look(house)
+        assert "new:" not in check_updates(house)
         web.put("w.jpg,a boat\nx.jpg,a tree\n")
-        assert "new: data/raw/feed/captions.csv.dvc" in look(house)
+        assert "new: data/raw/feed/captions.csv.dvc" in check_updates(house)
         web.down()
-        for name in ("check_updates", "fetch"):
-            done = command(house, name)
+        for done in (command(house, "check_updates"), fetch(house, "feed/captions.csv")):
             assert done.returncode == 75
             assert done.stderr.count("\n") == 1, done.stderr
             assert f"{web.address} " in done.stderr
         web.up()
-        assert command(house, "fetch").returncode == 0
+        assert fetch(house, "feed/captions.csv").returncode == 0
         assert Path("data/raw/feed/captions.csv").read_text().count("\n") == 2
     web.down()

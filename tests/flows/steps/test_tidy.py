@@ -9,7 +9,6 @@ import pytest
 
 from flows.workspace import clone
 from pipeline.config import paths
-from pipeline.runtime.atomic_files import write_json
 from tests.conftest import run, set_params
 from tests.flows.toy import git
 
@@ -43,8 +42,9 @@ def weeks_in_cache(house: Path) -> list[int]:
 
 
 def tidy(house: Path, kept: list[str]) -> str:
-    write_json(paths.VERSIONS, {"commits": kept})
-    done = run(Path(), sys.executable, "-P", "-m", "flows.steps.tidy", "--workspace", str(house), PYTHONPATH=str(house))
+    module = [sys.executable, "-P", "-m", "flows.steps.tidy"]
+    commits = ["--keep-commit", *kept] if kept else []
+    done = run(Path(), *module, "--workspace", str(house), *commits, PYTHONPATH=str(house))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,12 +72,12 @@ def test_the_newest_and_those_of_kept_versions_stay_and_whatever_the_workspace_n
     git(house, "checkout", "-q", "main")  # the reflog has it now
     with clone.entered(house):
         said = tidy(house, [year[1]])
-        assert "4 old states" not in said
+        assert "4 old data states" not in said
         assert weeks_in_cache(house) == [1, 2, 3, 5, 6]
         left = git(house, "for-each-ref", "--format=%(refname:short)", "refs/heads/retrain").split()
         assert left == ["retrain/2026-01-01", "retrain/2026-01-05", "retrain/2026-01-06"]
         assert [*clone.refs("refs/heads/retrain/*")] == [f"refs/heads/retrain/2026-01-0{n}" for n in (6, 5, 1)]
-        assert "0 old states of the data forgotten, 0 objects" in tidy(house, [year[1]])
+        assert "deleted 0 old data states, 0 objects" in tidy(house, [year[1]])
     dvc(house, "checkout", "data/raw/mine.dvc")
     assert (house / "data/raw/mine/captions.csv").read_text() == "week 2\n"
 
