@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from benchmarks import Figure
 from benchmarks._workspace import ROOT, run, workspace
 from pipeline.data.dataset import Example, PictureReader, read_examples
-from pipeline.evaluation.metrics import cider_d
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.metrics.cider import cider_d
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models.captioner import Captioner
 from pipeline.training.history import read_history
 
@@ -73,8 +73,8 @@ def cider(folder: Path, reader: PictureReader, examples: list[Example]) -> float
     for first in range(0, len(examples), 32):
         pictures = [_picture(reader, example.file_name) for example in examples[first : first + 32]]
         said += captioner.caption(pictures, max_tokens=48)
-    references = [[tokenize(caption) for caption in example.captions] for example in examples]
-    return statistics.fmean(cider_d([tokenize(caption) for caption in said], references))
+    references = [[ptb_tokenize(caption) for caption in example.captions] for example in examples]
+    return statistics.fmean(cider_d([ptb_tokenize(caption) for caption in said], references))
 
 
 def _picture(reader: PictureReader, name: str) -> Image.Image:

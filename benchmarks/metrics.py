@@ -37,10 +37,10 @@ _QUIET: dict[str, Any] = {
 }
 OURS = """
 import json, sys
-from pipeline.evaluation.metrics import statistics
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.metrics.scoring import statistics
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 said, people = (json.load(open(name)) for name in sys.argv[1:])
-found = statistics([tokenize(c) for c in said], [[tokenize(c) for c in several] for several in people]).scores()
+found = statistics([ptb_tokenize(c) for c in said], [[ptb_tokenize(c) for c in several] for several in people]).scores()
 print(json.dumps([found[name] for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")]))
 """
 THEIRS = """

@@ -1,7 +1,7 @@
-"""Evaluate: models/finetune on data/dataset/test -> reports/evaluate.json, captions, and a gallery to look at.
+"""Evaluate: models/finetune on data/dataset/test -> reports/evaluate.json, captions, and a gallery.
 
-Beside the model stand two naive answers (the most frequent training caption; the caption of the training
-picture nearest in pixels) and, where training started from one, the checkpoint before fine-tuning.
+The model is compared with two baselines (the most frequent training caption; the caption of the training picture
+nearest in pixels) and with the checkpoint before fine-tuning, if training started from one.
 """
 
 from __future__ import annotations
@@ -21,97 +21,126 @@ from pipeline.data.images import data_url
 from pipeline.evaluation import baselines, gallery
 from pipeline.evaluation.bootstrap import differences, intervals, warning
 from pipeline.evaluation.diversity import mean_length, wording
-from pipeline.evaluation.metrics import Statistics, statistics
-from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
+from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 
-_BARS = "metrics.csv"
+_SCORES_CSV = "metrics.csv"
 _COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
-_SHEET = "contact_sheet.png"
-_PLOTTED = 12  # pictures that `dvc plots` shows
+_CONTACT_SHEET = "contact_sheet.png"
+_PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
+_HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
+
+Captions = dict[str, list[str]]  # one caption per picture, by the name of the system
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
-    """Caption, score, and return the last line to print."""
-    settings = params.evaluate
-    test = fair_share(read_examples(paths.DATASET / "test"), settings.max_pictures)
+    """Caption and score the test split, write the reports, and return the last line to print."""
+    test = fair_share(read_examples(paths.DATASET / "test"), params.evaluate.max_pictures)
     if not test:
         raise ConfigError("params.yaml: build.test: is 0, so there is nothing to evaluate on; set it to 0.15")
-    with swapped_in(paths.EVALUATE_REPORT, paths.EVALUATE_FOLDER) as (report, folder):
+    with swapped_in(paths.EVALUATE_REPORT, paths.EVALUATE_FOLDER) as (report_file, folder):
         folder.mkdir()
-        # Written before they are scored, so that they can be scored again without any model.
-        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _answers(test, params)))
+        # Captions are written before they are scored, so that scores can be recomputed without the models.
+        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _captions_of_systems(test, params)))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         _write_coco(folder, lines)
-        references = [[tokenize(caption) for caption in line["references"]] for line in lines]
-        said = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
-        counted = {system: statistics([tokenize(text) for text in texts], references) for system, texts in said.items()}
-        metrics = {system: counts.scores() for system, counts in counted.items()}
-        each = {system: counts.cider_d.tolist() for system, counts in counted.items()}
-        people = [line["references"] for line in lines]
-        learned = [caption for example in read_examples(paths.DATASET / "train") for caption in example.captions]
-        figures = {system: _figures(counted[system], said[system], people, learned) for system in said}
-        for system in figures.keys() - {_MODEL}:
-            figures[system]["model_is_above_by"] = _above(counted[_MODEL], counted[system])
-        write_json(
-            report,
-            {
-                **figures,
-                "pictures": len(lines),
-                "references": sum(map(len, references)),
-                "reference_words": mean_length([words for several in references for words in several]),
-                "tokenizer": TOKENIZER,
-                "test_sha256": sha256_of(paths.DATASET / "test"),
-            },
-        )
-        _write_bars(folder / _BARS, metrics)
-        ends = {system: values["intervals_95"] for system, values in figures.items()}
-        _write_gallery(folder, lines, metrics, ends, each, settings)
-    others = {name: values["CIDEr-D"] for name, values in metrics.items() if name != _MODEL}
-    versus = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in others.items())
+        captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
+        references = [line["references"] for line in lines]
+        statistics_of_systems = _statistics(captions, references)
+        report = _report(captions, references, statistics_of_systems)
+        write_json(report_file, report)
+        scores = {system: counted.scores() for system, counted in statistics_of_systems.items()}
+        _write_scores_csv(folder / _SCORES_CSV, scores)
+        intervals_95 = {system: report[system]["intervals_95"] for system in scores}
+        per_picture = {system: counted.each()[_HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
+        _write_gallery(folder, lines, scores, intervals_95, per_picture, params.evaluate)
+        _write_contact_sheet(folder, lines)
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
+    return _summary(scores, len(lines))
+
+
+def _statistics(captions: Captions, references: Sequence[Sequence[str]]) -> dict[str, Statistics]:
+    """Return the statistics of each system, from which its scores follow."""
+    words = [[ptb_tokenize(reference) for reference in several] for several in references]
+    return {
+        system: statistics([ptb_tokenize(caption) for caption in texts], words) for system, texts in captions.items()
+    }
+
+
+def _report(
+    captions: Captions, references: Sequence[Sequence[str]], statistics_of_systems: dict[str, Statistics]
+) -> dict[str, Any]:
+    """Return the content of reports/evaluate.json."""
+    training_captions = [c for example in read_examples(paths.DATASET / "train") for c in example.captions]
+    systems = {
+        system: _system_report(counted, captions[system], references, training_captions)
+        for system, counted in statistics_of_systems.items()
+    }
+    model = statistics_of_systems[_MODEL]
+    for system in systems.keys() - {_MODEL}:
+        systems[system]["model_is_above_by"] = _gains(model, statistics_of_systems[system])
+    return {
+        **systems,
+        "pictures": len(references),
+        "references": sum(map(len, references)),
+        "reference_words": mean_length([ptb_tokenize(r) for several in references for r in several]),
+        "tokenizer": TOKENIZER,
+        "test_sha256": sha256_of(paths.DATASET / "test"),
+    }
+
+
+def _system_report(
+    counted: Statistics,
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    training_captions: Sequence[str],
+) -> dict[str, Any]:
+    """Return the scores, wording figures and intervals of a system (`dvc metrics` skips lists, so the intervals)."""
+    ends = {name: [round(end, 4) for end in interval] for name, interval in intervals(counted).items()}
+    return {**counted.scores(), **wording(captions, references, training_captions), "intervals_95": ends}
+
+
+def _gains(model: Statistics, other: Statistics) -> dict[str, list[float]]:
+    """Return the model's scores minus another system's: difference, and the ends of its 95 % interval."""
+    return {
+        name: [round(value, 4) for value in (gain.value, gain.low, gain.high)]
+        for name, gain in differences(other, model).items()
+    }
+
+
+def _summary(scores: dict[str, dict[str, float]], pictures: int) -> str:
+    others = ", ".join(
+        f"{system.replace('_', ' ')} {values[_HEADLINE]:.3f}" for system, values in scores.items() if system != _MODEL
+    )
     return (
-        f"CIDEr-D {metrics[_MODEL]['CIDEr-D']:.3f} on {len(lines):,} test pictures ({versus}); all figures are in"
-        f" {paths.EVALUATE_REPORT}, the pictures in {paths.GALLERY}"
+        f"{_HEADLINE} {scores[_MODEL][_HEADLINE]:.3f} on {pictures:,} test pictures ({others});"
+        f" all scores: {paths.EVALUATE_REPORT}, gallery: {paths.GALLERY}"
     )
 
 
-def _figures(
-    counted: Statistics, texts: Sequence[str], people: Sequence[Sequence[str]], learned: Sequence[str]
-) -> dict[str, Any]:
-    """What the report tells of a system. `dvc metrics` leaves lists out, so intervals do not crowd its table."""
-    ends = {name: [round(end, 4) for end in interval] for name, interval in intervals(counted).items()}
-    return {**counted.scores(), **wording(texts, people, learned), "intervals_95": ends}
-
-
-def _above(model: Statistics, other: Statistics) -> dict[str, list[float]]:
-    """By how much the model's scores are above another's on the same pictures: the difference, its 95 % interval."""
-    found = differences(other, model)
-    return {name: [round(value, 4) for value in (gain.value, gain.low, gain.high)] for name, gain in found.items()}
-
-
-def _answers(test: Sequence[Example], params: Params) -> dict[str, list[str]]:
-    """What each system says of each picture."""
+def _captions_of_systems(test: Sequence[Example], params: Params) -> Captions:
+    """Return the captions of the model, of the checkpoint before fine-tuning and of the baselines."""
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
-    answers = {_MODEL: _captions(paths.MODEL, pictures, params, _MODEL)}
-    if (before := _before(params)) is not None:
-        answers[_BEFORE] = _captions(before, pictures, params, "before fine-tuning")
+    captions = {_MODEL: _captions(paths.MODEL, pictures, params, _MODEL)}
+    if (before := _checkpoint_before(params)) is not None:
+        captions[_BEFORE] = _captions(before, pictures, params, "before fine-tuning")
     train = read_examples(paths.DATASET / "train")
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
     train_reader = PictureReader(paths.DATASET / "train")
-    answers["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
-    answers["most_frequent"] = [baselines.most_frequent(train)] * len(test)
-    return answers
+    captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
+    captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
+    return captions
 
 
-def _before(params: Params) -> Path | None:
-    """The checkpoint that training started from; none where that was random weights."""
+def _checkpoint_before(params: Params) -> Path | None:
+    """Return the checkpoint that training started from; None if it started from random weights."""
     from pipeline.models.factory import SCRATCH
     from pipeline.tracking import checkpoints
 
@@ -121,6 +150,7 @@ def _before(params: Params) -> Path | None:
 
 
 def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
+    """Return one caption per picture from a checkpoint."""
     from pipeline.models.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
@@ -133,74 +163,81 @@ def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str
     )
 
 
-def _lines(test: Sequence[Example], answers: dict[str, list[str]]) -> Iterator[dict[str, object]]:
+def _lines(test: Sequence[Example], captions: Captions) -> Iterator[dict[str, object]]:
+    """Yield the lines of captions.jsonl."""
     for i, example in enumerate(test):
         yield {
             "file_name": example.file_name,
             "references": example.captions,
-            "captions": {system: captions[i] for system, captions in answers.items()},
+            "captions": {system: texts[i] for system, texts in captions.items()},
         }
 
 
 def _write_coco(folder: Path, lines: Sequence[dict]) -> None:
-    """What the model says as COCO's results, and what people say as its annotations, for other tools to score."""
+    """Write the model's captions as COCO results and the references as COCO annotations, for other tools to score."""
     numbered = list(enumerate(lines, start=1))
-    said = [{"image_id": number, "caption": line["captions"][_MODEL]} for number, line in numbered]
-    people = [(number, caption) for number, line in numbered for caption in line["references"]]
-    write_json(folder / _COCO_RESULTS, said)
+    results = [{"image_id": number, "caption": line["captions"][_MODEL]} for number, line in numbered]
+    references = [(number, caption) for number, line in numbered for caption in line["references"]]
+    write_json(folder / _COCO_RESULTS, results)
     write_json(
         folder / _COCO_ANNOTATIONS,
         {
             "images": [{"id": number, "file_name": line["file_name"]} for number, line in numbered],
-            "annotations": [{"id": k, "image_id": n, "caption": c} for k, (n, c) in enumerate(people, start=1)],
+            "annotations": [{"id": k, "image_id": n, "caption": c} for k, (n, c) in enumerate(references, start=1)],
         },
     )
 
 
-def _write_bars(path: Path, metrics: dict[str, dict[str, float]]) -> None:
-    """A row a bar of `dvc plots`, whose templates tell systems apart by name only."""
+def _write_scores_csv(path: Path, scores: dict[str, dict[str, float]]) -> None:
+    """Write one row per bar of `dvc plots`; its template has one label per bar, so it holds score and system."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["bar", "value"])
-        for name in next(iter(metrics.values())):
-            writer.writerows([f"{name} {system}", values[name]] for system, values in metrics.items())
+        for name in next(iter(scores.values())):
+            writer.writerows([f"{name} {system}", values[name]] for system, values in scores.items())
 
 
 def _write_gallery(
     folder: Path,
     lines: Sequence[dict],
-    metrics: dict[str, dict[str, float]],
-    ends: dict[str, dict[str, list[float]]],
-    each: dict[str, list[float]],
+    scores: dict[str, dict[str, float]],
+    intervals_95: dict[str, dict[str, list[float]]],
+    per_picture: dict[str, list[float]],
     settings: Evaluate,
 ) -> None:
+    """Write the gallery of the pictures with the most telling scores."""
     reader = PictureReader(paths.DATASET / "test")
-    versus = _BEFORE if _BEFORE in each else None
-    gains = [score - each[versus][i] if versus else 0.0 for i, score in enumerate(each[_MODEL])]
-    shown = [
-        gallery.Shown(
+    versus = _BEFORE if _BEFORE in per_picture else None
+    gains = [score - per_picture[versus][i] if versus else 0.0 for i, score in enumerate(per_picture[_MODEL])]
+    cards = [
+        gallery.Card(
             name=lines[i]["file_name"],
             picture=data_url(reader.read(lines[i]["file_name"]), 320),
             references=lines[i]["references"],
             captions=lines[i]["captions"],
-            scores={system: scores[i] for system, scores in each.items()},
+            scores={system: values[i] for system, values in per_picture.items()},
         )
-        for i in gallery.telling(each[_MODEL], gains, settings.gallery_pictures)
+        for i in gallery.select(per_picture[_MODEL], gains, settings.gallery_pictures)
     ]
-    page = gallery.render(shown, metrics, ends, len(lines), "Captions of the test split", _MODEL, versus)
+    page = gallery.render(cards, scores, intervals_95, len(lines), "Captions of the test split", _MODEL, versus)
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
-    plotted = [(reader.read(line["file_name"]), _said(line)) for line in lines[:_PLOTTED]]
-    gallery.contact_sheet(plotted).save(folder / _SHEET)
 
 
-def _said(line: dict) -> dict[str, str]:
-    """What the contact sheet tells of a picture, in its order."""
+def _write_contact_sheet(folder: Path, lines: Sequence[dict]) -> None:
+    """Write the first pictures with their captions as one image."""
+    reader = PictureReader(paths.DATASET / "test")
+    cells = [(reader.read(line["file_name"]), _cell_captions(line)) for line in lines[:_PLOTTED]]
+    gallery.contact_sheet(cells).save(folder / _CONTACT_SHEET)
+
+
+def _cell_captions(line: dict) -> dict[str, str]:
+    """Return the captions of a picture on the contact sheet, in order."""
     captions = line["captions"]
     if _BEFORE in captions:
-        ours = {"before": captions[_BEFORE], "after": captions[_MODEL]}
+        shown = {"before": captions[_BEFORE], "after": captions[_MODEL]}
     else:
-        ours = {"model": captions[_MODEL]}
-    return {**ours, "people": line["references"][0]}
+        shown = {"model": captions[_MODEL]}
+    return {**shown, "people": line["references"][0]}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pipeline.tracking import samples_page
 from pipeline.training.distributed import is_first, is_one_of_several, run_several
 
 if TYPE_CHECKING:
-    from pipeline.tracking.runs import Live
+    from pipeline.tracking.live import Live
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -31,18 +31,20 @@ def run(params: Params, args: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # These take seconds to import, and `--help` does not need them.
     from pipeline.tracking import checkpoints
-    from pipeline.tracking.runs import Live
+    from pipeline.tracking.live import Live
+    from pipeline.tracking.runs import run_name
     from pipeline.training import session
 
     training = session.set_up(params, checkpoints.locate)
     session.resume(training)
     if not training.is_first:
         session.fit(training, _NoLogger())
-        return "its share is done"
+        return "this process is done"
 
     with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, history):
         shown = params.flat("ingest", "build", "finetune")
-        with Live(params.register_.experiment, training.facts["training_key"], shown) as live:
+        name = run_name(params.ingest.sources, params.finetune.checkpoint)
+        with Live(params.register_.experiment, training.facts["training_key"], shown, name) as live:
             session.fit(training, _MlflowLogger(live, training.trainer.data.validation))
         session.write(training, folder, report, history)
     remove(training.folder)
@@ -50,7 +52,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 
 class _NoLogger:
-    """Logs nothing: only the first process logs."""
+    """Logs nothing, for processes other than the first."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         pass

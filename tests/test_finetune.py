@@ -48,7 +48,7 @@ def train(**changes: object) -> dict:
 def test_the_same_input_produces_the_same_weights_bit_for_bit(built: Path) -> None:
     train()
     first = sha256_of(*OUTPUTS)
-    torch.rand(3)  # what went before in the process does not matter
+    torch.rand(3)  # the random state of the process does not matter
     train()
     assert sha256_of(*OUTPUTS) == first
     train(seed=18)
@@ -56,40 +56,40 @@ def test_the_same_input_produces_the_same_weights_bit_for_bit(built: Path) -> No
 
 
 def test_it_learns_and_keeps_the_best_epoch_by_validation(built: Path) -> None:
-    made = train(epochs=6, learning_rate=0.01)
-    curve = read_history(Path("reports/finetune.csv"))
-    assert [e.epoch for e in curve] == [1, 2, 3, 4, 5, 6]
-    assert curve[-1].train_loss < 0.8 * curve[0].train_loss
-    best = min(curve, key=lambda e: e.validation_loss)
-    assert made["best_epoch"] == best.epoch == read_json(Path("reports/finetune.json"))["best_epoch"]
+    training = train(epochs=6, learning_rate=0.01)
+    epochs = read_history(Path("reports/finetune.csv"))
+    assert [e.epoch for e in epochs] == [1, 2, 3, 4, 5, 6]
+    assert epochs[-1].train_loss < 0.8 * epochs[0].train_loss
+    best = min(epochs, key=lambda e: e.validation_loss)
+    assert training["best_epoch"] == best.epoch == read_json(Path("reports/finetune.json"))["best_epoch"]
 
 
 def test_the_saved_weights_are_from_the_best_epoch(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rate this high makes later epochs worse, so the last epoch is not the best."""
+    """The learning rate is so high that the last epoch is not the best."""
     seen = []
     validate = Trainer._validate
 
-    def note(self: Trainer, *args: Any) -> EpochMetrics:
+    def record(self: Trainer, *args: Any) -> EpochMetrics:
         seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
         return validate(self, *args)
 
-    monkeypatch.setattr(Trainer, "_validate", note)
-    made = train(epochs=4, learning_rate=0.9, warmup=0.7)
-    assert made["best_epoch"] < 4
+    monkeypatch.setattr(Trainer, "_validate", record)
+    training = train(epochs=4, learning_rate=0.9, warmup=0.7)
+    assert training["best_epoch"] < 4
     kept = weights_hash(Path("models/finetune"))
     assert kept == read_json(Path("reports/finetune.json"))["model_sha256"]
     loaded = factory.load(Path("models/finetune")).model.state_dict()
-    assert all(torch.equal(value, loaded[name]) for name, value in seen[made["best_epoch"] - 1].items())
+    assert all(torch.equal(value, loaded[name]) for name, value in seen[training["best_epoch"] - 1].items())
 
 
 def test_training_continues_from_a_checkpoint_folder(built: Path) -> None:
     train(epochs=4, learning_rate=0.01)
     shutil.copytree("models/finetune", "base")
     before = read_history(Path("reports/finetune.csv"))
-    made = train(checkpoint="base", epochs=1, learning_rate=1e-4)
+    training = train(checkpoint="base", epochs=1, learning_rate=1e-4)
     after = read_history(Path("reports/finetune.csv"))
     assert after[0].train_loss < before[0].train_loss - 0.5
-    assert made["checkpoint_sha256"] == weights_hash(Path("base"))
+    assert training["checkpoint_sha256"] == weights_hash(Path("base"))
 
 
 def test_the_training_key_depends_on_data_params_checkpoint_and_dtype(built: Path) -> None:
@@ -112,17 +112,17 @@ def test_the_training_key_depends_on_data_params_checkpoint_and_dtype(built: Pat
 
 def test_a_repeated_training_does_not_duplicate_its_mlflow_run(built: Path) -> None:
     for _ in range(2):
-        made = train()
+        training = train()
     store = runs.client()
     experiment = runs.experiment(store, "image-captioning")
-    (found,) = store.search_runs([experiment])
-    assert found.data.tags["training_key"] == made["training_key"]
-    assert found.info.status == "FINISHED"
-    assert found.data.params["finetune.scratch.heads"] == "2"
-    curve = read_history(Path("reports/finetune.csv"))
-    history = store.get_metric_history(found.info.run_id, "epoch/validation_loss")
-    assert [(m.step, m.value) for m in history] == [(e.epoch, e.validation_loss) for e in curve]
-    steps = store.get_metric_history(found.info.run_id, "step/train_loss")
+    (mlflow_run,) = store.search_runs([experiment])
+    assert mlflow_run.data.tags["training_key"] == training["training_key"]
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.params["finetune.scratch.heads"] == "2"
+    epochs = read_history(Path("reports/finetune.csv"))
+    history = store.get_metric_history(mlflow_run.info.run_id, "epoch/validation_loss")
+    assert [(m.step, m.value) for m in history] == [(e.epoch, e.validation_loss) for e in epochs]
+    steps = store.get_metric_history(mlflow_run.info.run_id, "step/train_loss")
     assert len({m.step for m in steps}) == len(steps)
 
 
@@ -132,9 +132,9 @@ def test_training_continues_if_mlflow_is_unreachable(built: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     train()
     assert Path("models/finetune/model.safetensors").is_file()
-    said = capsys.readouterr().err
-    assert said.count("no live curves") == 1
-    assert "http://127.0.0.1:9" in said
+    output = capsys.readouterr().err
+    assert output.count("no live curves") == 1
+    assert "http://127.0.0.1:9" in output
 
 
 def test_a_checkpoint_with_larger_pictures_is_reported_with_the_fix(built: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_diverging_training_is_reported_and_the_last_model_stays(
         return step(self, *args)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
-    told = r"finetune\.learning_rate: with 0\.002 the training diverged in step 5, epoch 2 \(.*pictures .*\.jpg, "
-    with pytest.raises(ConfigError, match=told):
+    message = r"finetune\.learning_rate: with 0\.002 the training diverged in step 5, epoch 2 \(.*pictures .*\.jpg, "
+    with pytest.raises(ConfigError, match=message):
         train(learning_rate=2e-3)
     assert sha256_of(*OUTPUTS) == before
 
@@ -197,13 +197,13 @@ def test_a_frozen_image_encoder_does_not_change(
 ) -> None:
     train()
     shutil.copytree("models/finetune", "base")
-    made = train(checkpoint="base", freeze="image_encoder", feature_cache_gb=gigabytes, learning_rate=0.01)
+    training = train(checkpoint="base", freeze="image_encoder", feature_cache_gb=gigabytes, learning_rate=0.01)
     assert ("features take" in capsys.readouterr().out) == (gigabytes == 0)
     before, after = (factory.load(Path(name)).model.state_dict() for name in ("base", "models/finetune"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not {name for name in changed if "image_encoder" in name}
     assert len(changed) > 10
-    assert made["params"]["freeze"] == "image_encoder"
+    assert training["params"]["freeze"] == "image_encoder"
 
 
 def test_cached_and_uncached_features_train_the_same_weights_bit_for_bit(built: Path) -> None:
@@ -237,10 +237,10 @@ def test_augmentation_works_with_a_trained_and_a_frozen_encoder(built: Path) -> 
     train()
     weights = weights_hash(Path("models/finetune"))
     shutil.copytree("models/finetune", "base")
-    ways = {"crop": 0.2, "colour": 0.2, "mirror": True}
-    train(augmentation=ways)
+    augmentation = {"crop": 0.2, "colour": 0.2, "mirror": True}
+    train(augmentation=augmentation)
     assert weights_hash(Path("models/finetune")) != weights
-    train(augmentation=ways, checkpoint="base", freeze="image_encoder")
+    train(augmentation=augmentation, checkpoint="base", freeze="image_encoder")
     assert not Path(".work/features").exists()
 
 
@@ -266,17 +266,17 @@ def test_precision_smoothing_captions_and_checkpointing_follow_params(
 
 
 def steps_of(folder: Path, **changes: object) -> tuple[list[tuple[int, float]], dict[str, torch.Tensor]]:
-    """The loss at every tenth step of a training by a process of its own, and the weights that it made."""
+    """Train in a subprocess; return the loss at every tenth step, and the weights."""
     set_params(folder, {f"finetune.{key}": value for key, value in changes.items()})
     done = run(folder, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("models/finetune holds") == 1  # one of them tells
+    assert done.stdout.count("models/finetune holds") == 1  # only the first process prints
     store = runs.client()
-    (made,) = store.search_runs(
+    (mlflow_run,) = store.search_runs(
         [runs.experiment(store, "image-captioning")],
         f"tags.training_key = '{read_json(folder / 'models/finetune/training.json')['training_key']}'",
     )
-    history = store.get_metric_history(made.info.run_id, "step/train_loss")
+    history = store.get_metric_history(mlflow_run.info.run_id, "step/train_loss")
     return [(m.step, m.value) for m in history], factory.load(folder / "models/finetune").model.state_dict()
 
 
@@ -287,18 +287,18 @@ def free_port() -> int:
 
 
 def test_two_processes_on_one_or_two_machines_train_like_one(built: Path) -> None:
-    """The tolerance: 1e-4 of a loss in 20 steps, and 1e-4 of a weight (they are about 0.1)."""
+    """Tolerances after 20 steps: 1e-4 of the loss (relative) and 1e-4 of a weight (weights are about 0.1)."""
     same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
-    alone, weights = steps_of(built, **same)
+    single_losses, weights = steps_of(built, **same)
     for launch in ({"processes": 2}, {"processes": 1, "machines": 2, "port": free_port()}):
         changes = {f"launch.{key}": value for key, value in launch.items()}
         set_params(built, {f"runtime.{key}": value for key, value in changes.items()})
         other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
         second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
-        together, shared = steps_of(built, **same)
+        shared_losses, shared = steps_of(built, **same)
         assert second is None or second.wait(60) == 0
-        assert [step for step, _ in alone] == [step for step, _ in together] == [10, 20]
-        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=1e-4)
+        assert [step for step, _ in single_losses] == [step for step, _ in shared_losses] == [10, 20]
+        assert [loss for _, loss in shared_losses] == pytest.approx([loss for _, loss in single_losses], rel=1e-4)
         for name, value in weights.items():
             assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
         assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
@@ -319,7 +319,7 @@ def test_a_failure_of_one_process_fails_the_stage(built: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("captions", "best_by", "judged"),
+    ("captions", "best_by", "expected"),
     [
         (0, "auto", "loss"),
         (5, "auto", "loss"),
@@ -329,14 +329,14 @@ def test_a_failure_of_one_process_fails_the_stage(built: Path) -> None:
     ],
 )
 def test_the_best_epoch_is_chosen_by_cider_if_enough_pictures_are_captioned(
-    built: Path, captions: int, best_by: str, judged: str, monkeypatch: pytest.MonkeyPatch
+    built: Path, captions: int, best_by: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.training.trainer.MIN_FOR_CIDER", 6)  # of 8 validation pictures
-    made = train(epochs=4, learning_rate=0.01, validation_captions=captions, best_by=best_by)
-    assert read_json(Path("reports/finetune.json"))["best_by"] == judged
-    curve = read_history(Path("reports/finetune.csv"))
-    best = min(curve, key=lambda epoch: epoch.validation_loss) if judged == "loss" else best_by_cider(curve)
-    assert made["best_epoch"] == best.epoch
+    training = train(epochs=4, learning_rate=0.01, validation_captions=captions, best_by=best_by)
+    assert read_json(Path("reports/finetune.json"))["best_by"] == expected
+    epochs = read_history(Path("reports/finetune.csv"))
+    best = min(epochs, key=lambda epoch: epoch.validation_loss) if expected == "loss" else best_by_cider(epochs)
+    assert training["best_epoch"] == best.epoch
 
 
 GOLDEN = [5.4550, 5.4550, 5.4254, 5.3682, 5.3151, 5.2655, 5.2188, 5.1752, 5.1350, 5.0985,
@@ -344,7 +344,7 @@ GOLDEN = [5.4550, 5.4550, 5.4254, 5.3682, 5.3151, 5.2655, 5.2188, 5.1752, 5.1350
 
 
 def test_twenty_epochs_have_the_golden_losses(built: Path) -> None:
-    """The golden curve: float32, one seed, to 1e-4. A change of it changes what everybody's training comes to."""
+    """Golden losses in float32 with a fixed seed. If they change, the result of every training changes."""
     train(epochs=20, batch_size=48, warmup=0.1, learning_rate=1e-3, **{"scratch.dropout": 0.0})
     losses = [epoch.train_loss for epoch in read_history(Path("reports/finetune.csv"))]
     assert losses == pytest.approx(GOLDEN, rel=1e-4)

@@ -131,11 +131,11 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
 
 def test_captions_stand_in_a_file_from_which_the_scores_follow(loop: Path) -> None:
     code = (
-        "import json\nfrom pipeline.evaluation.metrics import score\n"
-        "from pipeline.evaluation.ptb.tokens import tokenize\n"
+        "import json\nfrom pipeline.evaluation.metrics.scoring import corpus_scores\n"
+        "from pipeline.evaluation.ptb.tokens import ptb_tokenize\n"
         "lines = [json.loads(l) for l in open('reports/evaluate/captions.jsonl')]\n"
-        "print(json.dumps(score([tokenize(l['captions']['model']) for l in lines],"
-        " [[tokenize(r) for r in l['references']] for l in lines])))"
+        "print(json.dumps(corpus_scores([ptb_tokenize(l['captions']['model']) for l in lines],"
+        " [[ptb_tokenize(r) for r in l['references']] for l in lines])))"
     )
     again = json.loads(run(loop, sys.executable, "-c", code).stdout)
     written = read_json(loop / "reports/evaluate.json")["model"]

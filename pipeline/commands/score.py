@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import ConfigError, DataError
-from pipeline.evaluation import bootstrap, diversity
+from pipeline.evaluation import bootstrap, diversity, java
 from pipeline.evaluation.inputs import read_predictions, read_references
-from pipeline.evaluation.metrics import NAMES, Words, statistics
-from pipeline.evaluation.ptb import java
-from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
+from pipeline.evaluation.metrics.corpus import Words
+from pipeline.evaluation.metrics.registry import notes, score_names
+from pipeline.evaluation.metrics.scoring import statistics
+from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime.atomic_files import write_json, write_json_lines
 
-_NOTES = {"CIDEr-D": "called CIDEr by coco-caption", "CIDEr": "as in the paper: no clipping, no length penalty"}
 _BEYOND = {
     "distinct-1": "distinct words / all words",
     "distinct-2": "distinct word pairs / all word pairs",
@@ -110,8 +110,8 @@ def score_captions(
         with_java: whether to compute METEOR and SPICE, which take longer than everything else.
     """
     texts = [several[0] for several in captions.values()]
-    predicted = [tokenize(text) for text in texts]
-    people = [[tokenize(text) for text in several] for several in references]
+    predicted = [ptb_tokenize(text) for text in texts]
+    people = [[ptb_tokenize(text) for text in several] for several in references]
     counted = statistics(predicted, people)
     by_java, not_computed = (
         java.scores(predicted, people) if with_java else ({}, dict.fromkeys(java.NAMES, "left out by --no-java"))
@@ -130,7 +130,7 @@ def score_captions(
         "warnings": [few] if few else [],
     }
     scores = counted.each()
-    each = [{"id": picture, **{n: float(scores[n][i]) for n in NAMES}} for i, picture in enumerate(captions)]
+    each = [{"id": picture, **{n: float(scores[n][i]) for n in score_names()}} for i, picture in enumerate(captions)]
     return report, each
 
 
@@ -138,7 +138,7 @@ def _diversity(captions: Mapping[str | int, list[str]], references: list[list[li
     """Return the figures that need two captions or more for every picture; none if one picture has fewer."""
     if any(len(several) < 2 for several in captions.values()):
         return {}
-    predicted: list[list[Words]] = [[tokenize(text) for text in several] for several in captions.values()]
+    predicted: list[list[Words]] = [[ptb_tokenize(text) for text in several] for several in captions.values()]
     differing = diversity.self_cider(predicted, references)
     return {
         **{f"best_of {name}": value for name, value in diversity.best_of(predicted, references).items()},
@@ -155,13 +155,13 @@ def table(report: Mapping[str, Any]) -> str:
         "",
         f"{'':<18}{'score':>7}   95 % interval",
     ]
-    for name in (*NAMES, *java.NAMES):
+    for name in (*score_names(), *java.NAMES):
         if name in report["not_computed"]:
             lines.append(f"{name:<18}not computed: {report['not_computed'][name]}")
             continue
         low, high = report["intervals_95"].get(name, (None, None))
         interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-        note = f"   {_NOTES[name]}" if name in _NOTES else ""
+        note = f"   {notes()[name]}" if name in notes() else ""
         lines.append(f"{name:<18}{report['scores'][name]:7.3f}   {interval}{note}".rstrip())
     lines.append("")
     for name, value in report["beyond_overlap"].items():

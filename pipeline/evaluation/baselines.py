@@ -1,4 +1,4 @@
-"""Answers that need no model; one that does not beat them has learned little."""
+"""Baselines without a model: a model should score higher than these."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 
 from pipeline.data.dataset import Example
 
-_SIDE = 32  # pixels, of the square to which pictures are reduced before they are compared
-_CHUNK = 1024  # training pictures compared at a time, to bound the memory
+_SIDE = 32  # pixels; pictures are compared as 32 x 32 squares
+_CHUNK = 1024  # training pictures per comparison, to bound memory
 
 
 def most_frequent(train: Iterable[Example]) -> str:
-    """The caption that stands most often in the training split; of equals the first in alphabetical order."""
+    """Return the most frequent training caption; ties go to the first in alphabetical order."""
     counts = Counter(caption for example in train for caption in example.captions)
     return min(counts, key=lambda caption: (-counts[caption], caption))
 
 
 def nearest(train: Sequence[Example], train_pictures: Iterable[bytes], pictures: Iterable[bytes]) -> list[str]:
-    """For each picture the first caption of the training picture nearest in pixels.
+    """Return for each picture the first caption of the nearest training picture.
 
-    Near is the Euclidean distance of the pictures reduced to 32 x 32 RGB.
+    The distance is Euclidean, between pictures resized to 32 x 32 RGB.
     """
     wanted = np.stack([_pixels(data) for data in pictures])
     best = np.full(len(wanted), np.inf)

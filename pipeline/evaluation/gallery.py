@@ -1,4 +1,4 @@
-"""A page to look at: pictures, what people said of them, and what each model said; to search, and to order by score."""
+"""The gallery: an HTML page of pictures with references, captions and scores, with search and sorting."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _LINE = 19  # pixels from one line of a contact sheet to the next
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture of the gallery.
+class Card:
+    """A picture in the gallery.
 
     Attributes:
-        name: of its file.
-        picture: as a data: URL, so that the page is one file.
-        references: what people said.
-        captions: what each system said, by its name.
-        scores: the CIDEr-D of each of these captions.
+        name: file name.
+        picture: a data: URL, so that the page is one file.
+        references: captions written by people.
+        captions: the caption of each system, by its name.
+        scores: CIDEr-D of each of these captions.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Shown:
     scores: Mapping[str, float]
 
     def gain(self, model: str, versus: str | None) -> float:
-        """By how much the model's caption scores above another system's."""
+        """Return the score of the model's caption minus that of another system's."""
         return self.scores[model] - self.scores[versus] if versus else 0.0
 
 
-def telling(scores: Sequence[float], gains: Sequence[float], most: int) -> list[int]:
-    """The indices of the pictures to show where there are more than `most`: best, worst, most improved, most worsened.
+def select(scores: Sequence[float], gains: Sequence[float], most: int) -> list[int]:
+    """Return the indices of at most `most` pictures: the best, worst, most improved and most worsened.
 
-    As many of each; where these are the same pictures, more of each. In the order of the data set.
+    The four groups take turns, skipping pictures already chosen. The indices are in the order of the data set.
     """
     order = range(len(scores))
     rankings = [
@@ -63,31 +63,31 @@ def telling(scores: Sequence[float], gains: Sequence[float], most: int) -> list[
 
 
 def render(
-    shown: Sequence[Shown],
+    cards: Sequence[Card],
     metrics: Mapping[str, Mapping[str, float]],
-    ends: Mapping[str, Mapping[str, Sequence[float]]],
+    intervals_95: Mapping[str, Mapping[str, Sequence[float]]],
     pictures: int,
     title: str,
     model: str,
     versus: str | None,
 ) -> str:
-    """The gallery as one self-contained HTML page, which loads nothing from anywhere and runs no script but its own.
+    """Return the gallery as one self-contained HTML page: it loads nothing and runs only its own script.
 
     Args:
-        shown: the pictures, in the order in which they stand on the page.
-        metrics: each system's metrics over all scored pictures.
-        ends: of each metric the ends of its 95 % interval.
-        pictures: how many were scored.
-        title: of the page.
+        cards: the pictures, in the order of the page.
+        metrics: each system's scores over all scored pictures.
+        intervals_95: the ends of each score's 95 % interval.
+        pictures: number of scored pictures.
+        title: title of the page.
         model: the system that the page is about.
-        versus: the system that it is compared with picture by picture, if any.
+        versus: the system that it is compared with on each picture, if any.
     """
     script = _SCRIPT.read_text(encoding="utf-8")
     return templates.render(
         _TEMPLATE,
-        shown=shown,
+        cards=cards,
         metrics=metrics,
-        ends=ends,
+        intervals_95=intervals_95,
         names=list(next(iter(metrics.values()))),
         pictures=pictures,
         title=title,
@@ -99,16 +99,16 @@ def render(
 
 
 def contact_sheet(items: Sequence[tuple[bytes, Mapping[str, str]]], columns: int = 4, side: int = 256) -> Image.Image:
-    """Pictures with what is said of each written below it, in a grid: for pages that show no text.
+    """Return a grid of pictures with their captions below, as one image.
 
-    The font has no emoji, so these are left out.
+    Emoji are left out, because the font has none.
 
     Args:
-        items: of each picture its bytes, and what was said by whom.
-        columns: of the grid.
-        side: of the square that a picture is fitted into, in pixels.
+        items: the bytes of each picture, and its captions by their source.
+        columns: columns of the grid.
+        side: pixels of the square that a picture is fitted into.
     """
-    cells = [_cell(data, said, side) for data, said in items]
+    cells = [_cell(data, captions, side) for data, captions in items]
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
     width, height = cells[0].size
@@ -118,17 +118,17 @@ def contact_sheet(items: Sequence[tuple[bytes, Mapping[str, str]]], columns: int
     return sheet
 
 
-def _cell(data: bytes, said: Mapping[str, str], side: int) -> Image.Image:
+def _cell(data: bytes, captions: Mapping[str, str], side: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         picture = ImageOps.contain(image.convert("RGB"), (side, side))
     text = "\n".join(
         line
-        for who, caption in said.items()
+        for who, caption in captions.items()
         for line in textwrap.wrap(
             f"{who}: {_EMOJI.sub('', caption) or '(nothing)'}", 36, max_lines=3, placeholder=" ..."
         )
     )
-    page = Image.new("RGB", (side + 16, side + 24 + _LINE * 3 * len(said)), "white")
+    page = Image.new("RGB", (side + 16, side + 24 + _LINE * 3 * len(captions)), "white")
     page.paste(picture, (8 + (side - picture.width) // 2, 8 + (side - picture.height) // 2))
     font = ImageFont.load_default(size=14)
     ImageDraw.Draw(page).multiline_text((8, side + 16), text, fill="black", font=font, spacing=3)

@@ -1,7 +1,7 @@
-"""Files of captions, as people have them -> the captions of each picture, in the order of the file.
+"""Caption files -> the captions of each picture, in the order of the file.
 
-Read are JSON Lines (a picture a line, or a caption a line) and COCO's two formats: results, a list of `image_id` and
-`caption`, and annotations, an object whose `annotations` are such.
+Formats: JSON Lines (one picture or one caption per line), COCO results (a list of objects with `image_id` and
+`caption`), and COCO annotations (an object with such a list in `annotations`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _ONE = ("caption", "text")
 
 @dataclass(frozen=True)
 class Entry:
-    """What a line, or an item of a list, says of a picture.
+    """A line, or an item of a list.
 
     Attributes:
-        place: where it stands, for messages.
-        picture: its id; 5 and "5" are the same.
-        content: all of it.
+        place: file and line or item, for messages.
+        picture: id of the picture; 5 and "5" are the same.
+        content: the whole object.
     """
 
     place: str
@@ -34,36 +34,36 @@ class Entry:
 
 
 def read_predictions(path: Path, system: str | None = None) -> dict[str | int, list[str]]:
-    """The captions that are to be scored, of each picture one or more, the likeliest first, by the picture's id.
+    """Return the predicted captions by picture id, one or more per picture, the likeliest first.
 
     Args:
-        path: JSON Lines with `caption` or `captions`, or COCO's results.
-        system: of which `captions` are meant, where they are of several systems by name.
+        path: JSON Lines with `caption` or `captions`, or COCO results.
+        system: which system to read if `captions` has those of several systems by name.
 
     Raises:
-        DataError: the file can't be read, a line has no id or no caption, or two lines are of the same picture.
+        DataError: the file can't be read, a line has no id or no caption, or two lines have the same picture.
     """
     found: dict[str | int, list[str]] = {}
     places: dict[str, str] = {}
     for entry in _entries(path):
         if (first := places.setdefault(str(entry.picture), entry.place)) != entry.place:
             raise DataError(
-                f"{entry.place}: is of {entry.picture!r}, as {first} is already; keep one of the two, or put several"
+                f"{entry.place}: has the same picture, {entry.picture!r}, as {first}; keep one of them, or put the"
                 " captions of a picture into one list, `captions`"
             )
         captions = _captions(entry, ("captions", *_ONE), system)
         if not captions:
-            raise DataError(f"{entry.place}: has an empty list of captions; give one or more")
+            raise DataError(f"{entry.place}: has an empty list of captions; add one or more")
         found[entry.picture] = captions
     return found
 
 
 def read_references(path: Path, beside_predictions: bool = False) -> dict[str, list[str]]:
-    """What people say of each picture, by its id as text; several lines of a picture add up.
+    """Return the references by picture id (as text); several lines of a picture add up.
 
     Args:
-        path: JSON Lines with `references`, `captions` (a list), `caption` or `text`, or COCO's annotations.
-        beside_predictions: the file is that of the predictions, so that only `references` are meant.
+        path: JSON Lines with `references`, `captions` (a list), `caption` or `text`, or COCO annotations.
+        beside_predictions: whether the file also has the predictions, so that only `references` is read.
 
     Raises:
         DataError: the file can't be read, or a line has no id or no caption.
@@ -93,7 +93,7 @@ def _of_system(place: str, systems: dict[str, Any], system: str | None) -> Any:
     if system is None and len(systems) == 1:
         return next(iter(systems.values()))
     if system not in systems:
-        asked = "name one with --system" if system is None else f"--system {system} is none of them"
+        asked = "choose one with --system" if system is None else f"--system {system} is not among them"
         raise DataError(f"{place}: has captions of {_listed(systems)}; {asked}")
     return systems[system]
 
@@ -112,28 +112,28 @@ def _entries(path: Path) -> Iterator[Entry]:
 
 
 def _items(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each line or list item, and where it stands."""
+    """Yield the place and the content of each line or list item."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; name a file of captions") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start + 1}: is no UTF-8; save the file as UTF-8") from None
+        raise DataError(f"{path}: byte {error.start + 1}: is not UTF-8; save the file as UTF-8") from None
     whole = _whole(text)
     if whole is not None:
         yield from ((f"{path}: item {i}", item) for i, item in enumerate(whole, start=1))
         return
-    # Lines end at a line feed only: captions may hold U+2028 and its like, at which `str.splitlines` would cut.
+    # Only a line feed ends a line: captions may contain U+2028, where `str.splitlines` would split.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield f"{path}: line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}: line {number}: is no JSON ({error}); correct the line") from None
+                raise DataError(f"{path}: line {number}: is not JSON ({error}); correct the line") from None
 
 
 def _whole(text: str) -> list[Any] | None:
-    """The items of a file that is one JSON value; None where it is JSON Lines."""
+    """Return the items of a file that is one JSON value; None for JSON Lines."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""The captioning models, and what loads and runs them."""
+"""Captioning models: architectures, loading, and captioning."""

@@ -213,7 +213,7 @@ class Architecture(Protocol):
     def load(self, folder: Path) -> Checkpoint:
         """Load a checkpoint whose `config.json` and safetensors weights are known to exist.
 
-        The library's own exceptions may pass: the factory turns them into a `ConfigError`.
+        Other exceptions of the library may pass: the factory turns them into a `ConfigError`.
 
         Raises:
             ConfigError: the weights are incomplete.

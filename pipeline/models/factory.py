@@ -63,7 +63,7 @@ def locate(name: str, revision: str | None) -> Path:
             f"params.yaml: finetune.checkpoint: the hub has no {name} at {revision} ({type(error).__name__});"
             " correct the name and finetune.revision"
         ) from None
-    except Exception as error:  # down to the HTTP library's own
+    except Exception as error:  # including those of the HTTP library
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise TemporaryError(

@@ -1,4 +1,4 @@
-"""Words that a checkpoint's tokenizer does not know, found before training on them."""
+"""Count the words that a checkpoint's tokenizer does not know, before training on them."""
 
 from __future__ import annotations
 
@@ -78,5 +78,5 @@ def _tokenizer_file(checkpoint: str, revision: str | None) -> Path | None:
 
     try:
         return Path(hf_hub_download(checkpoint, _TOKENIZER, revision=revision))
-    except Exception:  # down to the HTTP library's own
+    except Exception:  # including those of the HTTP library
         return None

@@ -1,4 +1,4 @@
-"""The identity of a checkpoint: a hash of everything that decides its captions."""
+"""The identity of a checkpoint: a hash of everything that its captions depend on."""
 
 from __future__ import annotations
 

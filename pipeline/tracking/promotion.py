@@ -22,9 +22,9 @@ from pipeline.config.params import Params
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.fingerprints import fingerprints_of, read_fingerprints
 from pipeline.evaluation.diversity import distinct_captions
-from pipeline.evaluation.gate import Verdict, gain, verdict
-from pipeline.evaluation.metrics import Statistics, statistics
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.gate import Verdict, check_metric, gain, verdict
+from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import registry
@@ -73,6 +73,7 @@ def promote(
     """
     from pipeline.tracking import runs
 
+    check_metric(params.promote)
     model = params.register_.model
     with runs.reachable():
         store = runs.client()
@@ -208,8 +209,8 @@ def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example])
 
 def _score(captions: Sequence[str], test: Sequence[Example], compared: Sequence[int]) -> _Scored:
     """Score a version on the compared pictures; word rarities come from all test pictures."""
-    references = [[tokenize(caption) for caption in example.captions] for example in test]
-    words = [tokenize(caption) for caption in captions]
+    references = [[ptb_tokenize(caption) for caption in example.captions] for example in test]
+    words = [ptb_tokenize(caption) for caption in captions]
     return _Scored([words[i] for i in compared], statistics(words, references).part(compared))
 
 

@@ -1,8 +1,8 @@
 """The registered model as MLflow serves it (a `pyfunc` in models-from-code form): pictures in, captions out.
 
-A picture is its bytes, the same in base64, or a data: URL. Never a path or a web address: a served model
-must not read its host's files for a stranger. A picture that can't be used gets its reason in the column
-`error`, and the others of the request their captions.
+A picture is sent as bytes, base64 or a data: URL, never as a path or web address: a served model must not read its
+host's files for clients. If a picture is invalid, the column `error` has the reason; the other pictures of the request
+get their captions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _BATCH = 8
 
 
 def picture(value: Any, side: int) -> Image.Image:
-    """The picture that a client sent, reduced so that its shorter side has at most 2 x `side` pixels.
+    """Return the picture that a client sent, resized so that its shorter side has at most 2 x `side` pixels.
 
     Raises:
-        ValueError: it is none; says why in words for the client.
+        ValueError: it is not a valid picture; the message is for the client.
     """
     if isinstance(value, str):
         if value.startswith("data:"):
@@ -40,7 +40,7 @@ def picture(value: Any, side: int) -> Image.Image:
         try:
             value = base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
-            raise ValueError("is no base64; send a picture's bytes in base64 or as a data: URL, not a path") from None
+            raise ValueError("is not base64; send a picture's bytes in base64 or as a data: URL, not a path") from None
     if not isinstance(value, bytes | bytearray | memoryview):
         raise ValueError(f"is {type(value).__name__}; send a picture's bytes, in base64 or as a data: URL")
     if len(value) > MAX_BYTES:
@@ -53,19 +53,19 @@ def picture(value: Any, side: int) -> Image.Image:
     return image if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
 
 
-class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow's class is untyped
+class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's class is untyped
     """Captions the pictures in the column `image`."""
 
     def load_context(self, context: Any) -> None:
-        """Load the checkpoint that came with the model."""
+        """Load the checkpoint that is packaged with the model."""
         self._captioner = Captioner.from_folder(Path(context.artifacts["checkpoint"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row a picture: its `caption`, or "" and in `error` why there is none."""
+        """Return one row per picture: its `caption`, or "" and the reason in `error`."""
         beams = max(1, min(8, int((params or {}).get("beams", 3))))
         values = list(model_input["image"])
         rows: list[dict[str, str]] = []
-        for first in range(0, len(values), _BATCH):  # a request's pictures are never all decoded at once
+        for first in range(0, len(values), _BATCH):  # bounds the number of decoded pictures
             rows += self._batch(values[first : first + _BATCH], beams)
         return pd.DataFrame(rows, columns=["caption", "error"])
 

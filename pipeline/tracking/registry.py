@@ -1,6 +1,6 @@
-"""Registered versions of the model: found, made, named by an alias, noted on, and deleted.
+"""Registered versions of the model: find, create, alias, tag and delete them.
 
-What a version is made of lies beside its run, so `tracking` is the way to the store; a `store` here is its client.
+`store` is an MLflow client, see `runs.client`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ if TYPE_CHECKING:
 
     from pipeline.tracking.runs import TrainingRun
 
-MODEL_SHA256 = "model_sha256"  # a tag: of the weights, see `model.weights`
-TRAINED_ON = (
-    "training_pictures.txt"  # stands with a version: the pictures that it was trained on, see data/fingerprints.py
-)
+MODEL_SHA256 = "model_sha256"  # a tag: hash of the weights, see models/weights.py
+TRAINED_ON = "training_pictures.txt"  # an artifact: fingerprints of the training pictures, see data/fingerprints.py
 CHAMPION = "champion"  # the alias of the version in use
-BEFORE = "champion_before"  # a tag: the version that was champion before this one
-ROLLED_BACK = "rolled_back"  # a tag: it was champion, and was taken back
+BEFORE = "champion_before"  # a tag: the previous champion
+ROLLED_BACK = "rolled_back"  # a tag: the version was champion and was rolled back
 
-_LOGGED = "model"  # the name of what is logged
+_LOGGED = "model"  # name of the logged model
 _DAY = 24 * 3600  # seconds
 _MODEL = "models:/"
-_TEST = "test/"  # begins the names of test figures
+_TEST = "test/"  # prefix of test metrics
 
 
 @dataclass(frozen=True)
@@ -48,19 +46,19 @@ class Version:
 
 
 def find_version(store: MlflowClient, model: str, model_sha256: str) -> Version | None:
-    """The registered version that has exactly these weights, if there is one."""
+    """Return the registered version with exactly these weights, or None."""
     found = store.search_model_versions(f"name = '{model}' and tags.{MODEL_SHA256} = '{model_sha256}'")
     ready = [_version(version) for version in found if version.status == "READY"]
     return max(ready, key=lambda version: version.number, default=None)
 
 
 def versions(store: MlflowClient, model: str) -> list[int]:
-    """The numbers of all registered versions of the model, in order."""
+    """Return the numbers of all registered versions of the model, in order."""
     return [version.number for version in versions_with_tags(store, model)]
 
 
 def versions_with_tags(store: MlflowClient, model: str) -> list[Version]:
-    """All registered versions of the model, in order."""
+    """Return all registered versions of the model, in order."""
     found = map(_version, _search_versions(store, f"name = '{model}'"))
     return sorted(found, key=lambda version: version.number)
 
@@ -70,7 +68,7 @@ def _version(found: ModelVersion) -> Version:
 
 
 def _search_versions(store: MlflowClient, wanted: str | None) -> list[ModelVersion]:
-    """The versions that meet a condition; where there is none, those of every model."""
+    """Return the versions that match a filter; without one, the versions of every model."""
     found: list[ModelVersion] = []
     token = None
     while True:
@@ -82,7 +80,7 @@ def _search_versions(store: MlflowClient, wanted: str | None) -> list[ModelVersi
 
 
 def version_of_alias(store: MlflowClient, model: str, alias: str) -> int | None:
-    """The number of the version that an alias names, if there is one."""
+    """Return the number of the version with an alias, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -94,44 +92,44 @@ def version_of_alias(store: MlflowClient, model: str, alias: str) -> int | None:
 
 
 def champion(store: MlflowClient, model: str) -> int | None:
-    """The version in use, if there is one."""
+    """Return the number of the champion, or None."""
     return version_of_alias(store, model, CHAMPION)
 
 
 def tags(store: MlflowClient, model: str, version: int) -> dict[str, str]:
-    """What is noted with a version."""
+    """Return the tags of a version."""
     return dict(store.get_model_version(model, str(version)).tags)
 
 
 def note(store: MlflowClient, model: str, version: int, values: Mapping[str, str]) -> None:
-    """Note something with a version, in place of what was noted under the same names."""
+    """Set tags of a version, and replace tags of the same names."""
     for key, value in values.items():
         store.set_model_version_tag(model, str(version), key, value)
 
 
 def forget(store: MlflowClient, model: str, version: int, key: str) -> None:
-    """Take back what was noted with a version under a name, if anything was."""
+    """Delete a tag of a version, if it exists."""
     if key in tags(store, model, version):
         store.delete_model_version_tag(model, str(version), key)
 
 
 def make_champion(store: MlflowClient, model: str, version: int) -> None:
-    """Let a version be the one in use."""
+    """Give a version the champion alias."""
     store.set_registered_model_alias(model, CHAMPION, str(version))
 
 
 def run_of(store: MlflowClient, model: str, version: int) -> Run:
-    """The run that a registered version came from."""
+    """Return the run of a registered version."""
     return store.get_run(store.get_model_version(model, str(version)).run_id)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The test figures of a run.
+    """The test metrics of a run.
 
     Attributes:
-        metrics: of the model alone, not of what it was compared with.
-        test_sha256: of the test split that they were measured on, where the run tells.
+        metrics: metrics of the model, without those of the baselines.
+        test_sha256: hash of the test split, or None if the run has none.
     """
 
     metrics: dict[str, float]
@@ -139,7 +137,7 @@ class Figures:
 
 
 def figures(store: MlflowClient, run: Run) -> Figures:
-    """What a run tells of its test figures."""
+    """Return the test metrics of a run."""
     from pipeline.tracking.runs import FAILURES
 
     test_sha256 = None
@@ -156,7 +154,7 @@ def figures(store: MlflowClient, run: Run) -> Figures:
 
 
 def aliased(store: MlflowClient, model: str) -> set[int]:
-    """The numbers of the versions that some alias names; none where there is no such model."""
+    """Return the numbers of the versions that have an alias; none if the model does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -168,14 +166,14 @@ def aliased(store: MlflowClient, model: str) -> set[int]:
 
 
 def delete_version(store: MlflowClient, model: str, version: int) -> None:
-    """Delete a registered version, its logged model, and the files of its run where no other version has the same.
+    """Delete a registered version, and its logged model and the files of its run if no other version uses them.
 
-    The run stays, with params, curves and figures.
+    The run keeps its params and metrics.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     gone = store.get_model_version(model, str(version))
-    store.delete_model_version(model, str(version))  # first: cut off here, it leaves files, and no version without any
+    store.delete_model_version(model, str(version))  # first, so that an interruption leaves no version without files
     others = _search_versions(store, None)
     model_id = _model_id(gone)
     if model_id and model_id not in map(_model_id, others) and gone.run_id not in _runs_of_copies(others):
@@ -185,13 +183,13 @@ def delete_version(store: MlflowClient, model: str, version: int) -> None:
 
 
 def delete_orphaned_models(store: MlflowClient, experiment_id: str) -> int:
-    """Delete the models that trainings of ours logged and no version has, if they are a day old; gives their number.
+    """Delete logged models of our trainings that no version uses and that are a day old; return their number.
 
-    A registration that was killed leaves one.
+    A killed registration leaves such a model.
     """
     from pipeline.tracking.runs import TRAINING_KEY
 
-    there = _search_versions(store, None)  # of other models too, which may have the same experiment
+    there = _search_versions(store, None)  # also of other models, which may share the experiment
     used, copied = set(map(_model_id, there)), _runs_of_copies(there)
     yesterday = (time.time() - _DAY) * 1000
     found = []
@@ -215,13 +213,13 @@ def delete_orphaned_models(store: MlflowClient, experiment_id: str) -> int:
 
 
 def _model_id(version: ModelVersion) -> str | None:
-    """The logged model that a version is; MLflow's SQL store keeps it in the version's source only."""
+    """Return the id of a version's logged model; MLflow's SQL store has it only in the version's source."""
     source = str(version.source or "")
     return version.model_id or (source.removeprefix(_MODEL) if source.startswith(_MODEL) else None)
 
 
 def _runs_of_copies(found: Sequence[ModelVersion]) -> set[str | None]:
-    """The runs of versions that are copies of others (`models:/NAME/VERSION`), with no logged model of their own."""
+    """Return the runs of versions that are copies of others (`models:/NAME/VERSION`), without own logged model."""
     return {version.run_id for version in found if "/" in (_model_id(version) or "")}
 
 
@@ -234,7 +232,7 @@ def _delete_logged_model(store: MlflowClient, model_id: str) -> None:
 
 
 def training_pictures(model: str, version: int) -> Path | None:
-    """The list of pictures that a version was trained on; None where the version does not tell."""
+    """Return the list of a version's training pictures, or None if it has none."""
     import mlflow
 
     from pipeline.tracking.runs import FAILURES
@@ -254,14 +252,14 @@ def log_model(
     example: str,
     requirements: Sequence[str],
 ) -> str:
-    """Log the fine-tuned model as a `pyfunc` (models from code) beside the run; returns its URI.
+    """Log the fine-tuned model as a `pyfunc` (models from code) of the run, and return its URI.
 
     Args:
-        code: the package that the model takes along, so that it is served without this repository.
+        code: the package to include, so that the model can be served without this repository.
         served: the file that defines the model.
-        artifacts: files and folders that it finds in its context, by name.
+        artifacts: files and folders of the model's context, by name.
         example: a picture as a data: URL, for the input example.
-        requirements: pinned, as pip reads them.
+        requirements: pinned pip requirements.
     """
     import mlflow
     from mlflow.models import ModelSignature
@@ -290,11 +288,11 @@ def log_model(
 def register(
     store: MlflowClient, run: TrainingRun, model: str, uri: str, tags: Mapping[str, str], description: str
 ) -> int:
-    """Register a logged model as a new version of `model`; returns the version's number."""
+    """Register a logged model as a new version of `model`, and return the version's number."""
     from mlflow.exceptions import MlflowException
 
-    with contextlib.suppress(MlflowException):  # it is there already
-        store.create_registered_model(model, description="Captions pictures; fine-tuned from a GIT checkpoint.")
+    with contextlib.suppress(MlflowException):  # it exists already
+        store.create_registered_model(model, description="Writes captions for pictures.")
     version = store.create_model_version(
         model,
         source=uri,
@@ -307,7 +305,7 @@ def register(
 
 
 def checkpoint_of(model: str) -> Path:
-    """The checkpoint's folder of a registered model, downloaded where it is not on this machine.
+    """Return the checkpoint folder of a registered model, downloaded if necessary.
 
     Args:
         model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `models:/NAME` for the newest version.
@@ -327,18 +325,20 @@ def checkpoint_of(model: str) -> Path:
         if "@" not in name and "/" not in name:
             numbers = versions(store, name)
             if not numbers:
-                raise ConfigError(f"{model}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
+                raise ConfigError(
+                    f"{model}: has no version in MLflow; run `dvc repro`, or `make register` if you already did"
+                )
             model = f"models:/{name}/{numbers[-1]}"
         folder = mlflow.artifacts.download_artifacts(f"{model}/artifacts/{paths.MODEL.name}")
     except MlflowException as error:
         raise ConfigError(
-            f"{model}: not to be had from MLflow at {shown(uri())} ({first_line(error)});"
-            " `make ui` shows the versions and aliases that there are"
+            f"{model}: not found in MLflow at {shown(uri())} ({first_line(error)});"
+            " `image-captioning ui` shows the versions and aliases"
         ) from None
     except OSError as error:
-        if error.errno is not None:  # this machine's; that of an HTTP answer has none
+        if error.errno is not None:  # an error of this machine; HTTP errors have no errno
             raise
         raise TemporaryError(
-            f"{model}: MLflow at {shown(uri())} does not give its files ({error}); run again"
+            f"{model}: can't download its files from MLflow at {shown(uri())} ({error}); run again"
         ) from None
     return Path(folder)

@@ -1,7 +1,7 @@
-"""The door to MLflow: its store, and training runs with what they learned. (`registry` has the versions.)
+"""MLflow's store, and the run of each training. Registered versions are in `registry.py`.
 
-A training has one run, found again by its tag `training_key`. SQLite in the workspace by default
-(`mlflow.db`, artifacts in `mlartifacts/`); any server through `MLFLOW_TRACKING_URI`.
+A training has one run, identified by the tag `training_key`. By default the store is SQLite in the workspace
+(`mlflow.db`, artifacts in `mlartifacts/`); set `MLFLOW_TRACKING_URI` to use a server.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,22 @@ from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.runtime import process_identity
 
 TRAINING_KEY = "training_key"
-RESTORED = "restored"  # the run was made from the files of a training that this server never saw
+RESTORED = "restored"  # a tag: `register` made the run from the files of a training
 
 _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
 _LOCK_SECONDS = 120
 _SQLITE = "sqlite:///"
-FAILURES = (MlflowException, OSError)  # what an MLflow store that can't be reached raises
+FAILURES = (MlflowException, OSError)  # raised if MLflow can't be reached
 
 
 def client() -> mlflow.MlflowClient:
-    """A client of the store in use, made and brought up to date first where it is our own SQLite file.
+    """Return a client of the store; create and migrate our own SQLite file first.
 
     Raises:
         TemporaryError: the store can't be reached.
     """
-    # Alembic tells every step of making the tables; nobody here wants to read it.
+    # Alembic logs every step of creating the tables.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -57,7 +57,7 @@ def client() -> mlflow.MlflowClient:
     lock = _home() / paths.WORK / "locks" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A new SQLite file that several processes open at once is corrupted, so one makes it.
+        # Several processes that create one SQLite file at once corrupt it, so they take turns.
         with FileLock(lock, timeout=_LOCK_SECONDS):
             store = mlflow.MlflowClient()
             store.search_experiments(max_results=1)
@@ -67,22 +67,22 @@ def client() -> mlflow.MlflowClient:
 
 
 def uri() -> str:
-    """The address of the store in use."""
+    """Return the address of the store."""
     return str(mlflow.get_tracking_uri())
 
 
 def _home() -> Path:
-    """The folder of our own SQLite file, in which the artifacts lie too; else the current one."""
+    """Return the folder of our own SQLite file and its artifacts; with a server, the current folder."""
     return Path(uri().removeprefix(_SQLITE)).parent if uri().startswith(_SQLITE) else Path()
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without what follows below."""
+    """Return the first line of an error message, without passwords."""
     return shown((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def shown(text: str) -> str:
-    """A text for people without the names and passwords that an address in it may have before its host."""
+    """Return a text without the user names and passwords of the addresses in it."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
@@ -95,7 +95,7 @@ def _unreachable(error: Exception) -> TemporaryError:
 
 @contextlib.contextmanager
 def reachable() -> Iterator[None]:
-    """Tell a failure of MLflow as one that may pass.
+    """Turn failures of MLflow into `TemporaryError`.
 
     Raises:
         TemporaryError: MLflow failed within the block.
@@ -103,7 +103,7 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # the disk of this machine; what `requests` raises has none
+        if error.errno is not None:  # an error of this machine's disk; errors of `requests` have no errno
             raise
         raise _unreachable(error) from None
     except MlflowException as error:
@@ -111,7 +111,7 @@ def reachable() -> Iterator[None]:
 
 
 def experiment(store: mlflow.MlflowClient, name: str) -> str:
-    """The id of the experiment `name`, made where there is none.
+    """Return the id of the experiment `name`, and create it if it does not exist.
 
     Raises:
         ConfigError: an experiment of that name was deleted.
@@ -130,21 +130,21 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
 
 
 def find_run(store: mlflow.MlflowClient, experiment_id: str, training_key: str) -> Run | None:
-    """The run of a training, if the store knows it."""
+    """Return the run of a training, or None."""
     runs = store.search_runs([experiment_id], f"tags.{TRAINING_KEY} = '{training_key}'", max_results=1)
     return runs[0] if runs else None
 
 
 def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
-    """Close the runs that say they are running but whose process is gone; returns their names.
+    """Close the runs with status RUNNING whose process died, and return their names.
 
-    On this host the process is looked for; of another host only the heartbeat can be judged.
+    For runs of this host the process is checked, for runs of other hosts the heartbeat.
     """
     closed = []
     for run in store.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         tags = run.data.tags
         if "process" not in tags:
-            continue  # not one of ours
+            continue  # not a run of this pipeline
         if tags.get("host") == socket.gethostname():
             dead = not process_identity.is_alive(tags["process"])
         else:
@@ -159,12 +159,23 @@ def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
+    except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
 
 
+def run_name(sources: Sequence[str], checkpoint: str) -> str:
+    """Return a name for a new run: date, data and checkpoint, like `2026-11-26 sample git-demo`.
+
+    Args:
+        sources: names of the data sources.
+        checkpoint: the checkpoint that training starts from: a folder, or a name on the Hugging Face Hub.
+    """
+    data = "+".join(sources) if len(sources) <= 3 else f"{len(sources)} sources"
+    return f"{datetime.now().astimezone():%Y-%m-%d} {data} {Path(checkpoint).name}"
+
+
 class TrainingRun:
-    """A run while it is written to. What was logged of a metric before is not logged twice."""
+    """A run that is open for writing. Metrics of steps that were logged before are not logged again."""
 
     def __init__(self, store: mlflow.MlflowClient, run: Run) -> None:
         self._store = store
@@ -176,30 +187,30 @@ class TrainingRun:
         self._tags = set(run.data.tags)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log params that the run does not have yet."""
+        """Log the params that the run does not have yet."""
         new = [Param(key, str(value)) for key, value in values.items() if key not in self._params]
         self._store.log_batch(self.id, params=new)
         self._params.update(param.key for param in new)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at a step; steps that an earlier attempt at the same training logged are left out."""
+        """Log metrics at a step, unless an earlier attempt at this training logged that step."""
         now = int(time.time() * 1000)
         fresh = [Metric(key, value, now, step) for key, value in values.items() if step > self._last(key)]
         if fresh:
             self._store.log_batch(self.id, metrics=fresh)
 
     def replace_metrics(self, values: Mapping[str, float]) -> None:
-        """Log metrics that are measured again when their params change; the newest value counts."""
+        """Log metrics again; the newest value counts."""
         now = int(time.time() * 1000)
         self._store.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags that the run does not have yet: where a training came from does not change afterwards."""
+        """Set the tags that the run does not have yet: the origin of a training does not change."""
         self._store.log_batch(self.id, tags=[RunTag(k, v) for k, v in values.items() if k not in self._tags])
 
     def trained_on(self, name: str, sha256: str) -> None:
-        """Name the data set that the run learned from, once."""
-        digest = sha256[:36]  # all that MLflow takes
+        """Log the training data set, once."""
+        digest = sha256[:36]  # MLflow's maximum length
         if not self._store.get_run(self.id).inputs.dataset_inputs:
             dataset = Dataset(name=name, digest=digest, source_type="local", source=name)
             context = [InputTag("mlflow.data.context", "training")]
@@ -210,7 +221,7 @@ class TrainingRun:
         """Log this machine's CPU, memory, disk, network and GPUs every ten seconds until the block ends."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # its comings and goings are no news
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # start and stop messages
         monitor = SystemMetricsMonitor(self.id, resume_logging=True)
         monitor.start()
         try:
@@ -219,25 +230,25 @@ class TrainingRun:
             monitor.finish()
 
     def describe(self, text: str) -> None:
-        """Set the description (Markdown) that stands on the run's page."""
+        """Set the description (Markdown) on the run's page."""
         self._store.set_tag(self.id, "mlflow.note.content", text)
 
     def file(self, path: Path, again: bool) -> None:
-        """Keep a copy of a file with the run; one that the run has already is replaced only if `again`."""
+        """Log a file; a file that the run already has is replaced only if `again`."""
         if again or not self._has(path.name):
             self._store.log_artifact(self.id, str(path))
 
     def page(self, name: str, html: str) -> None:
-        """Keep a page with the run, in place of the one of that name."""
+        """Log an HTML page, and replace a page of that name."""
         self._store.log_text(self.id, html, name)
 
     def _has(self, name: str) -> bool:
         return any(found.path == name for found in self._store.list_artifacts(self.id))
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Log a table under a name, unless the run has it; columns of bytes are shown as pictures."""
+        """Log a table, unless the run already has one of that name; bytes are shown as pictures."""
         if self._has(name):
-            return  # log_table would append the rows once more
+            return  # log_table would append the rows again
         shown = {
             key: [mlflow.Image(_array(value)) if isinstance(value, bytes) else value for value in values]
             for key, values in columns.items()
@@ -258,21 +269,32 @@ def _array(picture: bytes) -> np.ndarray:
 
 @contextlib.contextmanager
 def training_run(
-    store: mlflow.MlflowClient, experiment_id: str, training_key: str, tags: Mapping[str, str]
+    store: mlflow.MlflowClient, experiment_id: str, training_key: str, tags: Mapping[str, str], name: str = ""
 ) -> Iterator[TrainingRun]:
-    """The run of a training, opened for writing: the one that is there, or a new one with `tags`.
+    """Yield the run of a training, open for writing: the existing one, or a new one with `name` and `tags`.
 
-    It says that it is running, and beats, until the block ends; then whether the block failed.
+    Its status is RUNNING, with a heartbeat, until the block ends; then FINISHED, or FAILED after an exception.
+
+    Args:
+        store: the MLflow client.
+        experiment_id: the experiment of the run.
+        training_key: identifies the training.
+        tags: tags of a new run.
+        name: name of a new run, see `run_name` (default: the start of the training key).
     """
-    beating = {"host": socket.gethostname(), "process": process_identity.identity(), "heartbeat": f"{time.time():.0f}"}
+    process = {
+        "host": socket.gethostname(),
+        "process": process_identity.identity(),
+        "heartbeat": f"{time.time():.0f}",
+    }
     run = find_run(store, experiment_id, training_key)
     if run is None:
         who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
-        every = {**who, **tags, TRAINING_KEY: training_key, **beating}
-        run = store.create_run(experiment_id, run_name=f"git-{training_key[:8]}", tags=every)
+        all_tags = {**who, **tags, TRAINING_KEY: training_key, **process}
+        run = store.create_run(experiment_id, run_name=name or training_key[:8], tags=all_tags)
     else:
         store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        for key, value in beating.items():
+        for key, value in process.items():
             store.set_tag(run.info.run_id, key, value)
     ended = threading.Event()
 
@@ -291,53 +313,3 @@ def training_run(
         ended.set()
         thread.join()
         store.set_terminated(run.info.run_id, RunStatus.to_string(status))
-
-
-class Live:
-    """Shows a training in MLflow while it goes on.
-
-    A training is worth more than its curve: when MLflow fails, that is said once and the training goes on;
-    `register` brings the run up to date later.
-    """
-
-    def __init__(self, experiment_name: str, training_key: str, params: Mapping[str, Any]) -> None:
-        self._stack = contextlib.ExitStack()
-        self._run: TrainingRun | None = None
-        with self._forgiven():
-            store = client()
-            experiment_id = experiment(store, experiment_name)
-            for name in close_dead_runs(store, experiment_id):
-                print(f"finetune: closed the MLflow run {name}, whose process had died", file=sys.stderr)
-            self._run = self._stack.enter_context(training_run(store, experiment_id, training_key, {}))
-            self._run.params(params)
-            self._stack.enter_context(self._run.system_metrics())
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics at a step."""
-        with self._forgiven():
-            if self._run:
-                self._run.metrics(values, step)
-
-    def page(self, name: str, html: str) -> None:
-        """Keep a page with the run, in place of the one of that name."""
-        with self._forgiven():
-            if self._run:
-                self._run.page(name, html)
-
-    def __enter__(self) -> Live:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with self._forgiven():
-            self._stack.__exit__(*error)
-
-    @contextlib.contextmanager
-    def _forgiven(self) -> Iterator[None]:
-        try:
-            yield
-        except (*FAILURES, TemporaryError) as error:
-            self._run = None
-            print(
-                f"finetune: no live curves: {first_line(error)} (training goes on; `register` will log them)",
-                file=sys.stderr,
-            )

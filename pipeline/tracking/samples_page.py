@@ -1,4 +1,4 @@
-"""A page on which a person watches a model learn: pictures, and what was said of them after each epoch."""
+"""An HTML page that shows training progress: validation pictures and their captions after each epoch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pipeline.data.images import data_url
 from pipeline.runtime import templates
 
 _TEMPLATE = Path(__file__).with_name("samples_page.html.jinja")
-_REFERENCES = 5  # of a picture that are shown
+_REFERENCES = 5  # shown per picture
 _SIDE = 224  # pixels
 
 
 def render(examples: Sequence[Example], reader: PictureReader, captions: Sequence[Sequence[str]]) -> str:
-    """The page of the first examples, as many as have captions.
+    """Return the page of the first examples, as many as have captions.
 
     Args:
-        examples: of the validation split.
-        reader: of their pictures.
-        captions: `captions[e][i]` is what was said of example i after epoch e + 1.
+        examples: the validation split.
+        reader: reads their pictures.
+        captions: `captions[e][i]` is the caption of example i after epoch e + 1.
     """
     shown = [
         {
             "picture": data_url(reader.read(example.file_name), _SIDE),
             "references": example.captions[:_REFERENCES],
-            "said": [(epoch, of_it[i]) for epoch, of_it in reversed(list(enumerate(captions, start=1)))],
+            "captions": [(epoch, texts[i]) for epoch, texts in reversed(list(enumerate(captions, start=1)))],
         }
         for i, example in enumerate(examples[: len(captions[-1])])
     ]

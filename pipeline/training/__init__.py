@@ -1,1 +1,1 @@
-"""Training: the loop, its states, loading, optimization, augmentation, the feature cache."""
+"""Training: loop, states, data loading, optimization, augmentation and feature cache."""

@@ -26,7 +26,7 @@ class Augmented(Dataset[torch.Tensor]):
 
     Args:
         pictures: the split's pictures.
-        examples: the split's examples; a picture with a caption that says left or right is not mirrored.
+        examples: the split's examples; a picture is not mirrored if a caption says left or right.
         settings: strength of each change.
         seed: the training's seed.
         epoch: the epoch's number.

@@ -1,4 +1,4 @@
-"""What a training reads: examples, and their pictures as pixels, augmented pixels, or features."""
+"""The input of a training: examples, and their pictures as pixels, augmented pixels, or features."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def open_pictures(
 ) -> TrainingData:
     """Return the data of a training.
 
-    With a frozen image encoder and no augmentation a picture's features never change: they come from the cache, or,
-    with the same bits, from the encoder each time if they do not fit.
+    With a frozen image encoder and no augmentation, a picture's features never change. They come from the cache; if
+    they do not fit, the encoder computes them each time, with the same bits.
 
     Args:
         checkpoint: the model, on its device.

@@ -1,4 +1,4 @@
-"""Launching a training in several processes, on one machine or more.
+"""Launch a training in several processes, on one machine or more.
 
 Each process gets the environment variables that `torchrun` sets, so `torchrun` may start a training as well. This
 launcher keeps the exit codes and signals of a stage.

@@ -123,11 +123,11 @@ def groups_of(items: Sequence[CaptionedPicture], size: int) -> list[Sequence[Cap
 
 
 def swap_words(batch: Batch, share: float, seed: Sequence[int]) -> Batch:
-    """Replace a share of the input words by those that another caption of the batch has at the same place.
+    """Replace a share of the input words by words of other captions at the same position.
 
-    The tokens to predict do not change. A model that has never seen a red boat learns from the words alone that no
-    boat follows "red". If words are unreliable it has to look instead. (Compare word dropout: Bowman et al. 2016,
-    "Generating sentences from a continuous space".)
+    The tokens to predict do not change. A model that has never seen a red boat learns from captions alone that "boat"
+    does not follow "red". If input words are unreliable, it must rely on the picture. (Compare word dropout: Bowman et
+    al. 2016, "Generating sentences from a continuous space".)
 
     Args:
         batch: the captions.

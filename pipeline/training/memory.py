@@ -1,4 +1,4 @@
-"""Memory of the process: keep freed blocks, and measure the peak of a piece of work."""
+"""Memory of the process: keep freed blocks, and measure peak memory."""
 
 from __future__ import annotations
 

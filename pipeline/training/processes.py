@@ -1,4 +1,4 @@
-"""The processes that train together, as one of them sees them: a thin layer over `accelerate`."""
+"""The processes of a distributed training: a thin layer over `accelerate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 
 class Processes:
-    """The current process among those of a training."""
+    """The current process, and collective operations over all processes of a training."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator

@@ -49,7 +49,7 @@ class Session:
 
     Attributes:
         trainer: the loop.
-        facts: what decides the result, and `training_key`, their hash.
+        facts: everything that the result depends on, and `training_key`, its hash.
         folder: where states are kept until the training has ended.
     """
 
@@ -64,7 +64,7 @@ class Session:
 
 
 def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session:
-    """Load data and model, and check what can be checked before the first step.
+    """Load data and model, and run all checks that are possible before the first step.
 
     Args:
         params: all params.
@@ -95,7 +95,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     checkpoint = _load(start, params, train)
     _check_fits(checkpoint, params)
     checkpoint.model.to(processes.device)
-    # The saved checkpoint then generates captions as long as those that it learned.
+    # Generated captions are then as long as the training captions, also from the saved checkpoint.
     checkpoint.model.set_caption_length(settings.max_tokens)
     facts = training_facts(params, weights_hash(start) if start else factory.SCRATCH, computed_in)
     folder = paths.TRAININGS / facts["training_key"][:32]
@@ -110,7 +110,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
 
 
 def resume(session: Session) -> None:
-    """Resume this training if it was interrupted; of other interrupted trainings keep the newest only."""
+    """Resume this training if it was interrupted; keep only the newest of other interrupted trainings."""
     trainer = session.trainer
     resumed = trainer.resume()
     if not session.is_first:
@@ -175,7 +175,7 @@ def summary(session: Session) -> str:
 
 
 def training_facts(params: Params, start_hash: str, computed_in: str) -> dict[str, Any]:
-    """Return what decides a training's result, and its hash, the training key."""
+    """Return everything that a training's result depends on, and its hash, the training key."""
     facts = {
         "checkpoint": params.finetune.checkpoint,
         "checkpoint_sha256": start_hash,

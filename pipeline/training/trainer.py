@@ -34,14 +34,14 @@ from pipeline.training.processes import Processes
 from pipeline.training.state import StateStore, TrainingState
 from pipeline.training.validation import Validation
 
-LOG_STEPS = 10  # steps between two points of a step curve
+LOG_STEPS = 10  # steps between two logged values of step metrics
 MIN_FOR_CIDER = 50  # captioned validation pictures; with fewer, CIDEr-D is too noisy to choose an epoch by
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
-_COLLAPSED = 10  # the same caption for this many pictures or more is no accident
+_COLLAPSED = 10  # warn if this many pictures or more all get the same caption
 
 
 class TrainingLogger(Protocol):
-    """Receives what a training reports."""
+    """Receives the metrics and captions of a training."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Log metrics of a step or an epoch."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config.sections.finetune import Finetune
-from pipeline.evaluation.metrics import cider_d
-from pipeline.evaluation.ptb.tokens import tokenize as ptb_tokenize
+from pipeline.evaluation.metrics.cider import cider_d
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.precision import autocast
@@ -20,8 +20,8 @@ from pipeline.training.loader import CaptionedPicture, batches, groups_of
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.processes import Processes
 
-CAPTIONS_PER_PICTURE = 8  # in the validation loss, the first ones; hundreds in one row would need too much memory
-GENERATION_BATCHES = 4  # a batch of generation is this many times that of a step: there is no backward pass
+CAPTIONS_PER_PICTURE = 8  # the first ones, in the validation loss; hundreds in one row would need too much memory
+GENERATION_BATCHES = 4  # size of a generation batch relative to a step's: there is no backward pass
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.commands.score import score_files
 from pipeline.config.errors import ConfigError, DataError
-from pipeline.evaluation.metrics import NAMES, score
-from pipeline.evaluation.ptb.tokens import TOKENIZER, tokenize
+from pipeline.evaluation.metrics.registry import METRICS, Metric, score_names
+from pipeline.evaluation.metrics.scoring import corpus_scores
+from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime.atomic_files import read_json, read_json_lines
 from tests.conftest import ROOT, SHARED, run
 
@@ -56,8 +57,8 @@ def report(*words: object) -> dict:
 
 
 def expected() -> dict[str, float]:
-    said = [tokenize(caption) for caption in SAID.values()]
-    return score(said, [[tokenize(caption) for caption in captions] for captions in PEOPLE.values()])
+    said = [ptb_tokenize(caption) for caption in SAID.values()]
+    return corpus_scores(said, [[ptb_tokenize(caption) for caption in captions] for captions in PEOPLE.values()])
 
 
 def test_it_runs_in_any_folder_and_prints_a_table(files: tuple[Path, Path]) -> None:
@@ -95,7 +96,7 @@ def test_a_fault_is_one_line_and_65(files: tuple[Path, Path]) -> None:
 def test_the_report_has_scores_intervals_and_what_overlap_does_not_tell(files: tuple[Path, Path]) -> None:
     found = report(*files)
     assert found["scores"] == expected()
-    assert set(found["intervals_95"]) == set(NAMES)
+    assert set(found["intervals_95"]) == set(score_names())
     assert all(low <= found["scores"][name] <= high for name, (low, high) in found["intervals_95"].items())
     assert (found["pictures"], found["references"], found["tokenizer"]) == (3, 4, TOKENIZER)
     assert found["beyond_overlap"]["emoji_recall"] == found["beyond_overlap"]["hashtag_recall"] == 0.5
@@ -185,7 +186,7 @@ def test_meteor_and_spice_are_not_computed_without_java_or_models(
     command(*files, java=True)
     assert capsys.readouterr().out.count("not computed: needs Java") == 2
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/java")
-    monkeypatch.setattr("pipeline.evaluation.ptb.java._computed", lambda name, people, said: float("no number"))
+    monkeypatch.setattr("pipeline.evaluation.java._computed", lambda name, people, said: float("no number"))
     command(*files, java=True)
     out = capsys.readouterr().out
     assert "METEOR            not computed: pycocoevalcap failed: could not convert string to float" in out
@@ -200,9 +201,9 @@ def test_our_own_captions_of_several_systems_are_read(files: tuple[Path, Path]) 
     path = lines(Path("captions.jsonl"), own)
     assert report(path, "--system", "model")["scores"] == expected()
     assert report(path, "--system", "most_frequent")["scores"] != expected()
-    with pytest.raises(DataError, match="line 1: has captions of `model`, `most_frequent`; name one with --system"):
+    with pytest.raises(DataError, match="line 1: has captions of `model`, `most_frequent`; choose one with --system"):
         command(path)
-    with pytest.raises(DataError, match="--system x is none of them"):
+    with pytest.raises(DataError, match="--system x is not among them"):
         command(path, "--system", "x")
 
 
@@ -255,7 +256,7 @@ def test_one_picture_has_a_score_and_a_warning(files: tuple[Path, Path]) -> None
     found = report(*files)
     assert found["scores"]["CIDEr-D"] == 0
     assert found["scores"]["BLEU-1"] > 0
-    assert "1 picture is too few for scores to say much: CIDEr is always 0 with one picture" in found["warnings"][0]
+    assert "1 picture is too few for reliable scores: CIDEr is always 0 with one picture" in found["warnings"][0]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_one_picture_has_a_score_and_a_warning(files: tuple[Path, Path]) -> None
         (
             '{"id": 1, "caption": "a"}\n{"id": "1", "caption": "b"}',
             None,
-            "line 2: is of '1', as p.jsonl: line 1 is already",
+            "line 2: has the same picture, '1', as p.jsonl: line 1",
         ),
         ('{"id": 7, "caption": "a"}', None, r"r.jsonl: has no references for 1 of 1 predicted pictures \(7\)"),
         ('{"id": 1, "caption": "a"}', '{"id": 1, "references": []}', "has no references for 1 of 1"),
@@ -276,10 +277,10 @@ def test_one_picture_has_a_score_and_a_warning(files: tuple[Path, Path]) -> None
         ('{"id": 1, "caption": 5}', None, "line 1: caption: found 5; make it text"),
         ('{"id": 1, "captions": []}', None, "line 1: has an empty list of captions"),
         ('{"id": 1, "captions": ["a", null]}', None, "line 1: captions: found null"),
-        ("\n\n{'id': 1}", None, "line 3: is no JSON"),
+        ("\n\n{'id': 1}", None, "line 3: is not JSON"),
         ("5", None, "line 1: found 5; make it an object"),
-        ("[" * 100_000, None, "line 1: is no JSON"),
-        ('{"id": 1, "caption": "a"}', "nothing", "r.jsonl: line 1: is no JSON"),
+        ("[" * 100_000, None, "line 1: is not JSON"),
+        ('{"id": 1, "caption": "a"}', "nothing", "r.jsonl: line 1: is not JSON"),
         ('{"id": 1, "caption": "a"}', '{"id": 1}', "r.jsonl: line 1: found the keys `id`; add one of `references`"),
     ],
 )
@@ -301,7 +302,7 @@ def test_files_that_can_not_be_read_or_written_are_told(files: tuple[Path, Path]
     with pytest.raises(DataError, match=r"lost\.jsonl: No such file"):
         command("lost.jsonl", files[1])
     Path("latin.jsonl").write_bytes('{"id": 1, "caption": "café"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.jsonl: byte 26: is no UTF-8"):
+    with pytest.raises(DataError, match=r"latin\.jsonl: byte 26: is not UTF-8"):
         command("latin.jsonl", files[1])
     with pytest.raises(ConfigError, match="name a place that can be written to"):
         command(*files, "--json", files[0] / "out.json")
@@ -311,3 +312,20 @@ def test_a_byte_order_mark_and_lone_surrogates_are_no_obstacle(files: tuple[Path
     text = '{"image_id": 1, "caption": "\\ud83d a red dog runs"}\n' + "".join(files[0].read_text().splitlines(True)[1:])
     files[0].write_text(text, encoding="utf-8-sig")
     assert report(*files)["scores"] == expected()
+
+
+def test_a_metric_added_to_the_registry_is_reported_with_an_interval(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = Metric(lambda corpus: corpus.candidate_lengths.astype(float), note="words per caption")
+    before = report(*files)
+    monkeypatch.setitem(METRICS, "Length", length)
+    after = report(*files, "--each", "each.jsonl")
+    assert after["scores"] == {**before["scores"], "Length": pytest.approx((4 + 2 + 5) / 3)}
+    low, high = after["intervals_95"]["Length"]
+    assert 2 <= low < after["scores"]["Length"] < high <= 5
+    assert {name: after["intervals_95"][name] for name in before["intervals_95"]} == before["intervals_95"]
+    assert [line["Length"] for line in read_json_lines(Path("each.jsonl"))] == [4, 2, 5]
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Length")]
+    assert row.split()[:3] == ["Length", "3.667", f"{low:.3f}"]
+    assert row.endswith("words per caption")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.bootstrap import FEW, differences, intervals, warning
-from pipeline.evaluation.metrics import NAMES, Statistics, score, statistics
+from pipeline.evaluation.metrics.registry import score_names
+from pipeline.evaluation.metrics.scoring import Statistics, corpus_scores, statistics
 
 WORDS = "a the red blue big small dog cat boat sits runs on by sea hill".split()
 
@@ -25,7 +26,7 @@ def counted(pictures: int, seed: int, right: float = 0.5) -> Statistics:
 
 def test_the_score_lies_in_its_interval_which_narrows_as_pictures_grow() -> None:
     few, many = counted(50, 1), counted(800, 1)
-    for name in NAMES:
+    for name in score_names():
         (low, high), (near_low, near_high) = intervals(few)[name], intervals(many)[name]
         assert low < few.scores()[name] < high
         assert near_low < many.scores()[name] < near_high
@@ -33,15 +34,13 @@ def test_the_score_lies_in_its_interval_which_narrows_as_pictures_grow() -> None
 
 
 def test_a_resample_of_bleu_is_the_bleu_of_its_pictures() -> None:
-    from pipeline.evaluation.metrics import resampled
-
     said, people = corpus(12, 3)
     times = np.random.default_rng(5).multinomial(12, [1 / 12] * 12, size=4)
-    found = resampled(statistics(said, people), times)
+    found = statistics(said, people).resampled(times)
     for row, drawn in zip(found, times, strict=True):
         chosen = [i for i, count in enumerate(drawn) for _ in range(count)]
-        again = score([said[i] for i in chosen], [people[i] for i in chosen])
-        assert row[:5] == pytest.approx([again[name] for name in NAMES[:5]])
+        again = corpus_scores([said[i] for i in chosen], [people[i] for i in chosen])
+        assert row[:5] == pytest.approx([again[name] for name in score_names()[:5]])
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
@@ -66,7 +65,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = intervals(one)
     monkeypatch.setattr("pipeline.evaluation.bootstrap._AT_ONCE", 300)
     again = intervals(one)
-    assert all(again[name] == pytest.approx(whole[name]) for name in NAMES)
+    assert all(again[name] == pytest.approx(whole[name]) for name in score_names())
 
 
 def test_a_better_system_is_told_by_paired_resamples_where_unpaired_intervals_overlap() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.evaluation import diversity
 from pipeline.evaluation.diversity import best_of, emoji_of, hashtags_of, mutual_bleu, recall, self_cider, wording
-from pipeline.evaluation.metrics import cider_d, rouge_l
+from pipeline.evaluation.metrics.cider import cider, cider_d
+from pipeline.evaluation.metrics.rouge_l import rouge_l
 
 PEOPLE = [["a red dog runs".split()], ["two blue cats sit here".split()], ["an old green boat".split()]]
 
@@ -72,8 +73,6 @@ def test_self_cider_is_zero_for_copies_one_for_strangers_and_between_for_relativ
 def test_self_cider_by_hand() -> None:
     # Two captions whose cosine is c have the eigenvalues 1 + c and 1 - c.
     pair = ["red dog runs fast".split(), "red dog runs slowly".split()]
-    from pipeline.evaluation.metrics import cider
-
     kernel = [cider([one], [[other]], idf_from=PEOPLE)[0] for one in pair for other in pair]
     c = kernel[1] / kernel[0]
     expected = -math.log2(math.sqrt(1 + c) / (math.sqrt(1 + c) + math.sqrt(1 - c)))
@@ -92,7 +91,7 @@ def test_mutual_bleu_is_one_for_copies_and_none_for_strangers() -> None:
 
 
 def test_one_caption_alone_has_no_diversity() -> None:
-    with pytest.raises(ValueError, match="two captions"):
+    with pytest.raises(ValueError, match="two or more captions"):
         self_cider([[["a"]]], PEOPLE)
-    with pytest.raises(ValueError, match="two captions"):
+    with pytest.raises(ValueError, match="two or more captions"):
         mutual_bleu([[["a"]]])

@@ -15,7 +15,7 @@ SCORES = {"model": {"BLEU-4": 0.5, "CIDEr-D": 1.25}, "nearest_picture": {"BLEU-4
 def page(caption: str, name: str = "1.jpg", versus: str | None = None) -> str:
     captions = {"model": caption, "before": caption}
     picture = "data:image/jpeg;base64,AAAA"
-    shown = gallery.Shown(name, picture, [caption, "b"], captions, {"model": 1.0, "before": 0.25})
+    shown = gallery.Card(name, picture, [caption, "b"], captions, {"model": 1.0, "before": 0.25})
     ends = {system: dict.fromkeys(values, (0.1, 1.5)) for system, values in SCORES.items()}
     return gallery.render([shown], SCORES, ends, 1234, "A title", "model", versus)
 
@@ -54,9 +54,9 @@ def test_each_card_tells_the_gain_where_there_is_something_to_gain_on() -> None:
 def test_of_many_pictures_those_that_tell_most_are_shown() -> None:
     scores = [5.0, 1.0, 9.0, 4.0, 4.5, 0.5, 4.0, 4.0]
     gains = [0.0, 0.0, 0.0, 3.0, -2.0, 0.0, 2.5, 0.0]
-    assert gallery.telling(scores, gains, 4) == [2, 3, 4, 5]
-    assert gallery.telling(scores, gains, 5) == [0, 2, 3, 4, 5]
-    assert gallery.telling(scores, gains, 8) == gallery.telling(scores, gains, 99) == list(range(8))
+    assert gallery.select(scores, gains, 4) == [2, 3, 4, 5]
+    assert gallery.select(scores, gains, 5) == [0, 2, 3, 4, 5]
+    assert gallery.select(scores, gains, 8) == gallery.select(scores, gains, 99) == list(range(8))
 
 
 def test_an_empty_caption_is_shown_as_such() -> None:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.config import params
+from pipeline.config.errors import ConfigError
 from pipeline.config.sections.promote import Promote
-from pipeline.evaluation.gate import Gain, gain, verdict
-from pipeline.evaluation.metrics import Statistics
+from pipeline.evaluation.gate import Gain, check_metric, gain, verdict
+from pipeline.evaluation.metrics.registry import METRICS, Metric
+from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from tests.conftest import ROOT
 
 RULE = Promote(metric="CIDEr-D", least_gain=0.1, confidence=0.95, least_pictures=30, least_distinct=0.2, seed=0)
@@ -49,9 +51,9 @@ def test_every_reason_alone_keeps_the_champion(
 def counted(cider_d: np.ndarray) -> Statistics:
     """A corpus of which only CIDEr-D matters."""
     count = len(cider_d)
-    grams, words = np.ones((count, 4), dtype=np.int64), np.ones(count, dtype=np.int64)
     nothing = np.zeros(count)
-    return Statistics(grams, grams, words, words, rouge_l=nothing, cider_d=cider_d, cider=nothing)
+    counts = np.ones((count, 10), dtype=np.int64)
+    return Statistics({"BLEU": counts, "ROUGE-L": nothing, "CIDEr-D": cider_d, "CIDEr": nothing})
 
 
 def gained(challenger: np.ndarray, champion: np.ndarray, **changes: object) -> Gain:
@@ -119,3 +121,15 @@ def test_a_challenger_that_is_much_better_is_promoted_nearly_always() -> None:
         found = gain(counted(challenger + 1), counted(champion), rule.model_copy(update={"seed": case}))
         promoted += verdict(rule, 1.0, 150, found).promoted
     assert promoted >= 45
+
+
+def test_the_gate_takes_its_metrics_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = RULE.model_copy(update={"metric": "Length"})
+    with pytest.raises(ConfigError, match=r"promote\.metric: found 'Length'; choose one of BLEU-1, .*, CIDEr-D, CIDEr"):
+        check_metric(rule)
+    monkeypatch.setitem(METRICS, "Length", Metric(lambda corpus: corpus.candidate_lengths))
+    check_metric(rule)
+    people = [["a b c d".split()]] * 40
+    longer, shorter = (statistics([[word] * count] * 40, people) for word, count in (("a", 3), ("a", 1)))
+    found = gain(longer, shorter, rule)
+    assert (found.value, found.low, found.high, found.differing) == (2, 2, 2, 40)

@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation.metrics import NAMES, cider, cider_d, rouge_l, score, statistics
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.metrics.cider import cider, cider_d
+from pipeline.evaluation.metrics.registry import score_names
+from pipeline.evaluation.metrics.rouge_l import rouge_l
+from pipeline.evaluation.metrics.scoring import corpus_scores, statistics
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from tests.conftest import SHARED
 
 ORACLE = SHARED / "metric_oracle"
@@ -33,7 +36,7 @@ def test_scores_of_a_corpus_and_of_each_picture_are_those_that_pycocoevalcap_gav
     for name, value in recorded["scores"].items():
         assert found.scores()[name] == pytest.approx(value, abs=1e-9)
         assert found.each()[name] == pytest.approx(np.array(recorded["each"][name]), abs=1e-9)
-    assert [*recorded["scores"], "CIDEr"] == list(NAMES)
+    assert [*recorded["scores"], "CIDEr"] == list(score_names())
 
 
 @pytest.mark.java
@@ -62,7 +65,7 @@ def test_scores_of_random_corpora_are_pycocoevalcaps(seed: int) -> None:
     found = statistics(candidates, references)
     scores, each = found.scores(), found.each()
     theirs = (*zip(bleu, bleu_each, strict=True), (rouge, rouge_each), (cider_score, cider_each))
-    for name, (value, values) in zip(NAMES[:-1], theirs, strict=True):
+    for name, (value, values) in zip(score_names()[:-1], theirs, strict=True):
         assert scores[name] == pytest.approx(value, abs=1e-9)
         assert each[name] == pytest.approx(np.array(values), abs=1e-9)
 
@@ -71,7 +74,7 @@ def test_scores_of_random_corpora_are_pycocoevalcaps(seed: int) -> None:
 def test_coco_captions_published_scores_are_met_to_their_last_digit() -> None:
     folder = ORACLE / "coco_val2014_fakecap"
     said, people = (json.loads((folder / name).read_text()) for name in ("res.json", "gts.json"))
-    ours = score([said[i][0].split() for i in said], [[c.split() for c in people[i]] for i in said])
+    ours = corpus_scores([said[i][0].split() for i in said], [[c.split() for c in people[i]] for i in said])
     published = json.loads((folder / "expected_scores.json").read_text())["published"]
     for n in (1, 2, 3, 4):
         assert round(ours[f"BLEU-{n}"], 3) == published[f"Bleu_{n}"]
@@ -83,7 +86,9 @@ def test_coco_captions_published_scores_are_met_to_their_last_digit() -> None:
 def test_nlg_evals_published_scores_are_met_to_their_last_digit() -> None:
     folder = ORACLE / "nlg_eval_tiny"
     hypothesis, *references = ((folder / name).read_text().splitlines() for name in ("hyp.txt", "ref1.txt", "ref2.txt"))
-    ours = score([h.split() for h in hypothesis], [[r.split() for r in refs] for refs in zip(*references, strict=True)])
+    ours = corpus_scores(
+        [h.split() for h in hypothesis], [[r.split() for r in refs] for refs in zip(*references, strict=True)]
+    )
     published = json.loads((folder / "expected_scores.json").read_text())["files_hyp_ref1_ref2"]
     for n in (1, 2, 3, 4):
         assert round(ours[f"BLEU-{n}"], 6) == published[f"Bleu_{n}"]
@@ -103,7 +108,7 @@ def test_single_examples_are_met_to_their_last_digit() -> None:
     published = json.loads((ORACLE / "nlg_eval_tiny" / "expected_scores.json").read_text())["single_examples"]
     assert len(published) >= 2
     for example in published:
-        ours = score([example["hyp"].split()], [[reference.split() for reference in example["refs"]]])
+        ours = corpus_scores([example["hyp"].split()], [[reference.split() for reference in example["refs"]]])
         for name, theirs in [
             *((f"BLEU-{n}", f"Bleu_{n}") for n in (1, 2, 3, 4)),
             ("ROUGE-L", "ROUGE_L"),
@@ -116,28 +121,28 @@ def test_single_examples_are_met_to_their_last_digit() -> None:
 @pytest.mark.real
 def test_another_packages_example_is_met_from_the_captions_as_people_wrote_them() -> None:
     example = json.loads((ORACLE / "nlg_eval_tiny" / "expected_scores.json").read_text())["aac_metrics_README"]
-    said = [tokenize(caption) for caption in example["candidates"]]
-    people = [[tokenize(caption) for caption in several] for several in example["mult_references"]]
+    said = [ptb_tokenize(caption) for caption in example["candidates"]]
+    people = [[ptb_tokenize(caption) for caption in several] for several in example["mult_references"]]
     found = statistics(said, people)
     assert round(found.scores()["BLEU-1"], 4) == example["bleu_1"]
     assert round(found.scores()["CIDEr-D"], 4) == example["cider_d"]
-    assert [round(value, 4) for value in found.cider_d] == example["cider_d_per_item"]
+    assert [round(value, 4) for value in found.each()["CIDEr-D"]] == example["cider_d_per_item"]
 
 
 def test_bleu_by_hand() -> None:
     # 4 of 5 words, 2 of 4 pairs, 1 of 3 triples, no run of four; as long as the reference is, so no penalty
-    scores = score(["a b c x d".split()], [["a b c d e".split()]])
+    scores = corpus_scores(["a b c x d".split()], [["a b c d e".split()]])
     expected = [4 / 5, (4 / 5 * 2 / 4) ** 0.5, (4 / 5 * 2 / 4 * 1 / 3) ** (1 / 3)]
     assert [scores[f"BLEU-{n}"] for n in (1, 2, 3)] == pytest.approx(expected, abs=1e-6)
     assert 0 < scores["BLEU-4"] < 1e-3
 
 
 def test_bleu_takes_the_closest_reference_length_and_clips_counts() -> None:
-    one = score(["the the the".split()], [["the cat".split(), "the cat sat on the mat".split()]])["BLEU-1"]
+    one = corpus_scores(["the the the".split()], [["the cat".split(), "the cat sat on the mat".split()]])["BLEU-1"]
     assert one == pytest.approx(2 / 3, abs=1e-6)  # "the" twice at most; length 3 against 2, so no penalty
-    short = score([["a"]], [["a b c".split()]])["BLEU-1"]
+    short = corpus_scores([["a"]], [["a b c".split()]])["BLEU-1"]
     assert short == pytest.approx(math.exp(1 - 3), rel=1e-6)
-    between = score(["a b c".split()], [["a b c d".split(), "a b".split()]])["BLEU-1"]
+    between = corpus_scores(["a b c".split()], [["a b c d".split(), "a b".split()]])["BLEU-1"]
     assert between == pytest.approx(1, rel=1e-6)  # of two that are as near the shorter
 
 
@@ -188,7 +193,7 @@ def test_words_that_every_picture_has_weigh_nothing() -> None:
 
 
 def test_an_empty_caption_scores_zero_and_breaks_nothing() -> None:
-    scores = score([[], ["a", "b"]], [[["a"]], [["c"]]])
+    scores = corpus_scores([[], ["a", "b"]], [[["a"]], [["c"]]])
     assert scores["CIDEr-D"] == 0
     assert scores["ROUGE-L"] == 0
 
@@ -196,29 +201,29 @@ def test_an_empty_caption_scores_zero_and_breaks_nothing() -> None:
 @pytest.mark.parametrize("corpus", [([], []), ([["a"]], []), ([["a"]], [[]])])
 def test_a_corpus_that_can_not_be_scored_is_refused(corpus: tuple) -> None:
     with pytest.raises(ValueError, match="at least one picture"):
-        score(*corpus)
+        corpus_scores(*corpus)
 
 
 def test_scores_of_each_picture_are_those_of_a_corpus_of_it_alone() -> None:
     said, people = ["a b c".split(), "x y".split()], [["a b d".split()], ["x".split(), "z x y w".split()]]
     each = statistics(said, people).each()
     for i in range(2):
-        alone = score(said[i : i + 1], people[i : i + 1])
-        for name in NAMES[:5]:
+        alone = corpus_scores(said[i : i + 1], people[i : i + 1])
+        for name in score_names()[:5]:
             assert each[name][i] == pytest.approx(alone[name])
 
 
 def test_captions_of_ten_thousand_words_are_scored() -> None:
     rng = random.Random(0)
     long = [f"w{rng.randrange(500)}" for _ in range(10_000)]
-    scores = score([long, ["a"] * 10_000], [[long[::-1], long], [["a"], ["b"] * 10_000]])
+    scores = corpus_scores([long, ["a"] * 10_000], [[long[::-1], long], [["a"], ["b"] * 10_000]])
     assert scores["ROUGE-L"] > 0.4
     assert all(math.isfinite(value) for value in scores.values())
 
 
 def test_no_break_spaces_part_n_grams_but_not_the_words_of_rouge() -> None:
-    scores = score([["1\xa01/2", "cups"], ["x"]], [[["1", "cups"]], [["y"]]])
-    apart = score([["1", "1/2", "cups"], ["x"]], [[["1", "cups"]], [["y"]]])
+    scores = corpus_scores([["1\xa01/2", "cups"], ["x"]], [[["1", "cups"]], [["y"]]])
+    apart = corpus_scores([["1", "1/2", "cups"], ["x"]], [[["1", "cups"]], [["y"]]])
     assert scores["BLEU-1"] == apart["BLEU-1"]
     assert scores["CIDEr-D"] == apart["CIDEr-D"]
     assert scores["ROUGE-L"] != apart["ROUGE-L"]

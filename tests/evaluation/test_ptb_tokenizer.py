@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from tests.conftest import SHARED
 from tests.evaluation import jar
 from tests.evaluation.mutations import mutated, soup
@@ -43,7 +43,7 @@ def real() -> list[str]:
 
 def share_equal(captions: list[str]) -> float:
     pairs = zip(captions, jar.tokenized(captions), strict=True)
-    unequal = [(caption, tokenize(caption), words) for caption, words in pairs if tokenize(caption) != words]
+    unequal = [(caption, ptb_tokenize(caption), words) for caption, words in pairs if ptb_tokenize(caption) != words]
     print(f"{len(unequal)} of {len(captions):,} differ: {unequal[:3]}")  # `pytest -rP` shows it
     return 1 - len(unequal) / len(captions)
 
@@ -74,4 +74,4 @@ def test_of_pieces_without_spaces_at_least_999_in_1000_become_the_same_words() -
 def test_coco_captions_own_way_gives_the_same_where_no_caption_ends_as_the_next_goes_on() -> None:
     """It lets a caption that ends in "vitamin C." see whether the next begins with "The"."""
     captions = real()
-    assert jar.tokenized(captions, apart=False) == [tokenize(caption) for caption in captions]
+    assert jar.tokenized(captions, apart=False) == [ptb_tokenize(caption) for caption in captions]

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import params
 from pipeline.data import text
 from pipeline.evaluation.ptb import tokens
-from pipeline.evaluation.ptb.tokens import tokenize
+from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from tests.evaluation.mutations import PIECES, mutated
 
 RECORDED = Path(__file__).with_name("treebank.jsonl")
@@ -41,31 +41,33 @@ def test_the_examples_in_docstrings_are_true(module: object) -> None:
     ],
 )
 def test_captions_become_words(caption: str, words: str) -> None:
-    assert tokenize(caption) == words.split(" ") * bool(words)
+    assert ptb_tokenize(caption) == words.split(" ") * bool(words)
 
 
 def test_two_thousand_difficult_captions_become_what_the_jar_made_of_them() -> None:
     recorded = [json.loads(line) for line in RECORDED.read_text().split("\n")[:-1]]
     assert len(recorded) > 2000
-    wrong = [(caption, tokenize(caption)) for caption, words in recorded if " ".join(tokenize(caption)) != words]
+    wrong = [
+        (caption, ptb_tokenize(caption)) for caption, words in recorded if " ".join(ptb_tokenize(caption)) != words
+    ]
     assert not wrong
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r", "\r\n", "\v", "\f", "\u2028", "\u2029"])
 def test_a_line_separator_is_a_space(separator: str) -> None:
-    assert tokenize(f"a dog{separator}on grass.{separator}") == ["a", "dog", "on", "grass"]
+    assert ptb_tokenize(f"a dog{separator}on grass.{separator}") == ["a", "dog", "on", "grass"]
 
 
 @pytest.mark.parametrize(
     "character", ["\x1c", "\x1d", "\x1e", "\x1f", "\x00", "\u200b", "\ufeff", "\ud83d", "𝓱", "\uffff"]
 )
 def test_what_the_tokenizer_drops_parts_words(character: str) -> None:
-    assert tokenize(f"dog{character}cat") == ["dog", "cat"]
+    assert ptb_tokenize(f"dog{character}cat") == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("caption", ["", " ", "   ", "\n", ".", "🐕🐕", "\u200b"])
 def test_a_caption_without_a_word_has_none(caption: str) -> None:
-    assert tokenize(caption) == []
+    assert ptb_tokenize(caption) == []
 
 
 def test_what_was_read_before_changes_nothing() -> None:
@@ -74,15 +76,15 @@ def test_what_was_read_before_changes_nothing() -> None:
     cold = []
     for line in lines:
         tokens._KNOWN.clear()
-        cold.append(tokenize(line))
-    assert [tokenize(line) for line in reversed(lines)] == cold[::-1]
+        cold.append(ptb_tokenize(line))
+    assert [ptb_tokenize(line) for line in reversed(lines)] == cold[::-1]
 
 
 def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_MOST", 100)
     tokens._KNOWN.clear()
     for number in range(1000):
-        assert tokenize(f"dog{number}s here") == [f"dog{number}s", "here"]
+        assert ptb_tokenize(f"dog{number}s here") == [f"dog{number}s", "here"]
     assert len(tokens._KNOWN) <= 100
 
 
@@ -90,4 +92,4 @@ def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None
     "piece", "dog_|dog|5,|a,|~|<!a|a.|!?|<a_|(|a@|x/|🐕|’|-|no._|1_|._".replace("_", " ").split("|")
 )
 def test_a_caption_of_ten_thousand_words_is_read(piece: str) -> None:
-    assert len(tokenize(piece * 10_000)) <= 30_000
+    assert len(ptb_tokenize(piece * 10_000)) <= 30_000

@@ -19,7 +19,7 @@ from tests.models.git.test_modeling import batch, config
 SETTINGS = Lora(rank=4, alpha=8.0, dropout=0.1)
 
 
-def learned(image_encoder: bool, steps: int = 4) -> GitForCausalLM:
+def train(image_encoder: bool, steps: int = 4) -> GitForCausalLM:
     torch.manual_seed(0)
     model = GitForCausalLM(config(dropout=0.1))
     inject_lora(model, SETTINGS, model.lora_targets(image_encoder))
@@ -36,12 +36,12 @@ def learned(image_encoder: bool, steps: int = 4) -> GitForCausalLM:
 def test_only_adapters_are_trained(image_encoder: bool) -> None:
     torch.manual_seed(0)
     before = GitForCausalLM(config(dropout=0.1)).state_dict()
-    model = learned(image_encoder)
+    model = train(image_encoder)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert all(".lora_" in name for name in trained)
     assert any("image_encoder" in name for name in trained) == image_encoder
-    # Four projections a layer, two matrices each: three layers of text, two of pictures.
+    # Four projections per layer with two matrices each; three text layers, two image layers.
     assert len(trained) == 8 * (3 + (2 if image_encoder else 0))
     for name, tensor in model.state_dict().items():
         if ".lora_" not in name:
@@ -49,24 +49,24 @@ def test_only_adapters_are_trained(image_encoder: bool) -> None:
 
 
 def test_the_saved_checkpoint_is_plain_and_has_the_same_loss(tmp_path: Path) -> None:
-    model = learned(image_encoder=True)
+    model = train(image_encoder=True)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path, state_dict=merged_weights(model))
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())  # it may train on
-    stock, found = transformers.GitForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(found.values())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())  # training can continue
+    stock, info = transformers.GitForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
     ours = GitForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         expected, tokens = model.caption_loss(*batch())
         loss, _ = ours.caption_loss(*batch())
-        untrained, _ = learned(image_encoder=True, steps=0).caption_loss(*batch())
+        untrained, _ = train(image_encoder=True, steps=0).caption_loss(*batch())
     assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
     assert expected < untrained - 0.1 * tokens
     assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_a_checkpoint_can_be_saved_with_other_weights(tmp_path: Path) -> None:
-    made = small()
-    weights = {name: tensor + 1 for name, tensor in made.model.state_dict().items()}
-    made.save(tmp_path, weights)
-    assert torch.equal(load(tmp_path).model.output.weight, made.model.output.weight + 1)
+    checkpoint = small()
+    weights = {name: tensor + 1 for name, tensor in checkpoint.model.state_dict().items()}
+    checkpoint.save(tmp_path, weights)
+    assert torch.equal(load(tmp_path).model.output.weight, checkpoint.model.output.weight + 1)

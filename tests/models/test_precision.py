@@ -25,14 +25,14 @@ def test_auto_on_a_gpu_needs_native_bfloat16(monkeypatch: pytest.MonkeyPatch, na
 
 
 def test_bfloat16_has_a_similar_loss_and_keeps_weights_in_float32() -> None:
-    made = small()
-    made.model.eval()
-    tokens = [[made.tokenizer(caption)["input_ids"] for caption in ("a red star", "two dogs")]]
-    batch = collate(made, torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), tokens)
-    exact, _ = CaptionLoss(made.model)(batch)
-    rough, _ = CaptionLoss(made.model, torch.bfloat16)(batch)
+    checkpoint = small()
+    checkpoint.model.eval()
+    tokens = [[checkpoint.tokenizer(caption)["input_ids"] for caption in ("a red star", "two dogs")]]
+    batch = collate(checkpoint, torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), tokens)
+    exact, _ = CaptionLoss(checkpoint.model)(batch)
+    rough, _ = CaptionLoss(checkpoint.model, torch.bfloat16)(batch)
     assert rough.dtype == torch.float32
     assert rough.item() == pytest.approx(exact.item(), rel=0.02)
     assert rough.item() != exact.item()
     rough.backward()
-    assert all(p.grad.dtype == p.dtype == torch.float32 for p in made.model.parameters() if p.grad is not None)
+    assert all(p.grad.dtype == p.dtype == torch.float32 for p in checkpoint.model.parameters() if p.grad is not None)

@@ -51,7 +51,7 @@ def test_a_model_is_told_beside_the_champion_and_whether_both_saw_the_same_test_
     found = stands("b")
     assert found["version"] == 2
     assert found["metrics"] == {"CIDEr-D": 1.5}
-    assert found["run_name"] == "git-b"
+    assert found["run_name"] == "b"
     assert found["champion"] == {"version": 1, "metrics": {"CIDEr-D": 1.0}, "same_test": True}
     assert stands("c")["champion"]["same_test"] is False
 

@@ -18,7 +18,7 @@ from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.dataset import Example, read_examples
 from pipeline.data.fingerprints import PictureFingerprints, fingerprints_of, write_fingerprints
 from pipeline.data.near_duplicates import Fingerprints
-from pipeline.evaluation.metrics import NAMES
+from pipeline.evaluation.metrics.registry import score_names
 from pipeline.runtime.atomic_files import read_json
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import promotion, registry, runs
@@ -252,7 +252,7 @@ def test_it_goes_by_the_metric_of_params(store: Any, says: Any, metric: str) -> 
     run()
     says(people)
     assert f" {metric}, 95% interval" in run()
-    assert set(report()["metrics"]["champion"]) == {*NAMES, "distinct_captions"}
+    assert set(report()["metrics"]["champion"]) == {*score_names(), "distinct_captions"}
 
 
 def test_what_was_promoted_by_a_run_that_could_not_tell_is_told_as_promoted_and_older_ones_are_not(

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.tracking import runs
+from pipeline.tracking.live import Live
 from tests.conftest import environment
 
 KEY = "a" * 64
@@ -72,6 +73,33 @@ def test_where_a_training_came_from_is_told_once(store: mlflow.MlflowClient) -> 
     assert len(found.inputs.dataset_inputs) == 1
 
 
+def test_a_new_run_is_named_by_date_data_and_checkpoint(store: mlflow.MlflowClient) -> None:
+    experiment = runs.experiment(store, "x")
+    name = runs.run_name(["sample"], "models/git-demo")
+    date, *rest = name.split(" ")
+    assert date == time.strftime("%Y-%m-%d")
+    assert rest == ["sample", "git-demo"]
+    assert runs.run_name(["a", "b"], "microsoft/git-base").endswith(" a+b git-base")
+    assert runs.run_name(["a", "b", "c", "d"], "scratch").endswith(" 4 sources scratch")
+    for wanted in (name, "another name"):
+        with runs.training_run(store, experiment, KEY, {}, wanted) as run:
+            assert run.name == name
+
+
+def test_a_training_is_logged_under_its_name_after_dead_runs_are_closed(
+    store: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tags = {"process": "4194304:1.0", "host": socket.gethostname()}
+    store.create_run(runs.experiment(store, "x"), run_name="an old run", tags=tags)
+    with Live("x", KEY, {"epochs": 2}, "2026-11-26 sample git-demo") as live:
+        live.metrics({"loss": 3.0}, 1)
+    assert "closed the MLflow run an old run" in capsys.readouterr().err
+    found = runs.find_run(store, runs.experiment(store, "x"), KEY)
+    assert found is not None
+    assert found.info.run_name == "2026-11-26 sample git-demo"
+    assert found.data.metrics["loss"] == 3
+
+
 ENDLESS = """
 import time
 from pathlib import Path
@@ -97,7 +125,7 @@ def test_the_run_of_a_process_that_died_is_closed_and_that_of_a_living_one_is_no
     assert runs.close_dead_runs(store, experiment) == []
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert runs.close_dead_runs(store, experiment) == ["git-bbbbbbbb"]
+    assert runs.close_dead_runs(store, experiment) == ["bbbbbbbb"]
     assert status(store, run_id) == "FAILED"
     assert runs.close_dead_runs(store, experiment) == []
 

@@ -34,7 +34,7 @@ def test_crops_are_squares_of_allowed_size_anywhere(image: Image.Image) -> None:
     assert max(sides) in range(58, 61)
     pixels = np.asarray(image)
     corners = {tuple(np.asarray(square)[0, 0]) for square in made}
-    assert len(corners) > 150  # they begin in many places of the picture
+    assert len(corners) > 150  # they start in many places of the picture
     assert corners <= {tuple(colour) for colour in pixels.reshape(-1, 3)}
 
 
@@ -56,7 +56,7 @@ def test_half_are_mirrored_unless_a_caption_says_left_or_right(image: Image.Imag
 
 
 def split(folder: Path, image: Image.Image, caption: str) -> tuple[Pictures, list[Example]]:
-    """A split of the same picture twice."""
+    """Return a split with the same picture twice."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     with PictureWriter(folder) as writer:
@@ -76,7 +76,7 @@ def test_augmentation_depends_on_seed_epoch_and_index(tmp_path: Path, image: Ima
     first = seen(1, 1)
     assert first[0].shape == pictures[0].shape
     assert first[0].dtype == torch.uint8
-    assert not torch.equal(first[0], first[1])  # the same picture, but another number
+    assert not torch.equal(first[0], first[1])  # the same picture, but another index
     assert all(torch.equal(a, b) for a, b in zip(first, seen(1, 1), strict=True))
     assert not torch.equal(first[0], seen(1, 2)[0])
     assert not torch.equal(first[0], seen(2, 1)[0])

@@ -17,7 +17,7 @@ from tests.models.git.test_checkpoint import small
 
 COLOURS = ["red", "blue", "green", "white", "black", "orange", "pink", "brown", "grey", "navy", "teal"]
 PLENTY = 10**9
-ROW = 5 * 32 * 4 + 74  # of the small model: 4 patches and the class token, 32 wide, float32; and its index line
+ROW = 5 * 32 * 4 + 74  # small model: 4 patches and the class token, width 32, float32; plus the index line
 
 
 def pictures(folder: Path, checkpoint: Checkpoint, colours: list[str]) -> Pictures:
@@ -28,20 +28,20 @@ def pictures(folder: Path, checkpoint: Checkpoint, colours: list[str]) -> Pictur
     return Pictures(examples, PictureReader(folder), checkpoint)
 
 
-class Made:
-    """Feature caches in one folder, and the number of pictures that were encoded for them."""
+class Caches:
+    """Feature caches in one folder, and the number of pictures encoded for the newest."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.encoded = folder, 0
-        real = FeatureCache._encode
+        encode = FeatureCache._encode
 
         def counted(features: FeatureCache, indices: list[int]) -> list[bytes]:
             self.encoded += len(indices)
-            return real(features, indices)
+            return encode(features, indices)
 
         monkeypatch.setattr(FeatureCache, "_encode", counted)
 
-    def of(
+    def open(
         self, colours: list[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, limit: int = PLENTY
     ) -> FeatureCache:
         self.encoded = 0
@@ -53,44 +53,46 @@ class Made:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    return Made(tmp_path, monkeypatch)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caches:
+    return Caches(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_features_equal_the_encoder_output(made: Made, dtype: torch.dtype, off: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_features_equal_the_encoder_output(caches: Caches, dtype: torch.dtype, tolerance: float) -> None:
     checkpoint = small(dropout=0.5)
     checkpoint.model.train()
-    features = made.of(COLOURS, checkpoint, dtype)
+    features = caches.open(COLOURS, checkpoint, dtype)
     assert checkpoint.model.image_encoder.training  # as it was before
-    source = pictures(made.folder / "again", checkpoint, COLOURS)
+    source = pictures(caches.folder / "again", checkpoint, COLOURS)
     inputs = normalize(checkpoint.image_processor, torch.stack([source[i] for i in range(len(COLOURS))]))
     with torch.no_grad():
         expected = checkpoint.model.eval().git.image_encoder(inputs).last_hidden_state
-    found = torch.stack([features[i] for i in range(len(features))])
-    assert found.dtype == dtype
-    assert torch.allclose(found.float(), expected, atol=off * expected.abs().max().item())
+    cached = torch.stack([features[i] for i in range(len(features))])
+    assert cached.dtype == dtype
+    assert torch.allclose(cached.float(), expected, atol=tolerance * expected.abs().max().item())
 
 
-def test_the_loss_from_features_equals_the_loss_from_pictures(made: Made) -> None:
+def test_the_loss_from_features_equals_the_loss_from_pictures(caches: Caches) -> None:
     checkpoint = small()
-    features = made.of(COLOURS[:2], checkpoint)
-    source = pictures(made.folder / "again", checkpoint, COLOURS[:2])
+    features = caches.open(COLOURS[:2], checkpoint)
+    source = pictures(caches.folder / "again", checkpoint, COLOURS[:2])
     inputs = normalize(checkpoint.image_processor, torch.stack([source[0], source[1]]))
     ids = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
     rest = (ids, (ids > 0).long(), torch.tensor([0, 1]))
     with torch.no_grad():
         expected, _ = checkpoint.model.eval().caption_loss(inputs, *rest)
-        found, _ = checkpoint.model.caption_loss(None, *rest, features=torch.stack([features[0], features[1]]))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss, _ = checkpoint.model.caption_loss(None, *rest, features=torch.stack([features[0], features[1]]))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_uncached_features_equal_cached_ones_in_any_order(made: Made, dtype: torch.dtype) -> None:
+def test_uncached_features_equal_cached_ones_in_any_order(caches: Caches, dtype: torch.dtype) -> None:
     checkpoint = small(dropout=0.5)
     checkpoint.model.train()
-    cached = made.of(COLOURS, checkpoint, dtype)
-    uncached = UncachedFeatures(FeatureEncoder(checkpoint, dtype), pictures(made.folder / "again", checkpoint, COLOURS))
+    cached = caches.open(COLOURS, checkpoint, dtype)
+    uncached = UncachedFeatures(
+        FeatureEncoder(checkpoint, dtype), pictures(caches.folder / "again", checkpoint, COLOURS)
+    )
     order = [*reversed(range(len(COLOURS))), 3, 3]
     for index, features in zip(order, uncached.__getitems__(order), strict=True):
         assert torch.equal(features, cached[index])
@@ -98,25 +100,25 @@ def test_uncached_features_equal_cached_ones_in_any_order(made: Made, dtype: tor
         assert features.dtype == dtype
 
 
-def test_each_picture_is_encoded_once(made: Made) -> None:
-    first = made.of(COLOURS[:5], small())
-    assert made.encoded == 5
-    again = made.of(COLOURS[:5], small())
-    assert made.encoded == 0
-    more = made.of(COLOURS[3:], small())
-    assert made.encoded == len(COLOURS) - 5
+def test_each_picture_is_encoded_once(caches: Caches) -> None:
+    first = caches.open(COLOURS[:5], small())
+    assert caches.encoded == 5
+    again = caches.open(COLOURS[:5], small())
+    assert caches.encoded == 0
+    more = caches.open(COLOURS[3:], small())
+    assert caches.encoded == len(COLOURS) - 5
     for one, other in ((first[4], again[4]), (first[3], more[0]), (first[4], more[1])):
         assert torch.equal(one, other)
 
 
-def test_a_row_does_not_depend_on_its_batch(made: Made) -> None:
-    alone = made.of(COLOURS[2:3], small())[0]
-    for path in (made.folder / "cache").iterdir():
+def test_a_row_does_not_depend_on_its_batch(caches: Caches) -> None:
+    alone = caches.open(COLOURS[2:3], small())[0]
+    for path in (caches.folder / "cache").iterdir():
         path.unlink()
-    assert torch.equal(made.of(COLOURS, small())[2], alone)
+    assert torch.equal(caches.open(COLOURS, small())[2], alone)
 
 
-def test_other_encoder_weights_or_dtypes_have_their_own_files(made: Made) -> None:
+def test_other_encoder_weights_or_dtypes_have_their_own_files(caches: Caches) -> None:
     other = small()
     with torch.no_grad():
         next(other.model.git.image_encoder.parameters()).add_(0.1)
@@ -129,78 +131,78 @@ def test_other_encoder_weights_or_dtypes_have_their_own_files(made: Made) -> Non
         (small(), torch.bfloat16, 3),
         (words, torch.float32, 0),
     ):
-        made.of(COLOURS[:3], checkpoint, dtype)
-        assert made.encoded == encoded
-    assert len(made.files()) == 3
+        caches.open(COLOURS[:3], checkpoint, dtype)
+        assert caches.encoded == encoded
+    assert len(caches.files()) == 3
 
 
-def test_truncated_files_are_completed(made: Made) -> None:
-    expected = made.of(COLOURS, small())
+def test_truncated_files_are_completed(caches: Caches) -> None:
+    expected = caches.open(COLOURS, small())
     for kind, cut in ((".rows", 700), (".index", 80), (".index", 10)):
-        (path,) = (made.folder / "cache").glob(f"*{kind}")
+        (path,) = (caches.folder / "cache").glob(f"*{kind}")
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - cut)
-        found = made.of(COLOURS, small())
-        assert 0 < made.encoded < len(COLOURS)
-        assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
+        reopened = caches.open(COLOURS, small())
+        assert 0 < caches.encoded < len(COLOURS)
+        assert all(torch.equal(reopened[i], expected[i]) for i in range(len(COLOURS)))
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe", b"zz"])
-def test_a_damaged_index_is_repaired(made: Made, damage: bytes) -> None:
-    expected = made.of(COLOURS, small())
-    (path,) = (made.folder / "cache").glob("*.index")
+def test_a_damaged_index_is_repaired(caches: Caches, damage: bytes) -> None:
+    expected = caches.open(COLOURS, small())
+    (path,) = (caches.folder / "cache").glob("*.index")
     with path.open("r+b") as file:
         file.seek(4 * 74 + 3)
         file.write(damage)
-    found = made.of(COLOURS, small())
-    assert made.encoded == len(COLOURS) - 4
-    assert all(torch.equal(found[i], expected[i]) for i in range(len(COLOURS)))
+    reopened = caches.open(COLOURS, small())
+    assert caches.encoded == len(COLOURS) - 4
+    assert all(torch.equal(reopened[i], expected[i]) for i in range(len(COLOURS)))
 
 
-def test_a_damaged_row_is_repaired(made: Made) -> None:
-    expected = made.of(COLOURS, small())[7].clone()
-    (path,) = (made.folder / "cache").glob("*.rows")
+def test_a_damaged_row_is_repaired(caches: Caches) -> None:
+    expected = caches.open(COLOURS, small())[7].clone()
+    (path,) = (caches.folder / "cache").glob("*.rows")
     with path.open("r+b") as file:
         file.seek(7 * 640 + 100)
         file.write(b"damage")
-    features = made.of(COLOURS, small())
-    assert made.encoded == 0
-    for encoded in (1, 1):  # once, and then it is right on disk
+    features = caches.open(COLOURS, small())
+    assert caches.encoded == 0
+    for encoded in (1, 1):  # encoded once, then repaired on disk
         assert torch.equal(features[7], expected)
-        assert made.encoded == encoded
+        assert caches.encoded == encoded
 
 
-def test_files_stay_within_the_limit(made: Made) -> None:
-    made.of(COLOURS, small())
+def test_files_stay_within_the_limit(caches: Caches) -> None:
+    caches.open(COLOURS, small())
     with pytest.raises(NoRoomError, match="11 pictures"):
-        made.of(COLOURS, small(), limit=11 * ROW - 1)
-    assert not made.files()  # nor is what was there before kept
-    made.of(COLOURS, small(), torch.bfloat16)
-    old = made.files()
-    made.of(COLOURS, small(), limit=13 * ROW)  # no room for both
-    assert len(made.files()) == 1
-    assert made.files() != old
-    made.of(["purple", "lime"], small(), limit=11 * ROW)  # nor for pictures that are no longer in use
-    (path,) = (made.folder / "cache").glob("*.rows")
+        caches.open(COLOURS, small(), limit=11 * ROW - 1)
+    assert not caches.files()  # the files present before are deleted too
+    caches.open(COLOURS, small(), torch.bfloat16)
+    old = caches.files()
+    caches.open(COLOURS, small(), limit=13 * ROW)  # no room for both
+    assert len(caches.files()) == 1
+    assert caches.files() != old
+    caches.open(["purple", "lime"], small(), limit=11 * ROW)  # rows of pictures that are no longer used are deleted
+    (path,) = (caches.folder / "cache").glob("*.rows")
     assert path.stat().st_size == 2 * 640
 
 
-def test_splits_share_the_rows_of_common_pictures(made: Made) -> None:
+def test_splits_share_the_rows_of_common_pictures(caches: Caches) -> None:
     checkpoint = small()
-    train = pictures(made.folder / "train", checkpoint, COLOURS[:4])
-    validation = pictures(made.folder / "validation", checkpoint, COLOURS[2:6])
+    train = pictures(caches.folder / "train", checkpoint, COLOURS[:4])
+    validation = pictures(caches.folder / "validation", checkpoint, COLOURS[2:6])
     features = FeatureCache(
-        FeatureEncoder(checkpoint, torch.float32), [train, validation], made.folder / "cache", PLENTY
+        FeatureEncoder(checkpoint, torch.float32), [train, validation], caches.folder / "cache", PLENTY
     )
     one, two = features.splits()
     assert (len(one), len(two)) == (4, 4)
     assert torch.equal(one[2], two[0])
-    assert torch.equal(two[3], made.of(COLOURS, checkpoint)[5])
-    assert made.encoded == len(COLOURS) - 6
+    assert torch.equal(two[3], caches.open(COLOURS, checkpoint)[5])
+    assert caches.encoded == len(COLOURS) - 6
 
 
 def fill(folder: Path) -> list[float]:
-    """What another process does: the sums of all rows."""
+    """Fill a cache in another process, and return the sum of each row."""
     checkpoint = small()
     examples = [Example(f"{colour}.jpg", ["x"], colour, [], []) for colour in COLOURS]
     source = Pictures(examples, PictureReader(folder / "pictures"), checkpoint)

@@ -1,4 +1,4 @@
-"""Learning itself, on drawn scenes: what `git-demo` sees, and what fine-tuning it teaches and keeps."""
+"""Quality on synthetic scenes: the accuracy of `git-demo`, and the effect of fine-tuning it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ GIT_DEMO = ROOT / "models" / "git-demo"
 def test_git_demo_is_as_accurate_as_its_model_card_states() -> None:
     card = read_json(GIT_DEMO / "training.json")
     figures = evaluate_attributes(Captioner.from_folder(GIT_DEMO), scenes=120, seed=99)
-    for kind, of_it in figures.items():
+    for kind, measured in figures.items():
         for key in ("named", "plain"):
-            # 120 scenes: two standard errors, and a little.
+            # Two standard errors of 120 scenes, plus a margin.
             p = card[kind][key]
-            assert abs(of_it[key] - p) < 2 * (p * (1 - p) / 120) ** 0.5 + 0.04, (kind, key)
+            assert abs(measured[key] - p) < 2 * (p * (1 - p) / 120) ** 0.5 + 0.04, (kind, key)
 
 
 def test_git_demo_names_the_left_object_first() -> None:
     rng, grain = random.Random(8), np.random.default_rng(8)
     scenes: list[Scene] = [random_scene(rng, two=1.0, avoid=unseen_pairs()) for _ in range(40)]
-    said = Captioner.from_folder(GIT_DEMO).caption([draw(scene, grain) for scene in scenes])
-    lefts = [" ".join(caption.split()[:4]) for caption in said]
+    captions = Captioner.from_folder(GIT_DEMO).caption([draw(scene, grain) for scene in scenes])
+    lefts = [" ".join(caption.split()[:4]) for caption in captions]
     assert sum(left == " ".join(plain(scene).split()[:4]) for left, scene in zip(lefts, scenes, strict=True)) > 36
 
 
@@ -64,7 +64,7 @@ def test_a_short_fine_tune_learns_the_style_and_keeps_attribute_accuracy(workspa
 def test_the_demo_reaches_the_scores_in_the_readme(clone: Callable[[], Path]) -> None:
     folder = clone()
     assert run(folder, "dvc", "pull", "-q", "-r", "sample", "data/raw/sample.dvc").returncode == 0
-    for stage in ("build", "finetune", "evaluate"):  # one at a time, so that none is longer than the test's patience
+    for stage in ("build", "finetune", "evaluate"):  # one at a time, so that none exceeds the time limit
         done = run(folder, "dvc", "repro", stage)
         assert done.returncode == 0, done.stderr
     report = read_json(folder / "reports/evaluate.json")

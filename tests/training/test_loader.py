@@ -36,24 +36,26 @@ def test_an_epoch_depends_only_on_seed_and_number() -> None:
 
 def test_captions_are_chosen_equally_often() -> None:
     epochs = [loader.epoch_captions(TOKENS, 0, epoch, each=1) for epoch in range(200)]
-    drawn = Counter(len(caption) for epoch in epochs for _, (caption,) in epoch)
-    assert abs(drawn[3] / 4000 - 0.5) < 0.03
+    chosen = Counter(len(caption) for epoch in epochs for _, (caption,) in epoch)
+    assert abs(chosen[3] / 4000 - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_batches_equal_the_output_of_the_checkpoint_processor(tmp_path: Path, memory: int) -> None:
-    made = small()
+    checkpoint = small()
     data = [jpeg("red", (90, 60)), jpeg("blue", (40, 80))]
     with PictureWriter(tmp_path) as writer:
         for k, picture in enumerate(data):
             writer.add(f"{k}.jpg", picture)
     examples = [Example(f"{k}.jpg", ["x"], "", [], []) for k in range(2)]
-    pictures = loader.Pictures(examples, PictureReader(tmp_path), made, memory=memory)
+    pictures = loader.Pictures(examples, PictureReader(tmp_path), checkpoint, memory=memory)
     groups = loader.groups_of([(1, [[1, 5, 2], [1, 2]]), (0, [[1, 2]]), (1, [[1, 2]])], 2)
-    batches = loader.batches(made, pictures, groups)
+    batches = loader.batches(checkpoint, pictures, groups)
     first, second = batches
     images = [Image.open(io.BytesIO(picture)) for picture in data]
-    expected = GitProcessor(made.image_processor, made.tokenizer)(images=images, return_tensors="pt").pixel_values
+    expected = GitProcessor(checkpoint.image_processor, checkpoint.tokenizer)(
+        images=images, return_tensors="pt"
+    ).pixel_values
     assert torch.allclose(first.pixel_values, expected[[1, 0]], atol=1e-6)
     assert torch.allclose(second.pixel_values, expected[[1]], atol=1e-6)
     assert first.input_ids.tolist() == [[1, 5, 2], [1, 2, 0], [1, 2, 0]]
@@ -63,8 +65,8 @@ def test_batches_equal_the_output_of_the_checkpoint_processor(tmp_path: Path, me
 
 
 def test_captions_are_truncated_to_max_tokens_with_both_marks() -> None:
-    made = small()
-    ((tokens,),) = caption_tokens(made, [["a red star " * 30]], 10)
+    checkpoint = small()
+    ((tokens,),) = caption_tokens(checkpoint, [["a red star " * 30]], 10)
     assert len(tokens) == 10
-    assert tokens[0] == made.tokenizer.cls_token_id
-    assert tokens[-1] == made.tokenizer.sep_token_id
+    assert tokens[0] == checkpoint.tokenizer.cls_token_id
+    assert tokens[-1] == checkpoint.tokenizer.sep_token_id

@@ -1,4 +1,4 @@
-"""A training that is cut off goes on, and ends as if it had not been."""
+"""An interrupted training resumes, and ends with the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CrashError(Exception):
 
 @pytest.fixture
 def built(workspace: Path, mlflow_db: Path) -> Path:
-    """A workspace with a small data set, whose training writes a state after each step; dropout is on."""
+    """A workspace with a small data set, whose training writes a state after each step and has dropout."""
     shutil.copy(mlflow_db, workspace)
     write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
     set_params(workspace, {"finetune.epochs": 3, "runtime.state_minutes": 0})
@@ -56,13 +56,13 @@ def train() -> str:
 
 @pytest.fixture
 def uninterrupted(built: Path) -> str:
-    """The hash of what an undisturbed training makes."""
+    """The hash of the outputs of an uninterrupted training."""
     train()
     return sha256_of(*OUTPUTS)
 
 
 def crash_in(method: str, step: int) -> None:
-    """Train, and crash within a method once so many steps were taken."""
+    """Train, and crash in a method after a number of steps."""
     original = getattr(Trainer, method)
 
     def crash(self: Trainer, *args: Any) -> Any:
@@ -90,7 +90,7 @@ def test_training_resumes_after_a_crash_bit_for_bit(
     train()
     assert f"resumes from step {step} of {STEPS}" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted
-    assert not list(built.glob(".work/training/*"))  # nothing is left of what has ended well
+    assert not list(built.glob(".work/training/*"))  # a completed training leaves no states
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,16 @@ def test_a_damaged_state_is_recognised(tmp_path_factory: pytest.TempPathFactory,
 
 def test_the_state_before_a_damaged_one_is_used(built: Path, uninterrupted: str, capsys: Any) -> None:
     crash_in("_step", 5)
-    (states(built)[-1].parent / ".step-000000099.partial").mkdir()  # of a process that was killed while it wrote one
+    (states(built)[-1].parent / ".step-000000099.partial").mkdir()  # left by a process killed while it wrote a state
     newest = states(built)[-1]
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (newest / "model.safetensors").write_bytes(content)
     capsys.readouterr()
     train()
-    said = capsys.readouterr().out
-    assert f"{newest.relative_to(built)}: is damaged" in said
-    assert "resumes from step 4 of" in said
+    output = capsys.readouterr().out
+    assert f"{newest.relative_to(built)}: is damaged" in output
+    assert "resumes from step 4 of" in output
     assert sha256_of(*OUTPUTS) == uninterrupted
 
 
@@ -193,12 +193,12 @@ def test_another_training_starts_from_scratch_and_keeps_the_interrupted_one(
     set_params(built, {"finetune.learning_rate": 2e-3})
     capsys.readouterr()
     train()
-    said = capsys.readouterr().out
-    assert "starts from the beginning" in said
-    assert "resumes" not in said
+    output = capsys.readouterr().out
+    assert "starts from the beginning" in output
+    assert "resumes" not in output
     set_params(
         built, {"finetune.learning_rate": 1e-3, "runtime.state_minutes": 5}
-    )  # when states are written is no matter
+    )  # the interval between states does not change the result
     train()
     assert "resumes from step 5 of" in capsys.readouterr().out
     assert weights_hash(OUTPUTS[0]) == weights
@@ -208,16 +208,16 @@ def test_early_stopping_counts_epochs_before_a_crash(built: Path, capsys: Any) -
     set_params(built, {"finetune.epochs": 9, "finetune.patience": 1, "finetune.learning_rate": 0.9,
                        "finetune.best_by": "loss", "finetune.warmup": 0.5})  # fmt: skip
     last = train()
-    whole = sha256_of(*OUTPUTS)
-    ended = len(Path("reports/finetune.csv").read_text().splitlines()) - 1
-    assert ended < 9
-    assert f"of {ended}, the best" in last
-    crash_in("_step", 3 * (ended - 1) + 1)
+    expected = sha256_of(*OUTPUTS)
+    epochs = len(Path("reports/finetune.csv").read_text().splitlines()) - 1
+    assert epochs < 9
+    assert f"of {epochs}, the best" in last
+    crash_in("_step", 3 * (epochs - 1) + 1)
     train()
-    assert sha256_of(*OUTPUTS) == whole
+    assert sha256_of(*OUTPUTS) == expected
 
 
-def started(folder: Path, *command: str) -> subprocess.Popen[str]:
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -264,25 +264,25 @@ def test_a_stop_during_validation_resumes_with_that_validation(
     assert shown == [2, 3]  # each epoch's captions once
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_training_resumes_after_a_signal(built: Path, how: signal.Signals) -> None:
-    set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if how == signal.SIGKILL else 60})
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_training_resumes_after_a_signal(built: Path, signal_: signal.Signals) -> None:
+    set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if signal_ == signal.SIGKILL else 60})
     command = (sys.executable, "-m", "pipeline.finetune")
-    process = started(built, *command)
-    if how == signal.SIGKILL:
+    process = start(built, *command)
+    if signal_ == signal.SIGKILL:
         wait_for_state(built, 10, process)
     else:
         assert process.stdout
         line = next(line for line in process.stdout if "epoch   3/20" in line)
         assert line
-    os.killpg(process.pid, how)
-    said = process.communicate(timeout=60)[0]
-    if how != signal.SIGKILL:
-        assert process.returncode == 75, said
-        assert "is saved; `dvc repro` resumes from there" in said
+    os.killpg(process.pid, signal_)
+    output = process.communicate(timeout=60)[0]
+    if signal_ != signal.SIGKILL:
+        assert process.returncode == 75, output
+        assert "is saved; `dvc repro` resumes from there" in output
         assert len(states(built)) == 1
-    again = run(built, *command)
-    assert "resumes from step" in again.stdout
+    resumed_run = run(built, *command)
+    assert "resumes from step" in resumed_run.stdout
     resumed = sha256_of(*OUTPUTS)
     train()
     assert sha256_of(*OUTPUTS) == resumed
@@ -290,12 +290,12 @@ def test_training_resumes_after_a_signal(built: Path, how: signal.Signals) -> No
 
 def test_gradient_accumulation_learns_the_same(built: Path) -> None:
     set_params(built, {"finetune.scratch.dropout": 0.0})
-    curves = []
+    histories = []
     for parts in (1, 4):
         set_params(built, {"finetune.accumulation": parts})
         train()
-        curves.append([float(x) for x in Path("reports/finetune.csv").read_text().splitlines()[-1].split(",")[1:3]])
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+        histories.append([float(x) for x in Path("reports/finetune.csv").read_text().splitlines()[-1].split(",")[1:3]])
+    assert histories[0] == pytest.approx(histories[1], rel=1e-4)
     set_params(built, {"finetune.accumulation": 3})
     with pytest.raises(ConfigError, match="`accumulation: 3` does not divide `batch_size` 16"):
         train()
@@ -310,12 +310,16 @@ def test_a_batch_that_does_not_fit_is_reported_with_a_fitting_accumulation(built
         return forward(self, batch)
 
     monkeypatch.setattr(CaptionLoss, "forward", small_memory)
-    told = r"finetune\.batch_size: 16 pictures at a time do not fit into memory, 4 do; set finetune\.accumulation to 4"
-    with pytest.raises(ConfigError, match=told):
+    message = (
+        r"finetune\.batch_size: 16 pictures at a time do not fit into memory, 4 do; set finetune\.accumulation to 4"
+    )
+    with pytest.raises(ConfigError, match=message):
         train()
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a small file system"
+)
 def test_a_full_disk_is_reported_in_one_line_and_the_last_state_is_intact(built: Path, uninterrupted: str) -> None:
     small = built / ".work"
     shutil.rmtree(small)
@@ -331,8 +335,8 @@ def test_a_full_disk_is_reported_in_one_line_and_the_last_state_is_intact(built:
         assert all(is_intact(path) for path in kept)
         (small / "room").unlink(missing_ok=True)
         subprocess.run(["mount", "-o", "remount,size=64M", small], check=True)
-        again = run(built, sys.executable, "-m", "pipeline.finetune")
-        assert f"resumes from step {int(kept[-1].name[5:])} of" in again.stdout
+        resumed_run = run(built, sys.executable, "-m", "pipeline.finetune")
+        assert f"resumes from step {int(kept[-1].name[5:])} of" in resumed_run.stdout
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -340,7 +344,7 @@ def test_a_full_disk_is_reported_in_one_line_and_the_last_state_is_intact(built:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable[[], Path]) -> None:
-    """In a step, in validation, while a state is written: wherever it comes, `dvc repro` goes on from there."""
+    """Kills hit steps, validation and the writing of states; `dvc repro` resumes each time."""
     killed = clone()
     shutil.rmtree(killed / "data/raw")
     write_sample(killed / "data/raw/small", pictures=90, seed=1)
@@ -349,13 +353,13 @@ def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable
     for words in (["add", "data/raw/small"], ["repro", "build"]):
         done = run(killed, "dvc", *words)
         assert done.returncode == 0, done.stderr
-    alone = killed.parent / "left alone"
-    shutil.copytree(killed, alone, symlinks=True)
+    undisturbed = killed.parent / "left alone"
+    shutil.copytree(killed, undisturbed, symlinks=True)
     command = ("dvc", "repro", "finetune")
-    assert run(alone, *command).returncode == 0
+    assert run(undisturbed, *command).returncode == 0
     rng = random.Random(20)
     for kill in range(20):
-        process = started(killed, *command)
+        process = start(killed, *command)
         before = {path.name for path in states(killed)}
         deadline = time.monotonic() + 120
         while {path.name for path in states(killed)} == before and process.poll() is None:
@@ -363,7 +367,7 @@ def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.4))
         assert process.poll() is None, process.communicate()[0]
-        if kill % 2:  # everything at once, as when the power goes; else the stage alone, which DVC survives
+        if kill % 2:  # all processes at once, like a power failure; otherwise the stage only, without DVC
             os.killpg(process.pid, signal.SIGKILL)
         else:
             for child in psutil.Process(process.pid).children(recursive=True):
@@ -372,6 +376,6 @@ def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable
     done = run(killed, *command)
     assert done.returncode == 0, done.stderr
     assert "resumes from step" in done.stdout
-    outputs = [sha256_of(*(folder / output for output in OUTPUTS)) for folder in (alone, killed)]
+    outputs = [sha256_of(*(folder / output for output in OUTPUTS)) for folder in (undisturbed, killed)]
     assert outputs[0] == outputs[1]
     assert "up to date" in run(killed, "dvc", "status", "finetune").stdout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from pipeline.config.sections.base import Section
 class Promote(Section):
     """When a new version takes the place of the champion."""
 
-    metric: Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]
+    metric: str  # `promote` checks it against the registered metrics (evaluation/gate.py)
     least_gain: Annotated[float, Field(ge=-10, le=10)]
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]

@@ -1,10 +1,10 @@
-"""Which characters are letters, marks, digits and symbols to Stanford's tokenizer of 2014.
+"""Character classes of Stanford's tokenizer of 2014: letters, marks, digits and symbols.
 
-Its Unicode is older than Python's, and Python's grows with every version, so the classes are written down. They were
-found by giving it every character of the basic plane alone, between letters, between digits and beside others. A
-character of none of these classes, as all above U+FFFF are (most emoji), it drops.
+Its Unicode version is older than Python's, so the classes are listed here. They were measured by passing every
+character of the basic plane to the tokenizer: alone, between letters, between digits and next to others. It drops
+characters outside these classes, and all above U+FFFF (most emoji).
 
-Each class is text for a regular expression's square brackets.
+Each class is text for the square brackets of a regular expression.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import re
 
 
 def _class(ranges: str) -> str:
-    """Ranges of code points ("41-5a aa") as text for square brackets."""
+    """Return ranges of code points ("41-5a aa") as text for square brackets."""
     ends = [[re.escape(chr(int(end, 16))) for end in part.split("-")] for part in ranges.split()]
     return "".join("-".join(pair) for pair in ends)
 
 
-# Begin and continue words, hyphenated ones too.
+# Start and continue words, also hyphenated words.
 LETTERS = _class("""
     41-5a 61-7a aa b5 ba c0-d6 d8-f6 f8-2c1 2c6-2d1 2e0-2e4 2ec 2ee 370-374 376-377 37a-37d 386 388-38a 38c 38e-3a1
     3a3-3f5 3f7-481 48a-527 531-556 559 561-587 5d0-5ea 5f0-5f2 620-64a 66e-66f 671-6d3 6d5 6e5-6e6 6ee-6ef 6fa-6fc
@@ -49,7 +49,7 @@ LETTERS = _class("""
     fb38-fb3c fb3e fb40-fb41 fb43-fb44 fb46-fbb1 fbd3-fd3d fd50-fd8f fd92-fdc7 fdf0-fdfb fe70-fe74 fe76-fefc
     ff21-ff3a ff41-ff5a ff66-ffbe ffc2-ffc7 ffca-ffcf ffd2-ffd7 ffda-ffdc
 """)
-# Begin and continue words as letters do, but end a hyphenated one.
+# Start and continue words as letters do, but end a hyphenated word.
 MARKS = _class("""
     2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7
     615-61a 64b-65e 670 6d6-6e4 6e7-6ed 6fd-6fe 70f 711 730-74c 7a6-7b0 7eb-7f3 900-903 93c 93e-94e 951-955 962-963
@@ -61,7 +61,7 @@ DIGITS = _class("""
     ed0-ed9 f20-f29 1040-1049 1090-1099 17e0-17e9 1810-1819 1946-194f 19d0-19d9 1a80-1a89 1a90-1a99 1b50-1b59
     1bb0-1bb9 1c40-1c49 1c50-1c59 a620-a629 a8d0-a8d9 a900-a909 a9d0-a9d9 aa50-aa59 abf0-abf9 ff10-ff19
 """)
-# Tokens of their own where no rule makes more of them.
+# Single-character tokens, unless a rule matches more.
 SYMBOLS = _class("""
     21-2f 3a-40 5b-60 7b-7e 80 85 91-94 96-97 a1-a9 ab-ac ae-b4 b6-b9 bb-bf d7 f7 37e 387 589 5be 5c0 5c3 5c6
     5f3-5f4 600-603 606-60c 614 61b 61e-61f 66a 66d 6d4 700-70d 7f6-7f8 964-965 e3f e4f 1fbd 2013-2023 2026

@@ -1,9 +1,8 @@
-"""A line of text -> Penn Treebank tokens, as the tokenizer of Stanford CoreNLP 3.4.1 gives them with `-lowerCase`.
+"""A line of text -> Penn Treebank tokens, like the tokenizer of Stanford CoreNLP 3.4.1 with `-lowerCase`.
 
-Written from the conventions of the Treebank and from what that tokenizer was seen to make of some twenty million
-made-up lines; the tests hold the two side by side. Each rule below is tried at a place, the one that reads furthest
-makes the token, and of equals the first. A rule may look at what follows without taking it: then its group is the
-token, and the rest counts for how far it reads.
+Written from the conventions of the Treebank and from the observed behaviour of that tokenizer on some twenty million
+synthetic lines; the tests compare the two. At each place all rules are tried; the longest match is the token, and ties
+go to the first rule. If a rule has a group, the group is the token and the rest of the match only counts as length.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ _SHORTENED_IN_PART = "mfg mtg ppte pptes ppty pptys pte ptes pty ptys"  # in som
 _NUMBERED = "art ca fig figs no nos op pp prop"  # shortened where a number follows
 _JOINED = "cannot gimme gonna gotta lemme wanna"
 UNUSUAL = frozenset(" ".join([_TITLES, _SHORTENED, _SHORTENED_NAMES, _SHORTENED_IN_PART, _NUMBERED, _JOINED]).split())
-"""Words of letters, in lower case, that are not simply one token, or not always without the full stop after them."""
+"""Words (lower case) that are not always one token, or that may keep the full stop after them."""
 _STARTERS = (
     "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One"
     " Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
@@ -112,12 +111,12 @@ def _as_it_is(token: str) -> str:
 
 
 def _joined(token: str) -> str:
-    """Without soft hyphens, and with plain ampersands."""
+    """Return the token without soft hyphens, and with plain ampersands."""
     return re.sub("(?i)&amp;", "&", token.replace("\xad", "")) or "-"
 
 
 def _one_piece(token: str) -> str:
-    """With no-break spaces, so that it stays one token, and brackets spelled out."""
+    """Return the token with no-break spaces, so that it stays one token, and with brackets spelled out."""
     return _spelled(token.replace(" ", "\xa0"))
 
 

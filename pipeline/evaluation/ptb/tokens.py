@@ -1,8 +1,8 @@
-"""Captions -> words to score: what coco-caption makes of each caption, had it been given that one alone.
+"""Captions -> words to score, as coco-caption tokenizes each caption alone.
 
-coco-caption writes all captions into one file, a line each, and takes the lines of Stanford's tokenizer back. A caption
-with a line separator other than the line feed moves all later ones to wrong pictures there. Here a caption is tokenized
-by itself, and every line separator is a space in it.
+coco-caption passes all captions through Stanford's tokenizer as one file, one line each. There, a caption with a line
+separator other than the line feed shifts all later captions to wrong pictures. Here each caption is tokenized alone,
+and every line separator counts as a space.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from pipeline.evaluation.ptb import tokenizer
 
 TOKENIZER = "Penn Treebank, as in coco-caption (Stanford CoreNLP 3.4.1, lower case, its punctuation dropped)"
 
-# coco-caption's list, without its "-LRB-" and the like, which never come: brackets are "-lrb-" by then, and stay.
+# coco-caption's list, without "-LRB-" and the like: brackets are lower case ("-lrb-") by then and never match.
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""])
 
 _LINE_SEPARATORS = re.compile("[\n\r\v\f\u2028\u2029]")
 _PLAIN = re.compile(r"[a-zA-Z]+[,!?]?|[a-zA-Z]{2,}\.")
-# The tokens of such a chunk between spaces may depend on the next: a number may go on, an abbreviation may end the
-# sentence, a tag may begin.
+# The tokens of such a chunk between spaces may depend on the next chunk: a number may continue, an abbreviation may end
+# the sentence, a tag may begin.
 _OPEN = re.compile(r".*(?:<.*|[\d).]|\s.*)", re.DOTALL)
-_LONGEST, _MOST = 64, 200_000  # characters of a chunk that is remembered; so many are
+_LONGEST, _MOST = 64, 200_000  # cache limits: characters per chunk, number of chunks
 
 
-def tokenize(caption: str) -> list[str]:
-    """The words of a caption.
+def ptb_tokenize(caption: str) -> list[str]:
+    """Return the words of a caption.
 
-    The tokens of a telephone number or of a number and a fraction hold no-break spaces.
+    Telephone numbers and numbers with a fraction are one token, with no-break spaces.
 
-    >>> tokenize("A dog's ball, on the grass!")
+    >>> ptb_tokenize("A dog's ball, on the grass!")
     ['a', 'dog', "'s", 'ball', 'on', 'the', 'grass']
     """
     try:
-        # Most captions are of chunks that have been seen before, but for the full stop at the end of Flickr's.
+        # Most captions consist of known chunks, apart from the " ." at the end of Flickr's captions.
         return [word for chunk in caption.removesuffix(" .").split(" ") for word in _KNOWN[chunk]]
     except KeyError:
         return _read(_LINE_SEPARATORS.sub(" ", caption))
 
 
 class _Chunks(dict[str, list[str]]):
-    """The words of chunks that were read before; of one whose words depend on what follows there is a KeyError."""
+    """Cache of the words of chunks; a chunk whose words depend on what follows raises KeyError."""
 
     def __missing__(self, chunk: str) -> list[str]:
         if _PLAIN.fullmatch(chunk) and (word := chunk.rstrip(".,!?").lower()) not in tokenizer.UNUSUAL:
@@ -59,7 +59,7 @@ _KNOWN = _Chunks({"": []})
 
 
 def _read(line: str) -> list[str]:
-    """The words of a line, from left to right; what is known of its chunks is used."""
+    """Return the words of a line, read from left to right, using cached chunks."""
     found: list[str] = []
     place = 0
     while place < len(line):
@@ -70,7 +70,7 @@ def _read(line: str) -> list[str]:
             place = end + 1
         except KeyError:
             if line[place].isspace() and line[place - 1 : place] == " ":
-                place -= 1  # white space is read in one piece
+                place -= 1  # a run of white space is read at once
             place = tokenizer.lex(line, place, end, found)
     words = _scored(found)
     if words and line.rstrip(" ")[-1:].isspace():

@@ -1,4 +1,4 @@
-"""A check before training that our forward pass equals that of the installed transformers."""
+"""Check before training that our forward pass equals that of the installed transformers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformers import GitConfig
 from pipeline.config.errors import ConfigError
 from pipeline.models.git.modeling import GitForCausalLM
 
-_TOLERANCE = 1e-4  # nats a token; in float32 the two differ by about 1e-7
+_TOLERANCE = 1e-4  # nats per token; in float32 the difference is about 1e-7
 _SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def check_loss() -> None:
-    """Compare the loss of three captions of two pictures on a tiny model; takes milliseconds.
+    """Compare the loss of three captions of two pictures on a tiny model; this takes milliseconds.
 
     Torch's random state does not change.
 
     Raises:
-        ConfigError: the library computes another loss; names its version.
+        ConfigError: transformers computes a different loss; names its version.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

@@ -22,9 +22,9 @@ CAPTIONS = ["a red star on the grass", "Two dogs, running!", "café #sunset"]
 def small(dropout: float = 0.0) -> GitCheckpoint:
     torch.manual_seed(0)
     sizes = Scratch(**{**TINY["finetune.scratch"], "dropout": dropout})
-    made = factory.scratch(sizes, CAPTIONS, max_tokens=32)
-    assert isinstance(made, GitCheckpoint)
-    return made
+    checkpoint = factory.scratch(sizes, CAPTIONS, max_tokens=32)
+    assert isinstance(checkpoint, GitCheckpoint)
+    return checkpoint
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_the_hash_covers_weights_and_tokenizer_but_not_training_json(saved: Path
 
 
 def test_captions_have_the_begin_and_end_marks_of_generation() -> None:
-    made = small()
-    ids = made.tokenizer("A red star")["input_ids"]
-    assert ids[0] == made.model.config.bos_token_id
-    assert ids[-1] == made.model.config.eos_token_id
+    checkpoint = small()
+    ids = checkpoint.tokenizer("A red star")["input_ids"]
+    assert ids[0] == checkpoint.model.config.bos_token_id
+    assert ids[-1] == checkpoint.model.config.eos_token_id
 
 
 def test_pickled_weights_are_refused(saved: Path) -> None:
@@ -107,8 +107,8 @@ def test_an_unreachable_hub_is_reported_with_a_workaround(monkeypatch: pytest.Mo
 
 
 def test_a_broken_connection_is_a_temporary_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*words: object, **more: object) -> str:
-        raise type("ReadError", (Exception,), {})("connection reset")  # the HTTP library's, no OSError
+    def broken(*args: object, **options: object) -> str:
+        raise type("ReadError", (Exception,), {})("connection reset")  # an error of the HTTP library, not an OSError
 
     monkeypatch.setattr("pipeline.models.factory.snapshot_download", broken)
     with pytest.raises(TemporaryError, match="can't be reached .ReadError."):
@@ -129,9 +129,9 @@ def test_a_folder_is_used_as_given(saved: Path) -> None:
 
 
 def test_the_file_layout_of_git_base_is_loaded(tmp_path: Path) -> None:
-    """The hub's git-base has its image processor in preprocessor_config.json and a vocab.txt: both are read."""
-    made = small()
-    made.model.save_pretrained(tmp_path / "base")
+    """microsoft/git-base has a preprocessor_config.json and a vocab.txt."""
+    checkpoint = small()
+    checkpoint.model.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "preprocessor_config.json").write_text(
         json.dumps(
             {
@@ -148,29 +148,29 @@ def test_the_file_layout_of_git_base_is_loaded(tmp_path: Path) -> None:
             }
         )
     )
-    vocabulary = sorted(made.tokenizer.get_vocab(), key=made.tokenizer.get_vocab().get)
+    vocabulary = sorted(checkpoint.tokenizer.get_vocab(), key=checkpoint.tokenizer.get_vocab().get)
     (tmp_path / "base" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     (tmp_path / "base" / "tokenizer_config.json").write_text(
         json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer", "model_max_length": 512})
     )
     loaded = factory.load(tmp_path / "base")
     assert loaded.image_processor.image_mean[0] == 0.48145466
-    assert loaded.tokenizer("A red star")["input_ids"] == made.tokenizer("a red star")["input_ids"]
+    assert loaded.tokenizer("A red star")["input_ids"] == checkpoint.tokenizer("a red star")["input_ids"]
     shutil.rmtree(tmp_path / "base")
 
 
 def test_the_default_scratch_sizes_define_a_small_model() -> None:
-    made = factory.scratch(params.load(ROOT / "params.yaml").finetune.scratch, CAPTIONS, 48)
-    assert 0.5e6 < made.model.num_parameters() < 3e6
+    checkpoint = factory.scratch(params.load(ROOT / "params.yaml").finetune.scratch, CAPTIONS, 48)
+    assert 0.5e6 < checkpoint.model.num_parameters() < 3e6
 
 
 def test_the_same_captions_produce_the_same_vocabulary() -> None:
-    """The library's trainer alone does not: huggingface/tokenizers#1794."""
+    """The trainer of `tokenizers` alone does not guarantee this: huggingface/tokenizers#1794."""
     captions = [
         f"{a}{b} {b}{a}ing the un{a}able" for a in ("wel", "come", "lib", "rary") for b in ("ers", "tok", "ize")
     ]
     sizes = params.load(ROOT / "params.yaml").finetune.scratch.model_copy(update={"vocabulary": 120})
-    made = [factory.scratch(sizes, captions, 48).tokenizer for _ in range(8)]
-    assert all(other.get_vocab() == made[0].get_vocab() for other in made)
-    assert made[0].tokenize("welcome ##w") == made[0].tokenize("welcome") + made[0].tokenize("##w")
-    assert made[0].decode(made[0]("unlibable")["input_ids"], skip_special_tokens=True) == "unlibable"
+    checkpoint = [factory.scratch(sizes, captions, 48).tokenizer for _ in range(8)]
+    assert all(other.get_vocab() == checkpoint[0].get_vocab() for other in checkpoint)
+    assert checkpoint[0].tokenize("welcome ##w") == checkpoint[0].tokenize("welcome") + checkpoint[0].tokenize("##w")
+    assert checkpoint[0].decode(checkpoint[0]("unlibable")["input_ids"], skip_special_tokens=True) == "unlibable"

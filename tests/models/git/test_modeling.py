@@ -1,4 +1,4 @@
-"""It is the same model as transformers' own: loss, gradients, tokens."""
+"""Loss, gradients and generated tokens equal those of transformers' GIT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import GitConfig
 from pipeline.models.git.modeling import GitForCausalLM
 
 PICTURES, BEGIN, END = 3, 1, 2
-# Captions in no order of their pictures: lengths with both marks.
+# Captions are not sorted by picture; lengths include both marks.
 PICTURE_OF = torch.tensor([0, 2, 1, 0, 2, 2])
 LENGTHS = [7, 4, 5, 2, 8, 3]
 
@@ -88,7 +88,7 @@ def test_loss_equals_cross_entropy_computed_token_by_token(
         for row, length in enumerate(LENGTHS):
             picture = pixels[picture_of[row]][None]
             for t in range(1, length):
-                # only what stands before token t is given, so nothing can leak from behind
+                # The input ends before token t, so later tokens can't leak.
                 logits = stock(input_ids=ids[row : row + 1, :t], pixel_values=picture).logits[0, -1]
                 expected -= logits.log_softmax(-1)[ids[row, t]].item()
         loss, tokens = ours.caption_loss(*batch())
@@ -147,7 +147,7 @@ def test_label_smoothing_spreads_a_share_of_the_target_evenly(ours: GitForCausal
     with torch.no_grad():
         sharp, tokens = ours.caption_loss(*batch())
         smooth, _ = ours.caption_loss(*batch(), label_smoothing=0.1)
-        uniform = 0.0  # the cross-entropy against every word of the vocabulary alike
+        uniform = 0.0  # cross-entropy against the uniform distribution
         for word in range(60):
             labels = torch.full_like(batch()[1], word)
             uniform += ours.caption_loss(*batch(), labels=labels)[0].item() / 60
@@ -157,7 +157,7 @@ def test_label_smoothing_spreads_a_share_of_the_target_evenly(ours: GitForCausal
 
 def test_labels_can_differ_from_input_ids(ours: GitForCausalLM) -> None:
     pixels, ids, mask, picture_of = batch()
-    last = [length - 1 for length in LENGTHS]  # the end marks: predicted, but nothing reads on from them
+    last = [length - 1 for length in LENGTHS]  # end marks: targets, but never inputs
     changed = ids.clone()
     changed[range(len(LENGTHS)), last] = 7
     with torch.no_grad():
@@ -169,12 +169,12 @@ def test_labels_can_differ_from_input_ids(ours: GitForCausalLM) -> None:
 
 
 def test_likelihoods_sum_to_the_loss(ours: GitForCausalLM) -> None:
-    found = ours.likelihood(*batch())
+    likelihoods = ours.likelihood(*batch())
     lengths = torch.tensor(LENGTHS) - 1
     with torch.no_grad():
         loss, _ = ours.caption_loss(*batch())
-    assert found.shape == (len(LENGTHS),)
-    assert -(found * lengths).sum().item() == pytest.approx(loss.item(), rel=1e-5)
+    assert likelihoods.shape == (len(LENGTHS),)
+    assert -(likelihoods * lengths).sum().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_the_loss_depends_on_the_picture(ours: GitForCausalLM) -> None:
@@ -195,7 +195,7 @@ def test_dropout_is_applied_only_in_training() -> None:
         assert model.caption_loss(*inputs)[0] == model.caption_loss(*inputs)[0]
 
 
-WAYS: list[dict[str, Any]] = [
+DECODING: list[dict[str, Any]] = [
     {"do_sample": False},
     {"do_sample": False, "num_beams": 4},
     {"do_sample": False, "num_beams": 4, "length_penalty": 2.0},
@@ -204,20 +204,20 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("options", DECODING)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_generated_tokens_equal_stock(
-    stock: transformers.GitForCausalLM, ours: GitForCausalLM, how: dict[str, Any], seed: int
+    stock: transformers.GitForCausalLM, ours: GitForCausalLM, options: dict[str, Any], seed: int
 ) -> None:
     torch.manual_seed(100 + seed)
-    # Without this bias a random model never ends a caption, and beams of different lengths would not be compared.
+    # Without this bias a random model never ends a caption, so beams of different lengths would not occur.
     for model in (stock, ours):
         model.output.bias.data[END] = 9.0
     pixels = torch.randn(4, 3, 32, 32)
     torch.manual_seed(seed)
-    theirs = stock.generate(pixel_values=pixels, max_length=20, **how)
+    theirs = stock.generate(pixel_values=pixels, max_length=20, **options)
     torch.manual_seed(seed)
-    assert torch.equal(ours.caption(pixels, max_length=20, **how), theirs)
+    assert torch.equal(ours.caption(pixels, max_length=20, **options), theirs)
     assert (theirs == END).any()
 
 
@@ -274,7 +274,7 @@ def test_the_stock_forward_pass_still_works(stock: transformers.GitForCausalLM, 
 
 @pytest.fixture(scope="module")
 def full_width() -> tuple[transformers.GitForCausalLM, GitForCausalLM]:
-    """GIT-base's widths, heads, vocabulary, activations and 224 pixels, in two layers a tower; random weights."""
+    """GIT-base's sizes with two layers per tower and random weights."""
     torch.manual_seed(0)
     whole = GitConfig(num_hidden_layers=2, vision_config={"num_hidden_layers": 2}, initializer_range=0.1)
     stock = transformers.GitForCausalLM(whole).eval()
@@ -299,13 +299,13 @@ def test_loss_and_gradients_equal_stock_at_full_width(
     assert_same_gradients(ours, stock)
 
 
-@pytest.mark.parametrize("how", WAYS[:3])
+@pytest.mark.parametrize("options", DECODING[:3])
 def test_generated_tokens_equal_stock_at_full_width(
-    full_width: tuple[transformers.GitForCausalLM, GitForCausalLM], how: dict[str, Any]
+    full_width: tuple[transformers.GitForCausalLM, GitForCausalLM], options: dict[str, Any]
 ) -> None:
     torch.manual_seed(2)
     pixels = torch.randn(2, 3, 224, 224)
     stock, ours = full_width
     assert torch.equal(
-        ours.caption(pixels, max_length=10, **how), stock.generate(pixel_values=pixels, max_length=10, **how)
+        ours.caption(pixels, max_length=10, **options), stock.generate(pixel_values=pixels, max_length=10, **options)
     )

@@ -1,4 +1,4 @@
-"""The lean layers compute what torch's own modules compute, forward and backward, and keep less."""
+"""Outputs and gradients equal those of torch's modules, and less memory is saved for the backward pass."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_feed_forward_equals_the_reference(activation: str) -> None:
 
 
 class Doubled(torch.nn.Linear):
-    """Says more than its weight alone does, as LoRA's does."""
+    """A subclass with another forward pass, like LoRA's."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
@@ -128,8 +128,8 @@ def test_bfloat16_gradients_are_close_and_stored_in_float32() -> None:
         assert not torch.equal(half, full)
 
 
-def kept(work: Callable[[], object]) -> int:
-    """Bytes that are kept for the backward pass of `work`, parameters aside."""
+def saved_bytes(work: Callable[[], object]) -> int:
+    """Return the bytes saved for the backward pass of `work`, without parameters."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -146,12 +146,12 @@ def kept(work: Callable[[], object]) -> int:
 def test_less_memory_is_saved_for_the_backward_pass() -> None:
     module = FeedForward("quick_gelu")
     x = torch.randn(50, TOKENS, HIDDEN, requires_grad=True)
-    lean = kept(lambda: normed_feed_forward(x, module.norm, module.inner, module.activation, module.outer))
-    plain = kept(lambda: module.outer(module.activation(module.inner(module.norm(x)))))
+    lean = saved_bytes(lambda: normed_feed_forward(x, module.norm, module.inner, module.activation, module.outer))
+    plain = saved_bytes(lambda: module.outer(module.activation(module.inner(module.norm(x)))))
     rows = 50 * TOKENS
-    assert lean == 4 * rows * (HIDDEN + INNER + 2)  # the input, the inner product, mean and deviation
+    assert lean == 4 * rows * (HIDDEN + INNER + 2)  # input, output of the inner layer, mean and deviation
     assert lean < 0.5 * plain
-    assert kept(lambda: dropout(x, 0.1)) == rows * HIDDEN  # a byte each
+    assert saved_bytes(lambda: dropout(x, 0.1)) == rows * HIDDEN  # one byte per element
 
 
 def test_dropout_zeroes_at_its_rate_and_keeps_the_mean() -> None:
@@ -163,8 +163,8 @@ def test_dropout_zeroes_at_its_rate_and_keeps_the_mean() -> None:
         assert zeroed == pytest.approx(part, abs=4 * (part * (1 - part) / x.numel()) ** 0.5 + 2**-16)
         assert torch.equal(made[made != 0].unique(), torch.tensor([1 / (1 - part)]))
         (gradient,) = torch.autograd.grad(made.sum(), x)
-        assert torch.equal(gradient, made)  # of ones: the same mask, the same scale
-    # Neighbours are drawn four at a time: no two of the four go together.
+        assert torch.equal(gradient, made)  # x is all ones, so both are the mask times the scale
+    # Random numbers are drawn four at a time; the four are uncorrelated.
     four = dropout(x[:, :1000], 0.5).detach().reshape(-1, 4).sign() - 0.5
     assert (four.T @ four / len(four)).fill_diagonal_(0).abs().max() < 5 * 0.25 / len(four) ** 0.5
 
@@ -215,8 +215,8 @@ def test_attention_over_two_sets_of_keys_can_be_combined(
     mask = torch.zeros(3, 12)
     if masked:
         mask[:, 7:] = torch.full((3, 5), float("-inf")).triu(1)
-    parts = [function(queries, keys[:, :, some], values[:, :, some], mask[:, some] if masked else None)
-             for some in (slice(7), slice(7, 12))]  # fmt: skip
+    parts = [function(queries, keys[:, :, part], values[:, :, part], mask[:, part] if masked else None)
+             for part in (slice(7), slice(7, 12))]  # fmt: skip
     (first, first_sums), (second, second_sums) = parts
     assert torch.allclose(first_sums, (queries @ keys[:, :, :7].mT / 2).logsumexp(-1, keepdim=True), atol=1e-6)
     made = torch.lerp(first, second, torch.sigmoid(second_sums - first_sums))
@@ -265,11 +265,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_kept_memory_is_reused_without_page_faults() -> None:
     keeping, plain = (
-        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("keep", "plain")
+        int(subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True).stdout)
+        for mode in ("keep", "plain")
     )
     assert plain >= 5 * 2**24 * 4 // resource.getpagesize()
     assert keeping < 0.01 * plain

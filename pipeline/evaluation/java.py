@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which are written in Java: computed by `pycocoevalcap` where it and Java are installed."""
+"""METEOR and SPICE, computed by `pycocoevalcap` if it and Java are installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.evaluation.metrics import Words
+from pipeline.evaluation.metrics.corpus import Words
 
 NAMES = ("METEOR", "SPICE")
 _PACKAGE = "pycocoevalcap"
@@ -20,27 +20,27 @@ _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.ja
 def scores(
     candidates: Sequence[Words], references: Sequence[Sequence[Words]]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The scores that could be computed, and for each other one the reason.
+    """Return the scores, and for each score that was not computed the reason.
 
-    Nothing is fetched: SPICE is left out until its language models are in their place.
+    Nothing is downloaded: SPICE is left out until its language models are installed.
     """
     reasons = {name: reason for name in NAMES if (reason := _missing(name))}
     computed = {}
-    said = {i: [" ".join(words)] for i, words in enumerate(candidates)}
+    captions = {i: [" ".join(words)] for i, words in enumerate(candidates)}
     people = {i: [" ".join(words) for words in several] for i, several in enumerate(references)}
     for name in NAMES:
         if name in reasons:
             continue
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                computed[name] = _computed(name, people, said)
+                computed[name] = _computed(name, people, captions)
         except (OSError, ValueError, AssertionError, subprocess.SubprocessError) as error:
             reasons[name] = f"{_PACKAGE} failed: {' '.join(str(error).split()) or type(error).__name__}"
     return computed, reasons
 
 
 def _missing(name: str) -> str | None:
-    """What has to be installed before it can be computed."""
+    """Return what to install first, or None if the score can be computed."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         return "needs pycocoevalcap; install it with `pip install pycocoevalcap==1.2`"
@@ -55,10 +55,10 @@ def _missing(name: str) -> str | None:
     return None
 
 
-def _computed(name: str, people: dict[int, list[str]], said: dict[int, list[str]]) -> float:
+def _computed(name: str, people: dict[int, list[str]], captions: dict[int, list[str]]) -> float:
     if name == "METEOR":
         from pycocoevalcap.meteor.meteor import Meteor as Scorer
     else:
         from pycocoevalcap.spice.spice import Spice as Scorer
-    score, _ = Scorer().compute_score(people, said)
+    score, _ = Scorer().compute_score(people, captions)
     return float(score)

@@ -1,0 +1,66 @@
+"""Log a training to MLflow while it runs, without letting a failure of MLflow end the training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.config.errors import TemporaryError
+from pipeline.tracking import runs
+
+
+class Live:
+    """Logs a training to MLflow while it runs.
+
+    If MLflow fails, one line is printed and the training goes on without it; `register` brings the run up to date.
+
+    Args:
+        experiment_name: the MLflow experiment.
+        training_key: identifies the training.
+        params: logged with the run.
+        name: name of a new run, see `run_name`.
+    """
+
+    def __init__(self, experiment_name: str, training_key: str, params: Mapping[str, Any], name: str) -> None:
+        self._stack = contextlib.ExitStack()
+        self._run: runs.TrainingRun | None = None
+        with self._failures_reported():
+            store = runs.client()
+            experiment_id = runs.experiment(store, experiment_name)
+            for dead in runs.close_dead_runs(store, experiment_id):
+                print(f"finetune: closed the MLflow run {dead}, whose process had died", file=sys.stderr)
+            self._run = self._stack.enter_context(runs.training_run(store, experiment_id, training_key, {}, name))
+            self._run.params(params)
+            self._stack.enter_context(self._run.system_metrics())
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics at a step."""
+        with self._failures_reported():
+            if self._run:
+                self._run.metrics(values, step)
+
+    def page(self, name: str, html: str) -> None:
+        """Log an HTML page, and replace a page of that name."""
+        with self._failures_reported():
+            if self._run:
+                self._run.page(name, html)
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._failures_reported():
+            self._stack.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _failures_reported(self) -> Iterator[None]:
+        try:
+            yield
+        except (*runs.FAILURES, TemporaryError) as error:
+            self._run = None
+            print(
+                f"finetune: no live curves: {runs.first_line(error)} (training goes on; `register` will log the run)",
+                file=sys.stderr,
+            )
