@@ -29,6 +29,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.params import Params, load
 from pipeline.config.sections.finetune import REGISTERED
+from pipeline.evaluation.gate import check_metric
 from pipeline.runtime.atomic_files import swapped_in, write_json
 
 _ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the state's name, by the decision
@@ -58,6 +59,7 @@ def _retrain() -> State:
             clone.synchronize(workspace)
             params = load()
             webhook = params.flow.webhook
+            check_metric(params.promote)  # now, not after hours of training
             return _work(params, workspace, died)
     except Exception as failure:
         own = isinstance(failure, stages.StageError | PipelineError)
@@ -67,7 +69,7 @@ def _retrain() -> State:
 
 
 def _webhook() -> str | None:
-    """Who is told, as the params of the current folder say, if they can be read."""
+    """Return the webhook in the params of the current folder; None if they cannot be read."""
     try:
         return load().flow.webhook
     except ConfigError:
@@ -89,7 +91,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
         params = _start_from(_last_start())
     found = tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
     if not found["changed"] and not found["stale"] and found["ended"]:
-        clone.forget()  # the last run may have been killed when it had noted its end
+        clone.forget()  # the last run may have been killed after it had recorded its end
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
     if (
         not found["changed"]
@@ -102,7 +104,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     try:
         if found["changed"]:
             tasks.step(params, "fetch", "flows.steps.fetch", *where, "--source", *found["changed"], ours=True)
-        # Where only the end is missing, the champion may be this very model, which is not to be trained on from itself.
+        # If only the end of the last run is missing, the champion may be this very model: do not train it from itself.
         if params.retrain.start == "champion" and (found["changed"] or found["stale"]):
             checkpoint = tasks.step(params, "start_checkpoint", "pipeline.tracking.retention", "start", ours=True)
             params = _start_from(checkpoint)
@@ -117,7 +119,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
             return Completed(name=_NOTHING, message="nothing new: the stages made what they had made before")
         register(params)
     status = show_status(params)
-    # Before it may become champion: from here on its data are kept, wherever this is cut off.
+    # Before the version can become champion: from here on its data are kept, wherever the run is killed.
     since = ("--since", str(clone.began()))
     aside, commit = clone.put_aside("registered, and not yet published")
     _note(params, commit, "none", since)
@@ -132,7 +134,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     words = f"{head}: {'; '.join(promoted['reasons'])}"
     facts = {**promoted, **published}
     notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
-    _end()  # after telling: cut off between the two, it is told twice and not never
+    _end()  # after the notification: if the run is killed between the two, it is sent twice, not lost
     _tidy(params, where)
     return Completed(name=_ENDS[promoted["decision"]], message=f"{words}; {causes.reason(found)}")
 

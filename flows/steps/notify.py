@@ -38,4 +38,4 @@ def tell(how: str, words: str, webhook: str | None, warn: Callable[[str], None],
                 pass
     except Exception as error:  # whatever it is, the model is trained
         # Others than of the network name the address, which may be a secret.
-        warn(f"nobody was told: {type(error).__name__}" + (f": {error}" if isinstance(error, OSError) else ""))
+        warn(f"Notification failed: {type(error).__name__}" + (f": {error}" if isinstance(error, OSError) else ""))
