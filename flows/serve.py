@@ -31,6 +31,7 @@ from flows.workspace import clone
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
 from pipeline.runtime import process_identity
+from pipeline.runtime.atomic_files import remove, swapped_in, write_json
 from pipeline.runtime.workspace_lock import OWNER
 
 if TYPE_CHECKING:
@@ -228,7 +229,26 @@ def _run(clock: CronSchedule, server: _Server) -> None:
     os.environ[OWNER] = process_identity.identity()  # what this starts ends when this does
     reconcile.dead_runs(Path(), _say)
     reconcile.runs_of_deployments([f"retrain/{SCHEDULED}", f"train/{BY_HAND}"], _say)
-    asyncio.run(_schedule(clock, server))
+    with _recorded(clock, server):
+        asyncio.run(_schedule(clock, server))
+
+
+@contextlib.contextmanager
+def _recorded(clock: CronSchedule, server: _Server) -> Iterator[None]:
+    """Record the schedule for `image-captioning status` while it runs."""
+    schedule = {
+        "cron": clock.cron,
+        "timezone": clock.timezone,
+        "address": server.address.removesuffix("/api"),
+        "deployment": f"retrain/{SCHEDULED}",
+        "process": process_identity.identity(),
+    }
+    with swapped_in(paths.SCHEDULE) as (place,):
+        write_json(place, schedule)
+    try:
+        yield
+    finally:
+        remove(paths.SCHEDULE)
 
 
 def _workspace_tag() -> str:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from pipeline import cli
 from pipeline.commands import status
+from pipeline.config import paths
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.tracking import ui
@@ -242,9 +243,9 @@ def test_status_shows_the_schedule_only_while_the_scheduler_runs(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schedule = {"cron": "0 3 * * 1", "timezone": "UTC", "address": "http://127.0.0.1:4200", "deployment": "retrain/x"}
-    write_json(status.SCHEDULE, {**schedule, "process": process_identity.identity()})
+    write_json(paths.SCHEDULE, {**schedule, "process": process_identity.identity()})
     assert "0 3 * * 1 (UTC), deployment retrain/x; pages at http://127.0.0.1:4200" in shown(capsys)
-    write_json(status.SCHEDULE, {**schedule, "process": "4194000:1.0"})
+    write_json(paths.SCHEDULE, {**schedule, "process": "4194000:1.0"})
     assert "not scheduled" in shown(capsys)
 
 

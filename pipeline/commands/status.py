@@ -26,7 +26,6 @@ from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json, read_json_lines
 from pipeline.runtime.entrypoint import Done
 
-SCHEDULE = paths.WORK / "schedule.json"  # written by the scheduler while it runs
 DEMO_CHECKPOINT = "models/git-demo"
 _DEMO_SOURCES = ["sample"]
 _COLUMNS = ("BLEU-4", "ROUGE-L", "CIDEr-D")
@@ -69,7 +68,7 @@ def read_status(with_dvc: bool = False) -> Part:
         "data": _part(lambda: _data(params), "reports of the data") if params else _UNKNOWN,
         "model": _part(_model, "reports of the model"),
         "registry": _read_registry(params) if params else _UNKNOWN,
-        "schedule": _part(_schedule, SCHEDULE),
+        "schedule": _part(_schedule, paths.SCHEDULE),
         "stale": _part(_stale, "answer of `dvc status`") if with_dvc else None,
     }
     status["demo_model"] = (status["model"] or {}).get("checkpoint") == DEMO_CHECKPOINT
@@ -242,9 +241,9 @@ def _time(seconds: float) -> str:
 
 
 def _schedule() -> Part | None:
-    if not SCHEDULE.is_file():
+    if not paths.SCHEDULE.is_file():
         return None
-    schedule: Part = read_json(SCHEDULE)
+    schedule: Part = read_json(paths.SCHEDULE)
     if not process_identity.is_alive(schedule["process"]):
         return None
     return {key: schedule[key] for key in ("cron", "timezone", "address", "deployment", "process")}

@@ -31,3 +31,4 @@ WORK = Path(".work")  # locks and caches; nothing here is a stage's output
 TRAININGS = WORK / "training"  # states of unfinished trainings
 SAID = WORK / "captions"  # test captions of registered versions
 FEATURES = WORK / "features"  # image features of frozen encoders
+SCHEDULE = WORK / "schedule.json"  # written by the scheduler while it runs

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from flows import serve
 from pipeline.runtime import process_identity
+from pipeline.runtime.atomic_files import read_json
 from tests.conftest import ROOT, run
 from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
 from tests.flows.test_retrain import registry
@@ -67,6 +68,9 @@ def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
     said = until(scheduler, "Ctrl-C ends this")
     assert re.search(r"the next retraining is due Monday \d{4}-\d\d-\d\d 03:00 UTC", said)
     assert scheduled(api)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
+    recorded = read_json(house / ".work/schedule.json")  # for `image-captioning status`
+    assert recorded["cron"] == "0 3 * * 1"
+    assert process_identity.pid_of(recorded["process"]) == scheduler.pid
     due = {"deployments": {"name": {"any_": ["scheduled"]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     wait_until(lambda: any(run["auto_scheduled"] for run in api.ask("flow_runs/filter", **due)))
     second = run(house, sys.executable, "-m", *MONDAYS, **prefect)
@@ -83,6 +87,7 @@ def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
     assert not processes_in(house)
     assert state_of(api, begun) == "Cancelled"
     assert not list((house / ".work/runs").iterdir())
+    assert not (house / ".work/schedule.json").exists()
 
 
 @pytest.mark.slow
