@@ -1,7 +1,7 @@
-"""Processes by their id and start time: whether they still live, and how one ends itself when another is gone.
+"""Identify processes by id and start time, check whether they still run, and end a process when another is gone.
 
-A process id alone is used again sooner or later; with the start time it is not. `PID:START` is written where another
-process, or another day's, will read it.
+The operating system reuses process ids, so an id alone is ambiguous; an id with a start time is unique. `PID:START` is
+stored where another process, possibly days later, reads it.
 """
 
 from __future__ import annotations
@@ -21,48 +21,51 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def identity(process: psutil.Process | None = None) -> str:
-    """A process, this one if none is given, as `PID:START`.
+    """Return `PID:START` for a process (default: this one).
 
     Raises:
-        psutil.NoSuchProcess: it is gone.
+        psutil.NoSuchProcess: the process is gone.
     """
     process = process or psutil.Process()
     return f"{process.pid}:{_start(process.pid)}"
 
 
 def _start(pid: int) -> str:
-    """When a process began.
+    """Return when a process started.
 
-    On Linux by the clock that counts from the start of the machine, and which start that was: the time of day may be
-    set meanwhile, and psutil's start times with it.
+    On Linux this is the time since boot plus the boot id: the wall clock may be adjusted in the meantime, which would
+    shift psutil's start times.
     """
     if not sys.platform.startswith("linux"):
         return f"{psutil.Process(pid).create_time():.2f}"
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # of names that hold anything
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # names may contain anything
     except (FileNotFoundError, ProcessLookupError):
         raise psutil.NoSuchProcess(pid) from None
     return f"{fields[19]}-{_BOOT.read_text().strip()}"
 
 
 def pid_of(process: str) -> int:
-    """The process id within `PID:START`."""
+    """Return the process id in `PID:START`."""
     return int(process.partition(":")[0])
 
 
 def is_alive(process: str) -> bool:
-    """Whether the process `PID:START` of this machine still runs."""
+    """Return whether the process `PID:START` still runs on this machine."""
     pid, _, started = process.partition(":")
     try:
         return _start(int(pid)) == started and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
         return False
     except psutil.AccessDenied:
-        return True  # another user's
+        return True  # the process belongs to another user
 
 
 def began_before(pid: int, moment: float) -> bool:
-    """Whether the process of that id runs, and began before a moment (seconds since 1970); else the id is another's."""
+    """Return whether a process with this id runs and started at or before `moment` (seconds since 1970).
+
+    A process that started later has reused the id.
+    """
     try:
         return psutil.Process(pid).create_time() <= moment
     except psutil.NoSuchProcess:
@@ -70,7 +73,7 @@ def began_before(pid: int, moment: float) -> bool:
 
 
 def has_children(pid: int) -> bool:
-    """Whether a process has started others that still run."""
+    """Return whether a process has child processes that still run."""
     try:
         return bool(psutil.Process(pid).children())
     except psutil.NoSuchProcess:
@@ -78,13 +81,13 @@ def has_children(pid: int) -> bool:
 
 
 def starters() -> list[str]:
-    """The parent of this process; where that is a shell that runs one command (`sh -c`), its parent too, and so on.
+    """Return the parent of this process; if it is a one-command shell (`sh -c`), also its parent, and so on.
 
-    DVC starts a stage through a shell. Where that shell stays between the two it outlives a killed DVC. The last one
-    is who really started this process.
+    DVC starts a stage through a shell. If that shell stays between the two, it outlives a killed DVC. The last entry
+    is the process that really started this one.
 
     Raises:
-        psutil.NoSuchProcess: one is gone already.
+        psutil.NoSuchProcess: one of these processes is already gone.
     """
     found = []
     parent = psutil.Process().parent()
@@ -93,7 +96,7 @@ def starters() -> list[str]:
             found.append(identity(parent))
             parent = parent.parent() if _is_shell_of_one_command(parent.cmdline()) else None
     except psutil.AccessDenied:
-        pass  # another user's process: what could be read is known
+        pass  # the process belongs to another user; return what was found so far
     return found
 
 
@@ -102,12 +105,13 @@ def _is_shell_of_one_command(command: list[str]) -> bool:
 
 
 def end_with(others: Sequence[str], grace_seconds: float, childless_seconds: float | None = None) -> None:
-    """Start a thread that sends this process SIGTERM once one of `others` is gone, and after a while ends it.
+    """Start a thread that sends this process SIGTERM once one of `others` is gone and kills it after a grace period.
 
     Args:
-        others: as `identity` names them.
-        grace_seconds: that it has to end by itself.
-        childless_seconds: fewer, from when it has no children any more, for one that does nothing without them.
+        others: processes in the format of `identity`.
+        grace_seconds: how long this process may take to end by itself.
+        childless_seconds: shorter grace period that starts when this process has no children left; for a process that
+            does nothing without them.
     """
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""Who works in this workspace: one flow, or one `dvc repro`, from its first stage to its last.
+"""Lock the workspace for one flow or one `dvc repro`, from its first stage to its last.
 
-A stage's own lock (`stage.main`) keeps a second run of it out while it runs; a claim holds between the stages too. It
-names a process and ends with it, so a crash leaves nothing to clear up.
+A stage's own lock (`stage.main`) prevents a second run of that stage while it runs; a claim also holds between stages.
+A claim names a process and expires when that process ends, so a crash leaves nothing to clean up.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pipeline.config.errors import TemporaryError
 from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import read_json, write_json
 
-OWNER = "IMAGE_CAPTIONING_OWNER"  # the flow that a command belongs to, as `process_identity.identity` names it
-_DVC_STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
+OWNER = "IMAGE_CAPTIONING_OWNER"  # the flow that a command belongs to, as `process_identity.identity`
+_DVC_STAGE = "DVC_STAGE"  # DVC sets this for the commands that it runs
 _CLAIM = paths.WORK / "locks" / "workspace.json"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who has the workspace.
+    """The holder of the workspace lock.
 
     Attributes:
-        who: a name for people, like `dvc repro`.
-        process: as `process_identity.identity` names it.
-        gives_back: whether it gives the workspace back when it ends well; DVC does not know of claims.
+        who: a human-readable name, such as `dvc repro`.
+        process: the process in the format of `process_identity.identity`.
+        gives_back: whether the holder releases the workspace when it succeeds; DVC does not, as it knows no claims.
     """
 
     who: str
@@ -40,10 +40,14 @@ class Claim:
 
 
 def take(who: str, process: str, gives_back: bool = True) -> Claim | None:
-    """Take the workspace for a process, or keep it; gives the claim of one that died with it, if one did.
+    """Claim the workspace for a process, or renew its claim.
+
+    Returns:
+        The previous claim if its process died before it released the workspace, else None. Claims whose process never
+        releases (`gives_back` is False) do not count.
 
     Raises:
-        TemporaryError: another process has it.
+        TemporaryError: another running process holds the workspace.
     """
     with _locked():
         before = _read()
@@ -56,7 +60,7 @@ def take(who: str, process: str, gives_back: bool = True) -> Claim | None:
 
 
 def give_back(process: str) -> None:
-    """Give the workspace back, if the process has it."""
+    """Release the workspace if this process holds it."""
     with _locked():
         claim = _read()
         if claim and claim.process == process:
@@ -64,12 +68,12 @@ def give_back(process: str) -> None:
 
 
 def enter(stage: str) -> None:
-    """Let a stage into the workspace: one of the flow or `dvc repro` that has it, or takes it now.
+    """Let a stage into the workspace if its flow or `dvc repro` holds the workspace or can claim it now.
 
-    A stage that was started by hand takes nothing.
+    A stage that was started by hand claims nothing.
 
     Raises:
-        TemporaryError: another process has the workspace.
+        TemporaryError: another process holds the workspace.
     """
     if owner := os.environ.get(OWNER):
         with _locked():
@@ -83,13 +87,19 @@ def enter(stage: str) -> None:
 
 
 def holder() -> Claim | None:
-    """Return the claim of the running process that has the workspace, if there is one. Waits for nothing."""
+    """Return the claim of the running process that holds the workspace, or None. This call does not block."""
     claim = _read()
     return claim if claim and process_identity.is_alive(claim.process) else None
 
 
 def _dvc() -> str:
-    """The DVC that started this stage. Where it was killed meanwhile, its child now is init's or the like."""
+    """Return the DVC process that started this stage.
+
+    If DVC was killed in the meantime, its child now belongs to init or a similar process.
+
+    Raises:
+        TemporaryError: DVC is gone.
+    """
     try:
         starter = process_identity.starters()[-1]
         if any(
@@ -104,7 +114,7 @@ def _dvc() -> str:
 def _read() -> Claim | None:
     try:
         return Claim(**read_json(_CLAIM))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or one that a full disk cut off
+    except (FileNotFoundError, ValueError, TypeError):  # no claim, or one truncated by a full disk
         return None
 
 
