@@ -1,8 +1,8 @@
-"""The clone in which retraining works, so that a person can go on editing and a failed run touches nothing of theirs.
+"""The clone that retraining runs in, so that people can keep editing and a failed run changes none of their files.
 
-It lies in .work/clone and has the code and params of the workspace's last commit, DVC's cache and remotes in common
-with the workspace, and a state of the data of its own: its `.dvc` files and `dvc.lock` go on from retraining to
-retraining, but where the workspace has committed other ones, those count.
+The clone is in .work/clone. It has the code and params of the workspace's last commit, shares DVC's cache and remotes
+with the workspace, and has its own data state: its `.dvc` files and `dvc.lock` persist from one retraining to the next.
+If the workspace has committed a change to one of them, the workspace's version wins.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of, swapped_in
 
 FOLDER = paths.WORK / "clone"
-_KEPT = paths.WORK / "kept"  # the data files of the clone, while the workspace's commit is checked out over them
-BEFORE = paths.WORK / "before"  # the data files when a retraining last came to its end, while one has not
-_NEW, _BASE = "refs/retrain/new", "refs/retrain/base"  # the workspace's commit now, and when it was last looked at
+_KEPT = paths.WORK / "kept"  # the clone's data files, saved while the workspace's commit is checked out over them
+BEFORE = paths.WORK / "before"  # data files from before a retraining; exists only until it finishes
+_NEW, _BASE = "refs/retrain/new", "refs/retrain/base"  # the workspace's commit now and at the last synchronization
 BRANCHES = "refs/heads/"
-ASIDE = "refs/retrain/aside/"  # states of the data that are on no branch: refused, overtaken, or not yet published
+ASIDE = "refs/retrain/aside/"  # data states on no branch: refused, overtaken or not yet published
 _WHO = {"NAME": "flows.retrain", "EMAIL": "flows.retrain@localhost"}
 _SQLITE = "sqlite:///"
-# Git sets these for its hooks; with them it would work on another repository than that of the folder.
+# Git sets these variables for its hooks. They would redirect git to a repository other than the folder's.
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
 
 
 def git(*words: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """Run git; gives what it says.
+    """Run git and return its output.
 
     Raises:
-        TemporaryError: it failed; in its own words.
+        TemporaryError: git failed; the message contains git's own message.
     """
     who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _WHO.items()}
     here = {key: value for key, value in os.environ.items() if key not in _ELSEWHERE}
     done = subprocess.run(
-        ["git", "-c", "core.hooksPath=/dev/null", *words],  # hooks are for people's commits
+        ["git", "-c", "core.hooksPath=/dev/null", *words],  # hooks are meant for people's commits
         cwd=folder,
         env={**here, **who, "LC_ALL": "C", **(environment or {})},
         capture_output=True,
@@ -61,10 +61,10 @@ def git(*words: str, folder: Path | None = None, environment: Mapping[str, str] 
 
 @contextmanager
 def entered(workspace: Path) -> Iterator[None]:
-    """Make the clone where there is none, and go there; MLflow stays the workspace's.
+    """Create the clone if it does not exist and change into it; MLflow keeps using the workspace's tracking store.
 
     Raises:
-        ConfigError: the workspace is no git repository with a commit.
+        ConfigError: the workspace is not a git repository with a commit.
     """
     _check(workspace)
     clone = workspace / FOLDER
@@ -73,7 +73,7 @@ def entered(workspace: Path) -> Iterator[None]:
         if not clone.exists():
             place = clone.with_name(f".{clone.name}{PARTIAL}")
             remove(place)
-            # No `git clone`: that brings the branch that is checked out there, which is no retraining's.
+            # Not `git clone`: it would create the branch checked out in the workspace, which belongs to no retraining.
             git("init", "--quiet", str(place))
             git("remote", "add", "origin", str(workspace), folder=place)
             place.rename(clone)
@@ -106,22 +106,22 @@ def _mlflow(workspace: Path, uri: str | None) -> str:
     if uri is None:
         return f"{_SQLITE}{workspace / 'mlflow.db'}"
     if uri.startswith(_SQLITE):
-        return f"{_SQLITE}{workspace / uri.removeprefix(_SQLITE)}"  # an absolute path stays as it is
+        return f"{_SQLITE}{workspace / uri.removeprefix(_SQLITE)}"  # an absolute path stays unchanged
     return uri
 
 
 def synchronize(workspace: Path) -> None:
-    """Bring the clone, which is the current folder, to the workspace's last commit.
+    """Update the clone, which is the current folder, to the workspace's last commit.
 
-    What git does not keep but a run needs comes along: the settings of DVC on this machine, the pictures that must not
-    be used, and a checkpoint that lies in the workspace.
+    This also brings what a run needs and git does not track: DVC's settings on this machine, the pictures that must
+    not be used, and a checkpoint in the workspace.
     """
-    for left in Path(".git").glob("**/*.lock"):  # of a git that was killed; the clone is ours alone
+    for left in Path(".git").glob("**/*.lock"):  # left by a killed git; no other process uses the clone
         left.unlink()
-    git("remote", "set-url", "origin", str(workspace))  # it may have been moved, or copied with its clone
-    # A workspace that is shallow is one whose boundary moves.
+    git("remote", "set-url", "origin", str(workspace))  # the workspace may have been moved, or copied with its clone
+    # The boundary of a shallow workspace may have moved.
     git("fetch", "--quiet", "--no-tags", "--update-shallow", "origin", "+HEAD:" + _NEW)
-    for path, content in _contents(_KEPT).items():  # the last time was cut off
+    for path, content in _contents(_KEPT).items():  # the last synchronization was interrupted
         _write(Path(path), content)
     _drop_torn()
     mine = {path: Path(path).read_bytes() for path in data_files()}
@@ -154,7 +154,7 @@ def _committed_params() -> dict[str, Any]:
 
 
 def _drop_torn() -> None:
-    """Remove data files that DVC was killed in writing, for those of before to take their place."""
+    """Replace data files that are incomplete because DVC was killed; without an earlier version, only remove them."""
     for path in map(Path, data_files()):
         try:
             whole = isinstance(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")), dict)
@@ -167,7 +167,7 @@ def _drop_torn() -> None:
 
 
 def _bring_up_to_date(before: Path, kept: Mapping[str, bytes]) -> None:
-    """What the workspace has committed counts, too, for the state that a failed retraining goes back to."""
+    """Apply the workspace's committed data files to the state that a failed retraining restores."""
     if before.is_dir():
         for path in {*data_files(), *_files_below(before)} - set(kept):
             if Path(path).is_file():
@@ -177,9 +177,10 @@ def _bring_up_to_date(before: Path, kept: Mapping[str, bytes]) -> None:
 
 
 def remember() -> None:
-    """Keep the data files as they are, to go back to, for a retraining that begins.
+    """Save the current data files when a retraining begins, so that `go_back` can restore them.
 
-    Where an earlier one did not come to its end, those before it stay kept; what it had fetched is put aside.
+    If an earlier retraining did not finish, the data files from before it stay saved, and `put_aside` commits what it
+    had fetched.
     """
     now = {path: Path(path).read_bytes() for path in data_files()}
     if not BEFORE.is_dir():
@@ -189,17 +190,17 @@ def remember() -> None:
 
 
 def began() -> float:
-    """When the retraining that goes on began, in seconds since 1970; the first time, where it was cut off."""
-    return min(path.stat().st_mtime for path in (BEFORE, *BEFORE.rglob("*")))  # some may have been brought up to date
+    """Return when the current retraining first began, before any interruption, in seconds since 1970."""
+    return min(path.stat().st_mtime for path in (BEFORE, *BEFORE.rglob("*")))  # some files may have been updated since
 
 
 def is_unfinished(workspace: Path) -> bool:
-    """Whether a retraining of this workspace has begun and did not come to its end."""
+    """Return whether a retraining of this workspace began and did not finish."""
     return (workspace / FOLDER / BEFORE).is_dir()
 
 
 def go_back() -> None:
-    """Put back the data files that were kept, if any were."""
+    """Restore the saved data files, if there are any."""
     if BEFORE.is_dir():
         for path in set(data_files()) - _files_below(BEFORE):
             remove(Path(path))
@@ -209,7 +210,7 @@ def go_back() -> None:
 
 
 def forget() -> None:
-    """Keep no earlier state of the data files."""
+    """Delete the saved data files."""
     _remove_whole(BEFORE)
 
 
@@ -229,7 +230,7 @@ def _save(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def _remove_whole(folder: Path) -> None:
-    """Remove a folder; cut off, it is whole or gone, and not a part of it."""
+    """Remove a folder atomically: after an interruption the folder is either complete or gone."""
     if folder.is_dir():
         place = folder.with_name(f".{folder.name}{PARTIAL}")
         remove(place)
@@ -238,27 +239,27 @@ def _remove_whole(folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = paths.WORK / f"{path.name}{PARTIAL}"  # not beside it: a source's folder holds raw files and nothing else
+    place = paths.WORK / f"{path.name}{PARTIAL}"  # not beside it: a source's folder may contain only raw files
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(content)
     place.replace(path)
 
 
 def data_files() -> list[str]:
-    """The `.dvc` files and `dvc.lock` of the current folder: what says which data there are."""
+    """Return the `.dvc` files and `dvc.lock` of the current folder, which define the data state."""
     listed = git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", "*.dvc", str(paths.DVC_LOCK))
     return sorted(path for path in set(filter(None, listed.split("\0"))) if Path(path).is_file())
 
 
 def data_state() -> str:
-    """A hash of the state of the data in the current folder."""
+    """Return a hash of the data state in the current folder."""
     return sha256_of(*map(Path, data_files()))
 
 
 def _blobs(commit: str) -> dict[str, str]:
-    """The hashes of the data files of a commit, by their paths; none where there is no such commit."""
+    """Map the paths of a commit's data files to their hashes; empty if the commit does not exist."""
     try:
         lines = git("ls-tree", "-r", "-z", commit).split("\0")
     except TemporaryError:
@@ -268,7 +269,7 @@ def _blobs(commit: str) -> dict[str, str]:
 
 
 def _configure_dvc(workspace: Path) -> None:
-    """Give the clone the cache, remotes and settings that the workspace has on this machine."""
+    """Configure the clone with the cache, remotes and settings that the workspace has on this machine."""
     from dvc.config import Config, merge
     from dvc.config import ConfigError as BadDvcConfig
 
@@ -277,13 +278,13 @@ def _configure_dvc(workspace: Path) -> None:
         there = Config(str(workspace / ".dvc"), validate=False)
         for level in ("repo", "local"):
             merge(theirs, there.load_one(level))
-        cache = there.read()["cache"].get("dir")  # which may be set for all of this machine
+        cache = there.read()["cache"].get("dir")  # may be set for the whole machine
     except BadDvcConfig as error:
         raise ConfigError(f"{workspace / '.dvc'}: DVC can't read its config there: {in_words(error)}") from None
     theirs.setdefault("cache", {})["dir"] = cache or str(workspace / ".dvc" / "cache")
     place = Path(".dvc/config.local")
     place.unlink(missing_ok=True)
-    place.touch(mode=0o600)  # it may hold the key to a remote
+    place.touch(mode=0o600)  # it may contain a remote's credentials
     with Config(".dvc", validate=False).edit("local") as mine:
         mine.update(theirs)
 
@@ -292,18 +293,18 @@ def _bring_excluded(workspace: Path, params: Mapping[str, Any]) -> None:
     for name in (params.get("ingest") or {}).get("exclude") or []:
         there = workspace / name
         if there.is_dir() and not Path(name).is_absolute():
-            if ".." in Path(name).parts:  # what must not be used would be used
+            if ".." in Path(name).parts:  # otherwise the excluded pictures would be used
                 raise ConfigError(f"params.yaml: ingest.exclude: {name} leads out of here; name its whole path")
             remove(Path(name))
             shutil.copytree(there, name)
 
 
 def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
-    """Params name a checkpoint that has to be there before anything else can be asked."""
+    """Bring the checkpoint that params name; every later check needs it."""
     name = str((params.get("finetune") or {}).get("checkpoint", ""))
     if not name or Path(name).exists():
         return
-    if Path(name).is_symlink():  # to where the workspace was before it was moved
+    if Path(name).is_symlink():  # points to where the workspace was before it was moved
         Path(name).unlink()
     if Path(f"{name}.dvc").is_file():
         words = [str(Path(sys.executable).with_name("dvc")), "pull", "--quiet", f"{name}.dvc"]
@@ -317,17 +318,17 @@ def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
 
 
 def commit(wanted: str, message: str) -> tuple[str, str | None]:
-    """Commit the data files and the params, on the workspace's commit, as a branch of the clone.
+    """Commit the data files and params on top of the workspace's commit, as a branch of the clone.
 
-    Neither what is checked out nor the index is touched.
+    This changes neither the working tree nor the index.
 
     Args:
-        wanted: the name of the branch, if it is free.
-        message: of the commit.
+        wanted: the branch name to use if it is free.
+        message: the commit message.
 
     Returns:
-        The commit, and its branch: a new one, or the one that a retraining which was cut off made of the same; None
-        where the workspace's own commit has all this already.
+        The commit and its branch. If an interrupted retraining already committed the same content, its branch is
+        reused. The branch is None if the workspace's own commit already has this content.
     """
     tree, base = _tree(), git("rev-parse", _NEW)
     if tree == git("rev-parse", f"{base}^{{tree}}"):
@@ -342,9 +343,9 @@ def commit(wanted: str, message: str) -> tuple[str, str | None]:
 
 
 def put_aside(message: str) -> tuple[str, str]:
-    """Commit the data files as they are under a ref of their own; gives both.
+    """Commit the current data files under a separate ref and return the ref and the commit.
 
-    `flows.steps.tidy` clears it where no version that is kept is tagged with that commit.
+    `flows.steps.tidy` deletes the ref if no kept version is tagged with the commit.
     """
     ref, commit = f"{ASIDE}{time.time_ns()}", git("commit-tree", _tree(), "-p", _NEW, "-m", message)
     git("update-ref", ref, commit)
@@ -352,7 +353,7 @@ def put_aside(message: str) -> tuple[str, str]:
 
 
 def _tree() -> str:
-    """The workspace's commit with the data files and params as they are here, as a tree of git."""
+    """Return a git tree of the workspace's commit with the clone's current data files and params."""
     index = {"GIT_INDEX_FILE": str(Path(".git/retrain-index").absolute())}
     try:
         git("read-tree", _NEW, environment=index)
@@ -363,14 +364,14 @@ def _tree() -> str:
 
 
 def _free_branch(wanted: str) -> str:
-    """The name of a branch that neither the clone nor the workspace has, `wanted` if possible."""
+    """Return a branch name that neither the clone nor the workspace has; `wanted` if possible."""
     taken = {*refs(f"{BRANCHES}{wanted}*"), *_theirs(f"{BRANCHES}{wanted}*")}
     names = [wanted, *(f"{wanted}.{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if BRANCHES + name not in taken)
 
 
 def refs(pattern: str) -> dict[str, str]:
-    """The clone's refs below a pattern, the newest first, each with its commit."""
+    """Map the clone's refs that match a pattern to their commits, newest first."""
     lines = git("for-each-ref", "--sort=-creatordate", "--format=%(refname) %(objectname)", pattern).splitlines()
     return {name: commit for name, _, commit in (line.partition(" ") for line in lines)}
 
@@ -381,12 +382,12 @@ def _theirs(pattern: str) -> dict[str, str]:
 
 
 def publish(branch: str) -> None:
-    """Give the workspace's repository a branch of the clone."""
+    """Push a branch of the clone to the workspace's repository."""
     git("push", "--quiet", "origin", f"{BRANCHES}{branch}:{BRANCHES}{branch}")
 
 
 def withdraw(ref: str, of: str) -> None:
-    """Delete the workspace's branch of that name, if it still is at that commit and nobody has it checked out."""
+    """Delete a branch of the workspace if it still points to commit `of` and is not checked out."""
     if _theirs(ref).get(ref) == of:
         with suppress(TemporaryError):
             git("push", "--quiet", f"--force-with-lease={ref}:{of}", "origin", f":{ref}")
@@ -398,8 +399,8 @@ def forget_ref(ref: str) -> None:
 
 
 def commits_of_data(workspace: Path) -> list[str]:
-    """The commits of the workspace, on whatever branch, tag, stash or reflog, that change its data files."""
-    # `--full-history`: both sides of a merge that took one of them.
+    """Return the workspace's commits, from any branch, tag, stash or reflog, that change its data files."""
+    # `--full-history` lists both sides of a merge that kept only one of them.
     names = ("*.dvc", f"*{paths.DVC_LOCK}", "*dvc.yaml", str(paths.PARAMS))
     words = ("rev-list", "--all", "--reflog", "--full-history", "--", *names)
     return git(*words, folder=workspace).split()

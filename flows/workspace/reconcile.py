@@ -1,7 +1,7 @@
-"""What a crash left on Prefect's pages and in the workspace, put in order at the next start, and said.
+"""Clean up after a crash, in Prefect's UI and in the workspace, at the next start, and report each step.
 
-Each flow run leaves a slip with its process in .work/runs while it works. A slip whose process is gone tells of a run
-that died: on Prefect's pages it would be `Running` for ever.
+Each flow run keeps a slip that names its process in .work/runs while it runs. A slip whose process is gone marks a
+dead run, which Prefect's UI would show as `Running` forever.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Tell = Callable[[str], None]
 
 @contextmanager
 def slip(folder: Path) -> Iterator[None]:
-    """Have a slip for the flow run that goes on, in a workspace."""
+    """Keep a slip for the current flow run in a workspace."""
     place = folder / RUNS / f"{runtime.flow_run.id}.json"
     write_json(
         place,
@@ -54,13 +54,13 @@ def slip(folder: Path) -> Iterator[None]:
 
 
 def dead_runs(folder: Path, tell: Tell) -> list[str]:
-    """Close the flow runs of a workspace whose process died; gives their names."""
+    """Close a workspace's flow runs whose process died and return their names."""
     found = []
     with get_client(sync_client=True) as client:
         for place in sorted((folder / RUNS).glob("*.json")):
             try:
                 written = read_json(place)
-            except ValueError:  # cut off by a full disk
+            except ValueError:  # truncated by a full disk
                 written = {"name": place.stem, "process": ""}
             if not process_identity.is_alive(written["process"]):
                 _close(client, UUID(place.stem), tell)
@@ -70,7 +70,10 @@ def dead_runs(folder: Path, tell: Tell) -> list[str]:
 
 
 def runs_of_deployments(names: list[str], tell: Tell) -> None:
-    """Close what Prefect holds for begun of deployments that nothing runs now: they are only run by who asks."""
+    """Close the unfinished runs of these deployments.
+
+    Only the caller runs these deployments, so no process runs them now.
+    """
     with get_client(sync_client=True) as client:
         for name in names:
             try:
@@ -87,7 +90,7 @@ def runs_of_deployments(names: list[str], tell: Tell) -> None:
 def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
     try:
         run = client.read_flow_run(run_id)
-    except ObjectNotFound:  # another server's
+    except ObjectNotFound:  # the run belongs to another server
         return
     state = run.state
     if state is None or state.type not in _BEGUN:
@@ -103,7 +106,7 @@ def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
 
 
 def missed_runs(tell: Tell) -> None:
-    """Cancel the other runs of this run's deployment that should have begun by now: this one does for all of them."""
+    """Cancel other overdue runs of this run's deployment, because this run covers all of them."""
     deployment = runtime.deployment.id
     if deployment is None:
         return
@@ -123,9 +126,9 @@ def missed_runs(tell: Tell) -> None:
 
 
 def dead_lock(tell: Tell) -> None:
-    """Remove DVC's list of who is at work in the current folder, where nobody is.
+    """Remove DVC's lock file in the current folder if no process holds it.
 
-    DVC tells whoever wrote there by the process id alone, which is another's after the machine has started again.
+    DVC identifies the holders by process id alone, and after a reboot another process may have that id.
     """
     try:
         written, listed = _AT_WORK.stat().st_mtime, read_json(_AT_WORK)
@@ -133,7 +136,7 @@ def dead_lock(tell: Tell) -> None:
         pids = {int(one["pid"]) for one in [*listed["write"].values(), *readers]}
     except FileNotFoundError:
         return
-    except (ValueError, TypeError, AttributeError, KeyError):  # it was killed in writing it
+    except (ValueError, TypeError, AttributeError, KeyError):  # DVC was killed while writing the file
         pids = set()
     else:
         if not pids:
@@ -144,7 +147,7 @@ def dead_lock(tell: Tell) -> None:
 
 
 def half_written(tell: Tell) -> None:
-    """Remove what stages that were killed had begun to write in the current folder."""
+    """Remove the partial outputs of killed stages in the current folder."""
     for place in _PLACES:
         for left in place.glob(f".*{PARTIAL}"):
             remove(left)
