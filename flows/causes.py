@@ -1,4 +1,4 @@
-"""Why stages are stale (data, params, code), and whether that is a reason to retrain (`retrain.on_code_change`)."""
+"""Find why stages are stale (data, params, code) and whether to retrain for that (`retrain.on_code_change`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from dvc.stage import Stage
 
-Cause = Literal["data", "params", "code", "outputs"]  # outputs: they are missing, or the stage never ran
-CODE = "pipeline"  # the folder of the code that decides results
+Cause = Literal["data", "params", "code", "outputs"]  # outputs: outputs are missing, or the stage never ran
+CODE = "pipeline"  # the folder with the code that affects results
 _RETRAINS: dict[str, set[str]] = {
     "all": {"data", "outputs", "params", "code"},
     "params": {"data", "outputs", "params"},
@@ -19,7 +19,7 @@ _RETRAINS: dict[str, set[str]] = {
 
 
 def of_stage(stage: Stage) -> list[Cause]:
-    """Return why a stage is stale; empty if it is up to date. Upstream stages that are stale do not count."""
+    """Return why a stage is stale; empty if it is up to date. Stale upstream stages do not count."""
     from dvc.dependency import ParamsDependency
 
     if not stage.changed():
@@ -42,7 +42,7 @@ def of_stage(stage: Stage) -> list[Cause]:
 
 
 def no_reason(stale: Mapping[str, Sequence[str]], on_code_change: str) -> str | None:
-    """Return why stale stages are no reason to retrain, in one line; None if they are one.
+    """Return in one line why stale stages do not require a retraining, or None if they do.
 
     Args:
         stale: the causes of each stale stage.

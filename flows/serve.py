@@ -1,10 +1,10 @@
-"""The schedule: retraining by the clock and by event, on this machine, one at a time.
+"""Retrain on a schedule and on events, on this machine, one run at a time.
 
     python -m flows.serve --cron "0 3 * * 1"
 
-Starts Prefect's own server (SQLite, on 127.0.0.1), unless PREFECT_API_URL or Prefect's profile names one that runs. The
-runs that it starts are ended, and shown as cancelled, when it is asked to end. `prefect.yaml` has the same deployments
-for a work pool.
+This command starts a local Prefect server (SQLite, on 127.0.0.1), unless PREFECT_API_URL or the Prefect profile names
+a running one. When you stop the command, it ends its runs and Prefect shows them as cancelled. `prefect.yaml` defines
+the same deployments for a work pool.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 SCHEDULED, BY_HAND = "scheduled", "by-hand"  # the deployments retrain/scheduled and train/by-hand
 TAG = "image-captioning"
-_WORKSPACE = "workspace:"  # begins the tag that says whose a deployment is
+_WORKSPACE = "workspace:"  # prefix of the tag that names a deployment's workspace
 CHANGED = "image-captioning.data.changed"  # the event that starts a retraining
 _LOCK = paths.WORK / "locks" / "scheduler.lock"
 _LOG = paths.WORK / "prefect-server.log"
-_START_SECONDS = 120.0  # of the server, the first time and on a busy machine
+_START_SECONDS = 120.0  # enough for the server's first start on a busy machine
 _END_SECONDS = 120.0
 _AGAIN_SECONDS = 5.0
-_NO_SERVER = ("Failed to reach API", "Found incompatible versions")  # begin what Prefect says then
-_INTERRUPTED = 130  # what shells give for SIGINT
+_NO_SERVER = ("Failed to reach API", "Found incompatible versions")  # prefixes of Prefect's error messages
+_INTERRUPTED = 130  # the exit code that shells use for SIGINT
 
 
 def main() -> int:
-    """Run the schedule until it is asked to end; returns the exit code."""
+    """Run the schedule until it is stopped and return the exit code."""
     args = _arguments()
     try:
         if not paths.PARAMS.is_file():
@@ -61,7 +61,7 @@ def main() -> int:
         with _alone(), _server(args.port) as server, _in_one_line(server):
             _run(clock, server)
         _say("ended")
-    except KeyboardInterrupt:  # before the schedule runs, which ends in order by itself
+    except KeyboardInterrupt:  # only before the schedule runs; the schedule handles the signal itself
         return _INTERRUPTED
     except PipelineError as error:
         print(f"serve: {error}", file=sys.stderr)
@@ -82,10 +82,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _clock(cron: str, timezone: str) -> CronSchedule:
-    """When retraining is due.
+    """Return the schedule of retraining.
 
     Raises:
-        ConfigError: that makes no sense.
+        ConfigError: the cron expression or the time zone is invalid.
     """
     from prefect.server.schemas.schedules import CronSchedule
 
@@ -98,10 +98,10 @@ def _clock(cron: str, timezone: str) -> CronSchedule:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Keep a second scheduler out of this workspace.
+    """Prevent a second scheduler in this workspace.
 
     Raises:
-        TemporaryError: there is one.
+        TemporaryError: another scheduler already runs.
     """
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(_LOCK)
@@ -116,37 +116,40 @@ def _alone() -> Iterator[None]:
 
 
 class _Server:
-    """A Prefect server; our own is started again where it dies."""
+    """A Prefect server, either our own or an external one. Our own server is restarted if it dies."""
 
     def __init__(self, address: str, port: int | None) -> None:
-        """`port`: of our own; None for one that others run."""
+        """Create a handle for a server; `port` is the port of our own server, None for an external one."""
         self.address = address
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def is_own(self) -> bool:
-        """Whether it is our own, whose database is this machine's."""
+        """Return whether this is our own server, which uses this machine's database."""
         return self._port is not None
 
     @property
     def environment(self) -> str:
-        """What goes before a command for it in a shell; our own is gone by then, and its database is the default."""
+        """Return the prefix for a shell command that uses this server.
+
+        The prefix is empty for our own server: it has stopped by then, and Prefect uses its database by default.
+        """
         return f"PREFECT_API_URL={self.address} " if self._port is None else ""
 
     def answers(self) -> bool:
-        """Whether it is there."""
+        """Return whether the server responds."""
         try:
             with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:  # noqa: S310
                 return bool(answer.status == 200)
-        except (OSError, ValueError, http.client.HTTPException):  # the last two: no address, no HTTP
+        except (OSError, ValueError, http.client.HTTPException):  # the last two: invalid address, no HTTP response
             return False
 
     def start(self) -> None:
-        """Start it, if it is our own, and wait until it answers.
+        """Start the server if it is our own, and wait until it responds.
 
         Raises:
-            TemporaryError: it does not.
+            TemporaryError: the server does not respond.
         """
         if self._port is not None:
             with _LOG.open("ab" if self._process else "wb") as file:
@@ -167,11 +170,11 @@ class _Server:
             time.sleep(0.2)
 
     def has_died(self) -> bool:
-        """Whether our own was started and is gone."""
+        """Return whether our own server was started and has exited."""
         return self._process is not None and self._process.poll() is not None
 
     def end(self) -> None:
-        """End our own."""
+        """Stop our own server."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -183,7 +186,7 @@ class _Server:
 
 @contextlib.contextmanager
 def _server(port: int) -> Iterator[_Server]:
-    """The server that is configured or runs at the port; else one of our own, while the block lasts."""
+    """Yield the configured server or the one that runs at the port, else a temporary server of our own."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     configured = PREFECT_API_URL.value()
@@ -202,16 +205,16 @@ def _server(port: int) -> Iterator[_Server]:
 
 @contextlib.contextmanager
 def _in_one_line(server: _Server) -> Iterator[None]:
-    """Have what the server refuses, or a connection that fails, told in one line.
+    """Report rejected requests and connection failures in one line.
 
     Raises:
-        TemporaryError: that happened.
+        TemporaryError: the server rejected a request, or the connection failed.
     """
     import httpx
 
     try:
         yield
-    except (httpx.HTTPError, RuntimeError) as error:  # Prefect's own PrefectHTTPStatusError is one of the first
+    except (httpx.HTTPError, RuntimeError) as error:  # includes Prefect's PrefectHTTPStatusError
         if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip("/")
@@ -222,11 +225,11 @@ def _in_one_line(server: _Server) -> Iterator[None]:
 
 
 def _run(clock: CronSchedule, server: _Server) -> None:
-    """Reconcile what a crash left, then run what is due until this is asked to end."""
+    """Clean up after a crash, then start due runs until the schedule is stopped."""
     from flows.workspace import reconcile
 
     _refuse_anothers(server)
-    os.environ[OWNER] = process_identity.identity()  # what this starts ends when this does
+    os.environ[OWNER] = process_identity.identity()  # processes started from here end with this one
     reconcile.dead_runs(Path(), _say)
     reconcile.runs_of_deployments([f"retrain/{SCHEDULED}", f"train/{BY_HAND}"], _say)
     with _recorded(clock, server):
@@ -256,10 +259,10 @@ def _workspace_tag() -> str:
 
 
 def _refuse_anothers(server: _Server) -> None:
-    """Keep out of a server on which another workspace is served: each would run and close the other's runs.
+    """Refuse a server that serves another workspace: each scheduler would run and close the other's runs.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: the server serves another workspace.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -269,10 +272,10 @@ def _refuse_anothers(server: _Server) -> None:
             tags = client.read_deployment_by_name(f"retrain/{SCHEDULED}").tags
         except ObjectNotFound:
             return
-    for tag in tags:  # an older version's, and those of `prefect.yaml`, name no workspace
+    for tag in tags:  # tags from older versions and `prefect.yaml` name no workspace
         host, _, place = tag.removeprefix(_WORKSPACE).partition(":")
         if tag.startswith(_WORKSPACE) and tag != _workspace_tag() and _is_served(server, host, Path(place)):
-            # Servers of our own with other ports have the same database, that of PREFECT_HOME.
+            # Our own servers share the database in PREFECT_HOME, even on different ports.
             raise ConfigError(
                 f"{server.address}: serves the workspace {host}:{place}; give this one a server of its own (another"
                 f" --port and another PREFECT_HOME), or end flows.serve there and run: {server.environment}prefect"
@@ -281,7 +284,7 @@ def _refuse_anothers(server: _Server) -> None:
 
 
 def _is_served(server: _Server, host: str, place: Path) -> bool:
-    """Whether a `flows.serve` runs in a workspace; of other machines nobody knows."""
+    """Return whether `flows.serve` runs in a workspace; assume so on other machines, which can't be checked."""
     if not server.is_own and host != socket.gethostname():
         return True
     if not (place / _LOCK).is_file():  # the workspace is gone
@@ -302,7 +305,7 @@ async def _schedule(clock: CronSchedule, server: _Server) -> None:
         await _start_now()
     while True:
         work = asyncio.create_task(runner.start())
-        await asyncio.sleep(0)  # it sets a signal handler of its own, with which it ends neither itself nor a run
+        await asyncio.sleep(0)  # let the runner set its signal handler, which stops neither itself nor a run
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         while not stop.is_set() and not work.done():
@@ -325,7 +328,7 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 
 async def _runner(clock: CronSchedule) -> Runner:
-    """What starts the runs that are due, one at a time."""
+    """Return the runner that starts due runs, one at a time."""
     from prefect.events import DeploymentEventTrigger
     from prefect.runner import Runner
     from prefect.schedules import Cron
@@ -359,25 +362,25 @@ async def _start_now() -> None:
 
 
 async def _end(runner: Runner, work: asyncio.Task[None], server: _Server) -> None:
-    """End the run that goes on, with all its processes, and then the runner."""
+    """Stop the current run with all its processes, then the runner."""
     _say("ends; a run that goes on is cancelled, and goes on where it was next time")
     try:
         if await asyncio.to_thread(server.answers):
             await asyncio.wait_for(runner.astop(), _END_SECONDS)
-        else:  # whom the runner asks what there is to end
+        else:  # the runner would ask the server which runs to stop
             _say(f"{server.address} does not answer; the next start will put in order what it shows")
             await asyncio.to_thread(_end_runs)
             work.cancel()
         await asyncio.wait({work}, timeout=_END_SECONDS)
     except Exception as error:
         _say(f"not all was put in order, the next start will: {type(error).__name__}: {error}")
-    for run in multiprocessing.active_children():  # this process could not end before it
+    for run in multiprocessing.active_children():  # this process can't exit before its children
         run.kill()
         run.join(_AGAIN_SECONDS)
 
 
 def _end_runs() -> None:
-    """End the runs that go on; once their stages have ended they wait for nothing but the server."""
+    """Terminate the current runs and kill them after their stages end, as they then wait only for the server."""
     runs = multiprocessing.active_children()
     for run in runs:
         run.terminate()

@@ -1,7 +1,7 @@
-"""A DVC repository in-process; DVC's failures as ours.
+"""Use a DVC repository in-process and translate DVC's exceptions to the pipeline's.
 
-DVC is not thread-safe, and what it does can't be interrupted from outside; so this is used by small commands of their
-own (`flows.steps.commit_raw` and the like), never by the flow itself.
+DVC is not thread-safe, and its operations can't be interrupted from outside. Therefore only small separate commands
+(such as `flows.steps.commit_raw`) use this module, never the flow itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(folder: Path = Path()) -> Iterator[Repo]:
-    """The repository in a folder.
+    """Yield the repository in a folder.
 
     Raises:
-        TemporaryError: another DVC is at work in it, or what lies elsewhere can't be had.
-        DataError: DVC can't do with its files what it was asked to.
+        TemporaryError: another DVC process holds the lock, or a download or upload failed.
+        DataError: another DVC operation failed.
     """
     from dvc.exceptions import DownloadError, DvcException, UploadError
     from dvc.lock import LockError
@@ -40,14 +40,14 @@ def opened(folder: Path = Path()) -> Iterator[Repo]:
 
 
 def used_stages(repo: Repo) -> list[Stage]:
-    """The stages of `dvc.yaml` and the `.dvc` files that they depend on, in the order in which `dvc repro` goes."""
+    """Return the stages of `dvc.yaml` and the `.dvc` files that they depend on, in the order of `dvc repro`."""
     from dvc.repo.reproduce import plan_repro
 
     return list(plan_repro(repo.index.graph, [stage for stage in repo.index.stages if stage.cmd]))
 
 
 def in_words(error: BaseException) -> str:
-    """What DVC says, down to the cause."""
+    """Return DVC's error message, including the messages of its causes."""
     words = []
     while error is not None:
         if (said := str(error)) and said not in words:

@@ -1,4 +1,4 @@
-"""The sources of `ingest.sources` in the clone: where each comes from, and whether it has changed there."""
+"""The sources in `ingest.sources` of the clone: their origins, and whether they have changed there."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from pipeline.runtime.atomic_files import remove
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-_QUIET_SECONDS = 5.0  # a folder in which nothing was written for so long is whole
+_QUIET_SECONDS = 5.0  # a folder without writes for this long is complete
 _PATIENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A file or folder that `dvc import-url` (or `dvc import`) brought; `addressing` is the path of its `.dvc` file."""
+    """A file or folder imported with `dvc import-url` or `dvc import`; `addressing` is the path of its `.dvc` file."""
 
     name: str
     addressing: str
     stage: Any
 
     def has_changed(self) -> bool:
-        """Whether it is another one where it comes from; nothing is downloaded.
+        """Return whether the source has changed at its origin, without downloading it.
 
         Raises:
-            TemporaryError: it is not there, or can't be reached.
+            TemporaryError: the origin does not exist or is unreachable.
         """
         from dvc.exceptions import DvcException
 
@@ -47,7 +47,7 @@ class Imported:
                 status = there.status()
         except (DvcException, TemporaryError):
             raise
-        except Exception as error:  # each kind of storage has exceptions of its own
+        except Exception as error:  # each storage backend raises its own exceptions
             raise TemporaryError(
                 f"{self.addressing}: {there.def_path} can't be asked ({type(error).__name__}: {error})"
             ) from None
@@ -59,14 +59,14 @@ class Imported:
         return bool(status)
 
     def fetch(self, repo: Repo) -> None:
-        """Bring it as it is now.
+        """Fetch the current version.
 
         Raises:
-            TemporaryError: it can't be had whole.
+            TemporaryError: the source can't be fetched completely.
         """
         try:
             repo.update([self.addressing])
-        except Exception as error:  # each kind of storage has exceptions of its own
+        except Exception as error:  # each storage backend raises its own exceptions
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise TemporaryError(
@@ -76,7 +76,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Local:
-    """A folder of the workspace, which people change where it lies."""
+    """A folder in the workspace that people edit in place."""
 
     name: str
     folder: Path
@@ -84,10 +84,10 @@ class Local:
     stage: Any | None
 
     def has_changed(self) -> bool:
-        """Whether its content is another one than that of the clone.
+        """Return whether the folder's content differs from the clone's version.
 
         Raises:
-            TemporaryError: a file of it vanished meanwhile.
+            TemporaryError: a file in the folder disappeared during the check.
         """
         from dvc.dependency import loads_from
 
@@ -98,10 +98,10 @@ class Local:
             return bool(there.get_hash() != self.stage.outs[0].hash_info)
 
     def fetch(self, repo: Repo) -> None:
-        """Bring it as it is now, once nobody has written into it for some seconds.
+        """Fetch the current version after a few seconds without writes to the folder.
 
         Raises:
-            TemporaryError: somebody goes on writing into it, or a file of it vanished meanwhile.
+            TemporaryError: writes to the folder do not stop, or a file in it disappeared during the fetch.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (wait := _newest(self.folder) + _QUIET_SECONDS - time.time()) > 0:
@@ -119,10 +119,10 @@ Source = Imported | Local
 
 
 def sources(repo: Repo, params: Params, workspace: Path) -> Iterator[Source]:
-    """What the sources in use come from; one may have several files, each with a `.dvc` file.
+    """Yield the origins of the configured sources; a source may have several files, each with its own `.dvc` file.
 
     Raises:
-        DataError: a source is neither tracked by DVC, nor in git, nor a folder of the workspace.
+        DataError: a source is neither tracked by DVC or git nor a folder in the workspace.
     """
     for name in params.ingest.sources:
         place = Path(repo.root_dir) / paths.RAW / name
@@ -133,7 +133,7 @@ def sources(repo: Repo, params: Params, workspace: Path) -> Iterator[Source]:
         if imported:
             continue
         folder = workspace / paths.RAW / name
-        # What lies there and neither DVC nor git knows, is a fetch that was cut off.
+        # Files in the clone that neither DVC nor git tracks are left from an interrupted fetch.
         committed = not brought and bool(git("ls-files", "--", str(paths.RAW / name)))
         if folder.is_dir() and not committed:
             yield Local(name, folder, f"{paths.RAW / name}.dvc", brought[0] if brought else None)
@@ -142,9 +142,9 @@ def sources(repo: Repo, params: Params, workspace: Path) -> Iterator[Source]:
 
 
 def _newest(folder: Path) -> float:
-    """When something in a folder was last written, in seconds; what vanishes meanwhile does not count."""
+    """Return when a folder was last written to, in seconds since 1970; ignore files that disappear during the scan."""
     newest = folder.stat().st_mtime
-    for parent, folders, files in os.walk(folder):  # rglob fails where a folder vanishes
+    for parent, folders, files in os.walk(folder):  # rglob fails if a folder disappears
         for name in (*folders, *files):
             with suppress(FileNotFoundError):
                 newest = max(newest, Path(parent, name).stat().st_mtime)
@@ -153,10 +153,10 @@ def _newest(folder: Path) -> float:
 
 @contextmanager
 def _whole(place: Path | str) -> Iterator[None]:
-    """Have it told in one line that a file was gone when DVC came to read it.
+    """Report in one line that a file disappeared before DVC read it.
 
     Raises:
-        TemporaryError: one was.
+        TemporaryError: a file disappeared.
     """
     try:
         yield
