@@ -55,7 +55,7 @@ def run_stages(params: Params) -> dict[str, stages.Outcome]:
 
 
 def show_status(params: Params) -> dict[str, Any]:
-    """Show the model's status in MLflow beside the champion, and return it.
+    """Show the model's status in MLflow next to the champion's, and return it.
 
     Raises:
         StageError: it failed, after retries if its failure was transient.
