@@ -1,10 +1,10 @@
-"""The retraining flow: look, fetch, the five stages, promote, publish, tidy; in a clone of its own.
+"""The retraining flow: check for updates, fetch, run the five stages, promote, publish and tidy, in its own clone.
 
-    python -m flows.retrain
+    image-captioning retrain
 
-What is committed in this workspace is what it works with. Where no source has changed since the last time, and nothing
-else is left to do, it ends within seconds as "nothing new". Data that no stage can do with (exit code 65) are put back
-to what was there before: yesterday's data, model and champion stay in place.
+The flow uses what is committed in this workspace. If no source has changed since the last retraining and nothing else
+is left to do, the run ends within seconds as "nothing new". If a stage rejects the data (exit code 65), the flow
+restores the previous data; the previous model and champion stay in place.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from pipeline.config.sections.finetune import REGISTERED
 from pipeline.evaluation.gate import check_metric
 from pipeline.runtime.atomic_files import swapped_in, write_json
 
-_ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the state's name, by the decision
+_ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the final state's name for each decision
 _NOTHING = "Nothing new"
-_WAIT_MINUTES = 60.0  # for the clone, where it has no params yet
+_WAIT_MINUTES = 60.0  # for the clone, if it has no params yet
 
 
 @flow(name="retrain", description="Looks for new data; fetches, trains, and promotes what is better than the champion.")
 def retrain() -> State | None:
-    """Retrain where there is something new; gives the state of its end, with one line of words."""
+    """Retrain if there is something new. Return the final state, with a one-line message."""
     return running.in_words(_retrain)
 
 
@@ -79,7 +79,7 @@ def _webhook() -> str | None:
 def _wait_minutes() -> float:
     try:
         return load().flow.wait_minutes
-    except ConfigError:  # the clone is new, or what was committed last time was no good
+    except ConfigError:  # the clone is new, or the params committed last time are invalid
         return _WAIT_MINUTES
 
 
@@ -91,7 +91,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
         params = _start_from(_last_start())
     found = tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
     if not found["changed"] and not found["stale"] and found["ended"]:
-        clone.forget()  # the last run may have been killed after it had recorded its end
+        clone.forget()  # the last run may have been killed after it recorded its end
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
     if (
         not found["changed"]
@@ -119,7 +119,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
             return Completed(name=_NOTHING, message="nothing new: the stages made what they had made before")
         register(params)
     status = show_status(params)
-    # Before the version can become champion: from here on its data are kept, wherever the run is killed.
+    # Before the version can become champion: from here on its data are kept even if the run is killed.
     since = ("--since", str(clone.began()))
     aside, commit = clone.put_aside("registered, and not yet published")
     _note(params, commit, "none", since)
@@ -153,14 +153,14 @@ def _note(params: Params, commit: str, branch: str, since: tuple[str, str]) -> N
 
 
 def _end() -> None:
-    """Note that a retraining came to its end with the data as they are."""
+    """Record that a retraining finished with the current data."""
     with swapped_in(DONE) as (place,):
         write_json(place, clone.data_state())
     clone.forget()
 
 
 def _undo(params: Params, where: tuple[str, str]) -> None:
-    """Put back what was there before the fetch; where that fails, what failed before stays the run's message."""
+    """Restore the data of before the fetch. If that fails, the first failure stays the run's message."""
     try:
         tasks.step(params, "undo", "flows.steps.fetch", "--undo", *where, ours=True)
         _tidy(params, where)
@@ -176,7 +176,7 @@ def _tidy(params: Params, where: tuple[str, str]) -> None:
 
 
 def _last_start() -> str | None:
-    """The registered version that the last training started from, as `dvc.lock` has it, if it was one."""
+    """Return the registered version that the last training started from, as in `dvc.lock`; None if it was not one."""
     if not paths.DVC_LOCK.is_file():
         return None
     stage = YAML(typ="safe", pure=True).load(paths.DVC_LOCK.read_text(encoding="utf-8"))["stages"].get("finetune", {})
@@ -186,7 +186,7 @@ def _last_start() -> str | None:
 
 
 def _start_from(checkpoint: str | None) -> Params:
-    """Have the clone's params name a checkpoint to start from, if one is given; gives the params."""
+    """Set `finetune.checkpoint` in the clone's params, if a checkpoint is given. Return the params."""
     if checkpoint:
         yaml = YAML()
         yaml.preserve_quotes = True
@@ -199,7 +199,7 @@ def _start_from(checkpoint: str | None) -> Params:
 
 
 def _headline(promoted: Mapping[str, Any]) -> str:
-    """What was decided, without the reasons."""
+    """Return the decision in one line, without the reasons."""
     model, challenger, champion = promoted["model"], promoted["challenger"], promoted["champion"]
     if promoted["decision"] == "kept":
         stays = f"version {champion} stays" if champion else "there is no champion"
@@ -209,7 +209,7 @@ def _headline(promoted: Mapping[str, Any]) -> str:
 
 
 def _page(reasons: str, promoted: Mapping[str, Any], published: Mapping[str, str], changed: Sequence[str]) -> str:
-    """What was done and why, in Markdown."""
+    """Return a summary of the retraining and the reasons for the decision, in Markdown."""
     champion = promoted["metrics"].get("champion") or {}
     lines = ["| figure | challenger | champion | change |", "|---|---:|---:|---:|"]
     for name, value in promoted["metrics"].get("challenger", {}).items():

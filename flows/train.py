@@ -1,9 +1,9 @@
-"""The training flow: the five stages as Prefect tasks, in this workspace, with the same result as `dvc repro`.
+"""The training flow: run the five stages as Prefect tasks in this workspace, with the same result as `dvc repro`.
 
-    python -m flows.train
+    image-captioning train
 
-A stage that was killed, ran out of memory or said that its failure is temporary is tried again, after longer and
-longer waits; bad data (65) and bad configuration (78) fail at once, with the stage's own words.
+Crashes, out-of-memory kills and transient errors (exit code 75) are retried with exponential backoff. Bad data (65) and
+bad configuration (78) fail at once, with the stage's own message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.config.params import Params, load
 
 @flow(name="train", description="Brings every stage up to date in this workspace, as `dvc repro` does.")
 def train() -> State | None:
-    """Bring all stages up to date, one after the other; gives the state of a run that failed."""
+    """Bring all stages up to date, one after the other. Return the state of a failed run, None on success."""
     return running.in_words(_train)
 
 
@@ -55,7 +55,7 @@ def run_stages(params: Params) -> dict[str, stages.Outcome]:
 
 
 def show_status(params: Params) -> dict[str, Any]:
-    """Show the model's status in MLflow beside the champion, and return it.
+    """Show the model's status in MLflow next to the champion's, and return it.
 
     Raises:
         StageError: it failed, after retries if its failure was transient.

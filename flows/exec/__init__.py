@@ -1,1 +1,1 @@
-"""Running stages and commands as Prefect tasks."""
+"""Run stages and commands as Prefect tasks."""

@@ -1,4 +1,4 @@
-"""What a person can browse of a run on Prefect's pages: accounts, figures, progress, links. Knows numbers only."""
+"""Prefect artifacts of a run: counts, metrics, progress and links. They contain no images or captions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _MLFLOW_HERE = "http://127.0.0.1:5000"  # where `make ui` shows the runs of this
 
 
 class Progress:
-    """Shows progress bars as progress artifacts of the task that runs."""
+    """Show progress bars as progress artifacts of the running task."""
 
     def __init__(self) -> None:
         self._ids: dict[str, Any] = {}
         self._shown: dict[str, int] = {}
 
     def __call__(self, name: str, percent: int, line: str) -> None:
-        """Show how far a bar is."""
+        """Show the progress of a bar."""
         if self._shown.get(name) != percent:
             self._shown[name] = percent
             _attempt(lambda: self._show(name, percent, line))
@@ -43,7 +43,7 @@ class Progress:
 
 
 def of_stage(stage: str) -> None:
-    """Show what a stage has told of its work, for the stages that give an account of it."""
+    """Show the report of a stage, if the stage writes one with counts."""
     if stage == "ingest":
         for report in sorted(paths.INGEST_REPORTS.glob("*.json")):
             account(f"ingest {report.stem}", report)
@@ -64,10 +64,10 @@ def account(name: str, report: Path) -> None:
 
 
 def figures(standing: Mapping[str, Any]) -> None:
-    """Show a model's test figures beside the champion's, and the link to its run.
+    """Show a model's test scores next to the champion's, and a link to its MLflow run.
 
     Args:
-        standing: as `python -m pipeline.tracking.model_status` writes it.
+        standing: the result of `pipeline.tracking.model_status`.
     """
     champion = standing["champion"]
     beside = champion["metrics"] if champion else {}
@@ -97,7 +97,7 @@ def figures(standing: Mapping[str, Any]) -> None:
 
 
 def words(name: str, markdown: str, description: str) -> None:
-    """Show a text."""
+    """Show a Markdown text."""
     _attempt(lambda: create_markdown_artifact(markdown, key=_key(name), description=description))
 
 
@@ -110,12 +110,12 @@ def _leaves(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _key(*names: str) -> str:
-    """A key as Prefect takes them: lower-case letters, digits and dashes."""
+    """Return a valid Prefect artifact key: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-")
 
 
 def _attempt(show: Callable[[], object]) -> None:
-    """Show something; where Prefect can't be reached, work is worth more than a picture of it."""
+    """Show an artifact. A failure is only logged: an unreachable Prefect server must not stop the work."""
     try:
         show()
     except Exception as error:

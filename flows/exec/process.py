@@ -1,4 +1,4 @@
-"""A command in a process group of its own: its output line by line, a limit of time, and no process left behind."""
+"""Run a command in its own process group: stream its output by line, enforce a timeout, leave no process behind."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_TERMINATE_SECONDS = 65  # a training writes a state first
+_TERMINATE_SECONDS = 65  # a training saves its state first
 _POLL_SECONDS = 0.1
 
 
 class TooLongError(Exception):
-    """A command took longer than it may; it and all that it started were ended."""
+    """A command exceeded its timeout; its whole process group was terminated."""
 
 
 def run(
@@ -24,18 +24,18 @@ def run(
     environment: Mapping[str, str],
     seconds: float,
 ) -> int:
-    """Run a command in the current folder; gives its exit code, negative for the signal that killed it.
+    """Run a command in the current folder. Return its exit code, or the negative number of the signal that killed it.
 
-    Whatever ends this (an interruption, a cancelled flow) ends the command and all that it started.
+    If this call is interrupted (Ctrl-C, a cancelled flow), the command and all processes it started are terminated.
 
     Args:
-        command: and its arguments.
-        tell: is given each line of output as it comes.
-        environment: changes to this process's own.
-        seconds: that it may take.
+        command: the command and its arguments.
+        tell: receives each line of output as it is written.
+        environment: variables to add to this process's environment.
+        seconds: the timeout.
 
     Raises:
-        TooLongError: it took longer.
+        TooLongError: the command exceeded the timeout.
     """
     process = subprocess.Popen(
         [str(word) for word in command],
@@ -53,7 +53,7 @@ def run(
         too_long.set()
         _end(process)
 
-    # Not Prefect's own limit: that waits until the child says something.
+    # Not Prefect's timeout: it takes effect only once the child writes a line.
     timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
@@ -63,12 +63,12 @@ def run(
             if line := line.rstrip():
                 tell(line)
         process.wait()
-    except BaseException:  # cancelled as well: nothing may go on behind the flow's back
+    except BaseException:  # includes cancellation: no process may outlive the flow
         _end(process)
         raise
     finally:
         timer.cancel()
-        process.stdout.close()  # not before it has ended: what it says while it clears up must not break it off
+        process.stdout.close()  # only after it ended: a closed pipe would interrupt its cleanup
     if too_long.is_set():
         timer.join()
         raise TooLongError
@@ -76,11 +76,11 @@ def run(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the whole process group: first politely, and the rest of it after a while."""
+    """Terminate the whole process group: send SIGTERM, then SIGKILL to what is left after a grace period."""
     deadline = time.monotonic() + _TERMINATE_SECONDS
     try:
         os.killpg(process.pid, signal.SIGTERM)
-        # DVC may be gone at once, while its stage still clears up; the group is there until its last member ends.
+        # DVC may exit at once while its stage still cleans up; the group exists until its last process ends.
         while time.monotonic() < deadline:
             process.poll()
             os.killpg(process.pid, 0)

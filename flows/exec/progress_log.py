@@ -1,4 +1,4 @@
-"""A stage's progress bars (`pipeline.runtime.progress`), as they are read along."""
+"""Parse a stage's progress bars (`pipeline.runtime.progress`) and limit how often they are logged."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _BAR = re.compile(r"(?P<name>[^:]+): +(?P<percent>\d+)% \d")
 
 
 def percent(line: str) -> tuple[str, int] | None:
-    """The name and the percentage of a bar, if the line is one."""
+    """Return the name and the percentage of a progress bar; None if the line is not one."""
     found = _BAR.match(line)
     return (found["name"], int(found["percent"])) if found else None
 
 
 class Throttled:
-    """Passes lines on; of bars the first, the last, and one now and then.
+    """Forward lines. From each progress bar, forward the first and last line and one per interval.
 
     Args:
-        tell: is given the lines.
-        show: is given each bar's name, percentage and line.
-        seconds: between two lines of the same bar.
+        tell: receives the forwarded lines.
+        show: receives the name, percentage and line of every bar.
+        seconds: the minimum interval between two lines of the same bar.
     """
 
     def __init__(self, tell: Callable[[str], None], show: Callable[[str, int, str], None], seconds: float) -> None:
@@ -29,7 +29,7 @@ class Throttled:
         self._told: dict[str, tuple[int, float]] = {}
 
     def __call__(self, line: str) -> None:
-        """Pass a line on, or not."""
+        """Forward a line, unless it is a progress bar within the interval."""
         found = percent(line)
         if found is None:
             self._tell(line)

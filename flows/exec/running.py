@@ -1,4 +1,4 @@
-"""What a flow does around its work: the workspace to itself, failure in one line, an exit code for the shell."""
+"""What wraps a flow's work: the lock on the workspace, one-line failure messages, and the exit code."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from flows.exec.stages import TEMPORARY, StageError
 from pipeline.config.errors import PipelineError, TemporaryError
 from pipeline.runtime import process_identity, workspace_lock
 
-_NO_SERVER = "Failed to reach API"  # begins what Prefect says then
+_NO_SERVER = "Failed to reach API"  # start of Prefect's message if its server is unreachable
 _POLL_SECONDS = 2.0
-_GRACE_SECONDS = 75.0  # for a training to write a state
+_GRACE_SECONDS = 75.0  # for a training to save its state
 _DRAIN_SECONDS = 5.0
-_REPORT_SECONDS = 10.0  # to tell Prefect, whose server may be gone too
+_REPORT_SECONDS = 10.0  # to report to Prefect, whose server may be gone too
 
 
 @contextmanager
 def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
-    """Have the workspace in the current folder; waits for whoever has it.
+    """Hold the lock on the workspace in the current folder; wait while another process holds it.
 
     Raises:
-        TemporaryError: it had not been given back after so many minutes.
+        TemporaryError: the lock was not released within `wait_minutes`.
     """
     me = process_identity.identity()
     deadline = time.monotonic() + 60 * wait_minutes
@@ -60,7 +60,7 @@ def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Itera
 
 
 def end_with_the_scheduler() -> None:
-    """Have this flow end when the scheduler or worker that started it is gone; a person's has none."""
+    """End this flow when the scheduler or worker that started it is gone. A flow started by hand has neither."""
     others = [os.environ[workspace_lock.OWNER]] if workspace_lock.OWNER in os.environ else []
     if not others and "PREFECT__FLOW_RUN_ID" in os.environ:
         others = process_identity.starters()
@@ -69,7 +69,7 @@ def end_with_the_scheduler() -> None:
 
 
 def in_words(work: Callable[[], State | None]) -> State | None:
-    """Run a flow's work; gives the state of its end, where that is a failure with one line of words as its message."""
+    """Run a flow's work. Return its final state; expected failures become a failed state with a one-line message."""
     end_with_the_scheduler()
     try:
         return work()
@@ -79,19 +79,19 @@ def in_words(work: Callable[[], State | None]) -> State | None:
         temporary = TemporaryError(f"{error}; mend that, then run again")
         return Failed(message=str(temporary), data=temporary)
     except BaseException:
-        # Asked to end: Prefect tells its server how a task ended in the background, and does not wait for that.
+        # Terminated or cancelled: Prefect reports how a task ended in the background and would exit without waiting.
         EventsWorker.drain_all(timeout=_DRAIN_SECONDS)
         raise
 
 
 def main(flow: Flow[[], State | None], done: str) -> int:
-    """Run a flow for a person; gives the exit code, which is that of the stage that failed.
+    """Run a flow on the command line. Return the exit code: 0, or that of the stage that failed.
 
     Args:
-        flow: that ends in a state with a message.
-        done: the last line where that has none.
+        flow: the flow; the message of its final state is the last line to print.
+        done: the last line if the state has no message.
     """
-    # There is nothing to set but params.yaml; who asks for help, or mistypes, starts nothing.
+    # All settings are in params.yaml. Parse anyway, so that `--help` or a typo does not start the flow.
     argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=flow.description).parse_args()
     try:
         state = flow(return_state=True)
@@ -108,7 +108,7 @@ def main(flow: Flow[[], State | None], done: str) -> int:
     if not state.is_completed():
         failure = state.result(raise_on_failure=False)
         code = _exit_code(failure)
-    # Prefect tells of its server's end after this; the last line is to be ours.
+    # Prefect logs the end of its server after this; silence it so that our line is the last.
     logging.getLogger("prefect").setLevel(logging.WARNING)
     print(f"flows.{flow.name}: {words}", file=sys.stderr if code else sys.stdout)
     return code

@@ -1,4 +1,4 @@
-"""One stage through `dvc repro`, or one command beside the stages: its output, and its failure in its own words."""
+"""Run one stage with `dvc repro`, or another command; stream its output and report failures with its own message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEMPORARY = 75
 DATA = 65
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
 _ROOT = Path(__file__).parents[2]
-# DVC itself exits with 255 whatever happened; the stage's own exit code stands in its last words.
+# DVC exits with 255 on any failure; the stage's own exit code is in DVC's last message.
 _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 _RAN = re.compile(r"Running stage '")
@@ -32,7 +32,7 @@ _HINT = re.compile(r"^(To track the changes with git|\tgit add |To enable auto s
 _PROGRESS_SECONDS = 2
 
 Tell = Callable[[str], None]
-# What DVC did; of what ran before with the same input it has the output.
+# What DVC did. It restores the outputs of an earlier run with the same inputs from its cache.
 Outcome = Literal["nothing", "ran", "restored"]
 
 
@@ -40,8 +40,8 @@ class StageError(Exception):
     """A stage failed.
 
     Attributes:
-        code: the stage's exit code; negative for the signal that killed it; `TEMPORARY` where another DVC was
-            at work in the workspace.
+        code: the stage's exit code; negative if a signal killed it; `TEMPORARY` if another DVC process was using the
+            workspace.
     """
 
     def __init__(self, code: int, words: str) -> None:
@@ -50,12 +50,12 @@ class StageError(Exception):
 
     @property
     def worth_a_retry(self) -> bool:
-        """Whether the same run may well succeed later: killed, out of memory, or temporary by its own word."""
+        """Whether a retry may succeed: the stage was killed, ran out of memory or reported a temporary failure."""
         return self.code == TEMPORARY or self.code < 0 or self.code in _KILLED
 
 
 class StageTimeoutError(StageError, TimeoutError):
-    """A stage took longer than it may. Not tried again: it had its time."""
+    """A stage exceeded its timeout. It is not retried, because it had its full time."""
 
     @property
     def worth_a_retry(self) -> bool:
@@ -64,17 +64,17 @@ class StageTimeoutError(StageError, TimeoutError):
 
 
 def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
-    """Bring one stage up to date in the current folder, as `dvc repro` does once those before it are.
+    """Bring one stage up to date in the current folder, as `dvc repro` does after the stages before it.
 
-    Gives what was to be done.
+    Return what DVC did.
 
     Args:
-        stage: its name in `dvc.yaml`.
-        tell: is given each line of output as it comes.
-        minutes: that it may take.
+        stage: the stage's name in `dvc.yaml`.
+        tell: receives each line of output as it is written.
+        minutes: the timeout.
 
     Raises:
-        StageError: with the stage's exit code and own words.
+        StageError: the stage failed; has its exit code and message.
     """
     outcome: Outcome = "nothing"
 
@@ -86,7 +86,7 @@ def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
             outcome = "restored"
         tell(line)
 
-    # `--single-item`: what came into data/raw since the raw files were settled is the next run's.
+    # `--single-item`: data that arrived in data/raw after `commit_raw` are left to the next run.
     dvc = Path(sys.executable).with_name("dvc")
     _run(stage, stage, [str(dvc), "repro", "--single-item", stage], hear, minutes, {})
     return outcome
@@ -105,8 +105,8 @@ def command(
 
     Args:
         name: the step's name, as in `flow.timeout_minutes`.
-        module: runs through `pipeline.runtime.entrypoint`.
-        arguments: its command line.
+        module: the module to run; it uses `pipeline.runtime.entrypoint`.
+        arguments: the module's command-line arguments.
         tell: receives each line of output.
         minutes: the timeout.
         ours: import the module from this flow's code instead of the current folder.
@@ -130,7 +130,7 @@ def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, 
 
     def hear(line: str) -> None:
         nonlocal own_words, code, said
-        if _HINT.match(line):  # what DVC tells a person to do next
+        if _HINT.match(line):  # DVC's hints for interactive use
             return
         tell(line)
         said = line
@@ -157,6 +157,6 @@ def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, 
     if returned:
         code = returned if code is None else code
         what = own_words or said or f"{name}: failed"
-        if code < 0:  # then what it said last is not why
+        if code < 0:  # killed: the last line of output is not the reason
             what = f"{name}: killed by {signal.Signals(-code).name}; what it said last: {said or 'nothing'}"
         raise StageError(code, what)

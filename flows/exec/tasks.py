@@ -1,7 +1,7 @@
-"""What the flows are made of: a Prefect task a stage, and one a step beside the stages, tried again by cause.
+"""The flows' Prefect tasks: one per stage and one per step, retried depending on the cause of the failure.
 
-DVC alone decides what is stale, so Prefect's task cache is off. Tasks are called directly: submitted to a task runner
-they could not be ended while their command is silent.
+Only DVC decides what is stale, so Prefect's task cache is off. Tasks are called directly: a task runner could not
+cancel them while their command prints nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.config.params import Params
 T = TypeVar("T")
 
 TAG = "image-captioning"
-_BAR_SECONDS = 30  # between two lines of a progress bar in the log
+_BAR_SECONDS = 30  # minimum interval between two log lines of a progress bar
 
 
 def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
-    """Whether a failure may pass."""
+    """Return whether a failure is transient."""
     try:
         state.result()
     except stages.StageError as failure:
@@ -35,15 +35,15 @@ def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
 
 
 def stage(params: Params, name: str, ask: bool) -> stages.Outcome:
-    """Bring a stage up to date; gives what was to be done.
+    """Bring a stage up to date. Return what DVC did.
 
     Args:
-        params: that say how often and how long it is tried.
-        name: of the stage.
-        ask: whether DVC has to be asked; else it has said already that the stage is up to date.
+        params: the params; `flow` has the retries and timeouts.
+        name: the stage's name.
+        ask: whether to run DVC; false if DVC already reported the stage as up to date.
 
     Raises:
-        StageError: it failed, and was tried again where that could help.
+        StageError: it failed, after retries if its failure was transient.
     """
 
     def work(tell: stages.Tell) -> stages.Outcome:
@@ -59,7 +59,7 @@ def stage(params: Params, name: str, ask: bool) -> stages.Outcome:
 
 
 def step(params: Params, name: str, module: str, *arguments: str, ours: bool = False, prefix: str | None = None) -> Any:
-    """Run a command beside the stages, `python -m MODULE`, and return its result (see `stages.command`).
+    """Run a step that is not a stage, `python -m MODULE`, and return its result (see `stages.command`).
 
     Raises:
         StageError: it failed, after retries if its failure was transient.

@@ -1,1 +1,1 @@
-"""The steps of retraining beside the stages."""
+"""The steps of retraining that are not stages."""

@@ -1,7 +1,6 @@
-"""Check for updates: a source that changed, a stage that is stale, a retraining that did not finish.
+"""Check for updates: changed sources, stale stages, and a retraining that did not finish.
 
-Works in the clone. Downloads nothing from web addresses and buckets, only asks whether they changed; local folders are
-compared.
+Runs in the clone. Checks whether URLs and buckets changed without downloading them; compares local folders.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ DONE = paths.WORK / "done.json"  # the state of the data when a retraining last 
 def run(params: Params, args: argparse.Namespace) -> Done:
     """Find what is new.
 
-    The result: `changed`, the `.dvc` files of the sources that changed; `stale`, the causes (`flows.causes`) of each
-    stale stage; `ended`, whether the last retraining finished with the data as they are.
+    The result has `changed`, the `.dvc` files of the changed sources; `stale`, the causes (`flows.causes`) of each
+    stale stage; and `ended`, whether the last retraining finished with the current data.
     """
     from dvc.repo import lock_repo
 
@@ -59,13 +58,13 @@ def run(params: Params, args: argparse.Namespace) -> Done:
 
 
 def _bring(repo: Repo, stages: list[Stage]) -> set[str]:
-    """Check out the stages' files from DVC's cache or a remote; return the stages with files still missing."""
+    """Check out the stages' files from DVC's cache or a remote. Return the stages whose files are still missing."""
     from dvc.config import NoRemoteError
 
     if ran := [stage.addressing for stage in stages if all(out.hash_info for out in stage.outs)]:
         repo.checkout(ran, force=True, allow_missing=True)
-    # Outputs of stages can be made again; raw data may be in a remote. DVC skips folders that git ignores (models/), so
-    # the `.dvc` files there are named.
+    # Stage outputs can be regenerated; raw data may be in a remote. DVC skips folders that git ignores (models/), so
+    # name the `.dvc` files there.
     away = {stage.addressing for stage in stages if not stage.cmd and not stage.outs[0].exists}
     for needed in {dep.fs_path for user in stages for dep in user.deps if dep.protocol == "local"}:
         if not Path(needed).exists() and Path(f"{needed}.dvc").is_file():
@@ -77,7 +76,7 @@ def _bring(repo: Repo, stages: list[Stage]) -> set[str]:
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """Add `--workspace`, the workspace that the clone belongs to."""
+    """Add the argument `--workspace`, the workspace that the clone belongs to."""
     parser.add_argument("--workspace", type=Path, required=True, help="the workspace that this clone belongs to")
 
 

@@ -1,7 +1,7 @@
-"""Commit the raw data: update each `.dvc` file that the stages depend on, as `dvc repro` does.
+"""Commit the raw data to DVC: update each `.dvc` file that the stages depend on, as `dvc repro` does.
 
-A flow that runs the stages one by one then trains on one state of data/raw, whatever arrives meanwhile. The result has
-the stages that are stale now.
+The flow runs the stages one by one. After this step they all use the same state of data/raw, whatever arrives
+meanwhile. The result has the stages that are stale now.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.runtime.entrypoint import Done
 
 
 def run(params: Params, args: argparse.Namespace) -> Done:
-    """Bring the `.dvc` files up to date. The result has the names of the stages that are stale now."""
+    """Update the `.dvc` files. The result has the names of the stages that are stale now."""
     from dvc.repo import lock_repo
 
     with opened() as repo, lock_repo(repo):

@@ -1,4 +1,4 @@
-"""Fetch sources that changed into the clone; `--undo` restores the data of before."""
+"""Fetch changed sources into the clone; `--undo` restores the previous data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.runtime import entrypoint
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
-    """Fetch the sources, or undo that. Return the last line to print."""
+    """Fetch the sources, or undo the last fetch. Return the last line to print."""
     if args.undo:
         clone.put_aside("refused")
         clone.go_back()
@@ -22,7 +22,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         return "restored the data and the stage outputs of before"
     wanted = set(args.source)
     with opened() as repo:
-        # List all before fetching the first: fetching makes DVC reload its files.
+        # List all sources before fetching the first: a fetch makes DVC reload its files.
         for source in [source for source in sources(repo, params, args.workspace) if source.addressing in wanted]:
             print(f"fetch: {source.addressing} ...", flush=True)
             source.fetch(repo)

@@ -1,7 +1,7 @@
-"""Publish what a retraining made: its data in DVC's remote, and the files that name them as a commit on a branch.
+"""Publish the results of a retraining: push data to DVC's remote, and commit `dvc.lock` and `.dvc` files to a branch.
 
-Works in the clone. The commit is of the clone's repository; the workspace gets it as a branch `retrain/DATE` where
-`retrain.publish` says so. Nothing that is checked out there changes. The result has the commit and the branch.
+Runs in the clone and commits to its repository. With `retrain.publish`, the workspace receives the commit as a branch
+`retrain/DATE`; its checked-out files do not change. The result has the commit and the branch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
 from pipeline.runtime.entrypoint import Done
 
-FOLDER = "retrain"  # begins the names of the branches
+FOLDER = "retrain"  # prefix of the branch names
 
 
 def run(params: Params, args: argparse.Namespace) -> Done:
@@ -36,7 +36,7 @@ def run(params: Params, args: argparse.Namespace) -> Done:
 
 
 def _push() -> str | None:
-    """Push the data to DVC's default remote, if there is one, and return its name."""
+    """Push the data to DVC's default remote and return its name; None if there is no default remote."""
     from dvc.exceptions import DvcException
 
     with opened() as repo:
@@ -46,7 +46,7 @@ def _push() -> str | None:
                 repo.push([stage.addressing for stage in used_stages(repo)])
             except DvcException:
                 raise
-            except Exception as error:  # each kind of storage has exceptions of its own
+            except Exception as error:  # each kind of storage raises its own exceptions
                 raise TemporaryError(f"DVC's remote {remote}: {type(error).__name__}: {error}; run again") from None
         return str(remote) if remote else None
 

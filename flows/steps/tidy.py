@@ -1,7 +1,7 @@
-"""Delete old data of retrainings from DVC's cache, old branches and training states; keep the newest `retrain.keep`.
+"""Delete old retraining data from DVC's cache, old branches and training states; keep the newest `retrain.keep`.
 
-Works in the clone. Only data that retrainings fetched are deleted from DVC's cache. Data that the workspace references
-on any branch, tag, stash or reflog stay, and so do the data of the commits given as `--keep-commit`.
+Runs in the clone. Deletes only data of retrainings from DVC's cache. Keeps data that any branch, tag, stash or reflog
+of the workspace references, and the data of the commits given as `--keep-commit`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
-    """Delete old data; return the last line to print."""
+    """Delete old data. Return the last line to print."""
     made = clone.refs(f"{clone.BRANCHES}{publish.FOLDER}/*")
     of_versions = set(args.keep_commit)
     newest = list(made)[: params.retrain.keep]
@@ -35,7 +35,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         clone.withdraw(ref, commit)
     kept = set(states_of_data.values()) - set(old.values())
     removed = _clear_cache(args.workspace, set(old.values()), kept) if old else 0
-    for ref in old:  # last: if the step dies before this, the next one repeats the work
+    for ref in old:  # last: if the step dies before this, the next run repeats the work
         clone.forget_ref(ref)
     states = list(paths.TRAININGS.glob("*"))
     for state in states:  # the training has ended
@@ -44,7 +44,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 
 def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
-    """Remove what only `old` commits of the clone reference; return the number of objects."""
+    """Remove the objects that only `old` commits of the clone reference. Return their number."""
     from dvc.exceptions import RevCollectionError
 
     with opened() as repo:
@@ -56,12 +56,12 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
             return 0
         try:
             repo.used_objs(force=True)
-        except RevCollectionError:  # dvc.yaml is being edited; what it references is unknown
+        except RevCollectionError:  # dvc.yaml is being edited, so its references are unknown
             print(f"tidy: DVC can't read its files in {workspace}: nothing is removed from its cache")
             return 0
         there = _objects(repo, clone.commits_of_data(workspace))
         superfluous = candidates - here - there
-        # Folder listings last: if the step dies before this, the next one still knows what to delete.
+        # Folder listings last: if the step dies before this, the next run still knows what to delete.
         for found in sorted(superfluous, key=lambda found: found.isdir):
             odb = repo.cache.local if found.name == "md5" else repo.cache.legacy
             odb.delete(found.value)
@@ -69,9 +69,9 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
 
 
 def _objects(repo: Repo, commits: Iterable[str]) -> set[Any]:
-    """Return the hashes that the workspace and some commits of a repository reference.
+    """Return the hashes that the working tree and the given commits of a repository reference.
 
-    Commits that DVC can't read, and files of a folder whose listing is not in the cache, are left out.
+    Skips commits that DVC can't read, and the files of folders whose listing is not in the cache.
     """
     used = repo.used_objs(revs=sorted(commits) or None, force=True, skip_failed=True)
     return {found for objects in used.values() for found in objects}

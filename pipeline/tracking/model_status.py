@@ -1,4 +1,4 @@
-"""The status of this workspace's model in MLflow: its version, its run and its test scores, beside the champion's."""
+"""Status of this workspace's model in MLflow: version, run and test scores, compared with the champion's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.tracking import registry
 
 
 def run(params: Params, args: argparse.Namespace) -> Done:
-    """Look the model up in MLflow.
+    """Look up the model in MLflow. The result has its version, run and metrics, and the champion's version and metrics.
 
     Raises:
         DataError: the model is not registered.

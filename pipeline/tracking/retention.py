@@ -1,4 +1,4 @@
-"""Registered versions of retrainings: where the next one starts, which commit keeps their data, and which are kept.
+"""Registered model versions of retrainings: the next start, the commit that references their data, and retention.
 
     python -m pipeline.tracking.retention close
     python -m pipeline.tracking.retention start
@@ -7,10 +7,10 @@
 
 * `close` closes the MLflow runs of trainings that died.
 * `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` if there is none.
-* `note` tags the version of this workspace's model with the commit of its data. A version not older than SECONDS is
-  also tagged as made by a retraining; a version that a person registered before is not.
-* `tidy` deletes old versions that retrainings made, with their files. It keeps the newest, those with an alias, and the
-  version that a rollback would restore. MLflow runs stay, with their metrics. Returns the commits of the kept versions.
+* `note` tags the version of this workspace's model with the commit of its data. If the version was created at or after
+  SECONDS, it is also tagged as made by a retraining; a version that a person registered earlier is not.
+* `tidy` deletes old versions made by retrainings, with their files. It keeps the newest, those with an alias, and the
+  version that a rollback would restore. MLflow runs and their metrics stay. Returns the commits of the kept versions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pipeline.runtime.atomic_files import read_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import registry
 
-COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of versions that retrainings looked at
-MADE = "retrain.made"  # a tag of those that they registered
+COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of every version that a retraining handled
+MADE = "retrain.made"  # tag of versions that a retraining registered
 
 
 def run(params: Params, args: argparse.Namespace) -> str | Done:
