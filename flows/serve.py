@@ -1,6 +1,6 @@
 """Retrain on a schedule and on events, on this machine, one run at a time.
 
-    python -m flows.serve --cron "0 3 * * 1"
+    image-captioning serve --cron "0 3 * * 1"
 
 This command starts a local Prefect server (SQLite, on 127.0.0.1), unless PREFECT_API_URL or the Prefect profile names
 a running one. When you stop the command, it ends its runs and Prefect shows them as cancelled. `prefect.yaml` defines
@@ -71,7 +71,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m flows.serve",
+        prog="image-captioning serve",
         description=(__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

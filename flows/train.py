@@ -75,4 +75,4 @@ def register(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(running.main(train, "every stage is up to date; look with `make ui`, or at reports/evaluate/gallery.html"))
+    sys.exit(running.main(train, "every stage is up to date; look with `image-captioning ui`, or at the gallery"))

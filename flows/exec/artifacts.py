@@ -19,7 +19,7 @@ from prefect.artifacts import (
 from pipeline.config import paths
 from pipeline.runtime.atomic_files import read_json
 
-_MLFLOW_HERE = "http://127.0.0.1:5000"  # where `make ui` shows the runs of this workspace
+_MLFLOW_HERE = "http://127.0.0.1:5000"  # where `image-captioning ui` shows the runs of this workspace
 
 
 class Progress:
@@ -91,7 +91,7 @@ def figures(standing: Mapping[str, Any]) -> None:
             link,
             link_text=f"run {standing['run_name']} in MLflow",
             key="mlflow-run",
-            description="" if place != _MLFLOW_HERE else "`make ui` in the workspace opens this page",
+            description="" if place != _MLFLOW_HERE else "`image-captioning ui` in the workspace opens this page",
         )
     )
 

@@ -92,7 +92,7 @@ def main(flow: Flow[[], State | None], done: str) -> int:
         done: the last line if the state has no message.
     """
     # All settings are in params.yaml. Parse anyway, so that `--help` or a typo does not start the flow.
-    argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=flow.description).parse_args()
+    argparse.ArgumentParser(prog=f"image-captioning {flow.name}", description=flow.description).parse_args()
     try:
         state = flow(return_state=True)
     except KeyboardInterrupt:

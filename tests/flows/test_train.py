@@ -219,5 +219,5 @@ def test_who_asks_for_help_or_mistypes_starts_nothing(workspace: Path, word: str
     for name in ("train", "retrain"):
         done = run(workspace, sys.executable, "-m", f"flows.{name}", word, PYTHONPATH=str(ROOT))
         assert done.returncode == code
-        assert f"usage: python -m flows.{name} [-h]" in done.stdout + done.stderr
+        assert f"usage: image-captioning {name} [-h]" in done.stdout + done.stderr
     assert [path.name for path in workspace.iterdir()] == ["params.yaml"]
