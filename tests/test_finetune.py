@@ -232,6 +232,10 @@ def test_lora_training_saves_a_plain_checkpoint(built: Path) -> None:
     assert changed
     assert all("attn" in name or "attention" in name for name in changed)
 
+    lora_weights = weights_hash(Path("models/finetune"))
+    train(gradient_checkpointing=True)
+    assert weights_hash(Path("models/finetune")) == lora_weights
+
 
 def test_augmentation_works_with_a_trained_and_a_frozen_encoder(built: Path) -> None:
     train()

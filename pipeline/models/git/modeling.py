@@ -63,7 +63,8 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         output: Any
         generate: Any
         save_pretrained: Any
-        gradient_checkpointing_enable: Any
+        activation_checkpointing_enable: Any
+        disable_input_require_grads: Any
 
     @property
     def image_encoder(self) -> torch.nn.Module:
@@ -103,7 +104,10 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass."""
-        self.gradient_checkpointing_enable()
+        self.activation_checkpointing_enable()
+        # transformers makes the embeddings' output require gradients, which reentrant checkpointing needs. With LoRA
+        # that output is a leaf, and the embeddings add to it in place. `_run` is not reentrant and needs neither.
+        self.disable_input_require_grads()
 
     def write(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write what stock `GitForCausalLM.from_pretrained` loads."""
