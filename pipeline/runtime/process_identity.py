@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 _WATCH_SECONDS = 0.5
+_SHELLS = {"bash", "dash", "fish", "ksh", "sh", "zsh"}
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -84,7 +85,8 @@ def starters() -> list[str]:
     """Return the parent of this process; if it is a one-command shell (`sh -c`), also its parent, and so on.
 
     DVC starts a stage through a shell. If that shell stays between the two, it outlives a killed DVC. The last entry
-    is the process that really started this one.
+    is the process that really started this one. After `nohup` that is not the shell in which a person typed it: the
+    list leaves it out, so that the process may outlive its terminal.
 
     Raises:
         psutil.NoSuchProcess: one of these processes is already gone.
@@ -92,7 +94,7 @@ def starters() -> list[str]:
     found = []
     parent = psutil.Process().parent()
     try:
-        while parent is not None:
+        while parent is not None and not _is_shell_after_nohup(parent):
             found.append(identity(parent))
             parent = parent.parent() if _is_shell_of_one_command(parent.cmdline()) else None
     except psutil.AccessDenied:
@@ -102,6 +104,12 @@ def starters() -> list[str]:
 
 def _is_shell_of_one_command(command: list[str]) -> bool:
     return "-c" in command[1:-1] and "python" not in Path(command[0]).name
+
+
+def _is_shell_after_nohup(process: psutil.Process) -> bool:
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        return False
+    return process.name() in _SHELLS and not _is_shell_of_one_command(process.cmdline())
 
 
 def end_with(others: Sequence[str], grace_seconds: float, childless_seconds: float | None = None) -> None:

@@ -4,6 +4,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -46,3 +48,35 @@ def test_the_one_who_started_a_process_is_found_behind_shells() -> None:
     *shells, last = done.stdout.split()
     assert len(shells) == 2
     assert process_identity.pid_of(last) == psutil.Process().pid
+
+
+@pytest.mark.parametrize("nohup", [True, False])
+def test_a_process_started_with_nohup_outlives_its_shell(tmp_path: Path, nohup: bool) -> None:
+    code = """
+import signal, sys, time
+from pathlib import Path
+from pipeline.runtime import process_identity
+process_identity.end_with(process_identity.starters(), 1)
+Path(sys.argv[1]).write_text("started")
+time.sleep(3)
+Path(sys.argv[1]).write_text("finished")
+"""
+    report = tmp_path / "report"
+    words = (["nohup"] if nohup else []) + [sys.executable, "-c", code, str(report)]
+    with subprocess.Popen(["bash", "--noprofile", "--norc"], stdin=subprocess.PIPE, start_new_session=True) as shell:
+        assert shell.stdin
+        shell.stdin.write(f"{shlex.join(words)} >/dev/null 2>&1 & child=$!\n".encode())
+        shell.stdin.write(f"echo $child >{shlex.quote(str(tmp_path / 'pid'))}\n".encode())
+        shell.stdin.flush()
+        wait_for(lambda: report.exists() and report.read_text() == "started")
+        shell.kill()
+    child = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    assert report.read_text() == ("finished" if nohup else "started")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
