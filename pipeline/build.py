@@ -1,8 +1,8 @@
 """Build the data set: data/ingest/* -> data/dataset/{train,validation,test}.
 
 Build cleans captions, merges the same picture from several sources, removes near-duplicates that would span two splits,
-leaves out excluded pictures, and assigns every picture to a split that new data never changes. It continues the audit
-of ingest, so that every raw file and row is accounted for up to the training data.
+leaves out excluded pictures, and assigns every picture to a split; a picture that was once in validation or test never
+goes to train. It continues the audit of ingest: every raw file and row is accounted for up to the training data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pipeline.config import paths
 from pipeline.config.errors import DataError
@@ -21,8 +22,9 @@ from pipeline.data import report as data_report
 from pipeline.data.audit import Audit, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, IngestedPicture, PictureReader, RawCaption, read_ingested, write_split
 from pipeline.data.exclusion import Exclusion
+from pipeline.data.held_out import HeldOut, read_held_out
 from pipeline.data.near_duplicates import Fingerprints
-from pipeline.data.split import SPLITS, duplicates_across_splits, furthest_from_training, split_of
+from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, duplicates_across_splits
 from pipeline.data.text import caption_cleaner, caption_words, clean
 from pipeline.models.vocabulary import Unknown, unknown_tokens
 from pipeline.runtime import entrypoint
@@ -32,6 +34,15 @@ from pipeline.runtime.progress import progress_bar
 _MAX_UNKNOWN = 0.02  # share of unknown tokens above which a model misses what people wrote
 _MAX_CHARACTERS_PER_WORD = 50  # a caption with more is not text
 _CHANGED_CAPTIONS = 20  # examples in the report
+
+
+class _Outputs(NamedTuple):
+    """Where the outputs are written before they are swapped in together."""
+
+    dataset: Path
+    report: Path
+    set_aside: Path
+    page: Path
 
 
 @dataclass
@@ -61,27 +72,31 @@ class _Picture:
 def run(params: Params, args: argparse.Namespace) -> str:
     """Build the data set from all sources; return the last line to print."""
     audit = Audit()
-    pictures = _merge(params.ingest.sources, audit)
-    pictures, exclusion = _exclude(pictures, params, audit)
-    pictures, changed = _clean(pictures, params.build.captions, audit)
-    kept, duplicates = _split(pictures, params, audit)
-    audit.pictures = sum(map(len, kept.values()))
-    audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
-    audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
-    _check_not_empty(kept, params)
+    # Entered first because it restores the last data set, which has the memory of the splits, after a killed run.
+    with swapped_in(paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE, paths.DATA_PAGE) as places:
+        pictures = _merge(params.ingest.sources, audit)
+        pictures, exclusion = _exclude(pictures, params, audit)
+        pictures, changed = _clean(pictures, params.build.captions, audit)
+        held_out = read_held_out(paths.DATASET, {"validation": params.build.validation, "test": params.build.test})
+        kept, duplicates = _split(pictures, held_out, params, audit)
+        audit.pictures = sum(map(len, kept.values()))
+        audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
+        audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
+        _check_not_empty(kept, params)
 
-    captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
-    unknown = unknown_tokens(params.finetune.checkpoint, params.finetune.revision, captions)
-    report = _counts(audit, kept) | {
-        "captions_changed": {"count": changed.total(), "examples": _changed_examples(changed)},
-        "unknown_tokens": _unknown_report(unknown, params.finetune.checkpoint),
-        "near_duplicates": [
-            {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
-        ],
-        "excluded": exclusion.matches,
-    }
-    _write(kept, report, audit, [(picture.example(), other.example()) for picture, other in duplicates], params)
-    _warn(unknown, exclusion, params)
+        captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
+        unknown = unknown_tokens(params.finetune.checkpoint, params.finetune.revision, captions)
+        report = _counts(audit, kept) | {
+            "captions_changed": {"count": changed.total(), "examples": _changed_examples(changed)},
+            "unknown_tokens": _unknown_report(unknown, params.finetune.checkpoint),
+            "near_duplicates": [
+                {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
+            ],
+            "excluded": exclusion.matches,
+        }
+        near_duplicates = [(picture.example(), other.example()) for picture, other in duplicates]
+        _write(_Outputs(*places), kept, held_out, report, audit, near_duplicates, params)
+    _warn(unknown, exclusion, held_out, params)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {paths.DATASET} ({counts}); set aside"
@@ -158,17 +173,17 @@ def _rejection(caption: str, picture: _Picture, policy: Captions) -> str | None:
 
 
 def _split(
-    pictures: list[_Picture], params: Params, audit: Audit
+    pictures: list[_Picture], held_out: HeldOut, params: Params, audit: Audit
 ) -> tuple[dict[str, list[Example]], list[tuple[_Picture, _Picture]]]:
-    """Return the examples of each split, and the near-duplicates that were set aside with the pictures they match."""
+    """Return the examples of each split, and the near-duplicates that were set aside with the pictures they match.
+
+    Adds the pictures of validation and test to `held_out`.
+    """
     settings = params.build
-    splits = [
-        furthest_from_training(
-            split_of(sha256, settings.validation, settings.test)
-            for sha256 in {key for _, record in picture.found_in for key in record.split_by}
-        )
-        for picture in pictures
-    ]
+    posts = {p.first.sha256: frozenset(key for _, record in p.found_in for key in record.split_by) for p in pictures}
+    remembered = held_out.splits_of((picture.first for picture in pictures), settings.near_duplicate_bits)
+    assigned = assign_splits(posts, remembered, settings.validation, settings.test)
+    splits = list(assigned.values())
     duplicates = duplicates_across_splits(_fingerprints(pictures), splits, settings.near_duplicate_bits)
     for index in duplicates:
         _set_aside(pictures[index], "near_duplicate", audit)
@@ -176,6 +191,8 @@ def _split(
     for index, (picture, split) in enumerate(zip(pictures, splits, strict=True)):
         if index not in duplicates:
             kept[split].append(picture.example())
+            if split in HELD_OUT:
+                held_out.add(picture.first, split)
     return kept, [(pictures[i], pictures[j]) for i, j in duplicates.items()]
 
 
@@ -204,29 +221,30 @@ def _check_not_empty(kept: Mapping[str, list[Example]], params: Params) -> None:
 
 
 def _write(
+    outputs: _Outputs,
     kept: Mapping[str, list[Example]],
+    held_out: HeldOut,
     report: Mapping[str, Any],
     audit: Audit,
     duplicates: Sequence[tuple[Example, Example]],
     params: Params,
 ) -> None:
-    """Write the splits, the report, the list of what was set aside, and the HTML page, and swap them in together."""
+    """Write the splits with their memory, the report, the list of what was set aside, and the HTML page."""
     readers = {name: PictureReader(paths.INGEST / name) for name in params.ingest.sources}
 
     def reader(example: Example) -> PictureReader:
         return readers[example.sources[0]]
 
-    targets = (paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE, paths.DATA_PAGE)
-    with swapped_in(*targets) as (folder, new_report, new_set_aside, new_page):
-        for split in SPLITS:
-            examples = progress_bar(kept[split], desc=f"build {split}", unit=" pictures")
-            write_split(folder / split, examples, reader, last=paths.DATASET / split)
-        write_json(new_report, report)
-        write_set_aside(new_set_aside, audit.set_aside)
-        page = data_report.render(
-            report, kept, audit.set_aside, duplicates, lambda example: reader(example).read(example.file_name)
-        )
-        new_page.write_text(page, encoding="utf-8")
+    for split in SPLITS:
+        examples = progress_bar(kept[split], desc=f"build {split}", unit=" pictures")
+        write_split(outputs.dataset / split, examples, reader, last=paths.DATASET / split)
+    held_out.write(outputs.dataset)
+    write_json(outputs.report, report)
+    write_set_aside(outputs.set_aside, audit.set_aside)
+    page = data_report.render(
+        report, kept, audit.set_aside, duplicates, lambda example: reader(example).read(example.file_name)
+    )
+    outputs.page.write_text(page, encoding="utf-8")
 
 
 def _counts(audit: Audit, kept: Mapping[str, list[Example]]) -> dict[str, Any]:
@@ -266,8 +284,13 @@ def _unknown_report(unknown: Unknown | None, checkpoint: str) -> dict[str, Any] 
     }
 
 
-def _warn(unknown: Unknown | None, exclusion: Exclusion, params: Params) -> None:
+def _warn(unknown: Unknown | None, exclusion: Exclusion, held_out: HeldOut, params: Params) -> None:
     """Print what is no error but probably a mistake."""
+    if held_out.params_before:
+        print(
+            f"build: the params of the splits changed from {held_out.params_before} to {dict(held_out.params)}: all"
+            " pictures are assigned anew, so a model trained before may have seen today's test pictures"
+        )
     for entry in exclusion.without_match:
         print(f"build: params.yaml: ingest.exclude: {entry!r} is no folder and matches no picture; check it")
     if unknown and unknown.share > _MAX_UNKNOWN:

@@ -158,7 +158,8 @@ class _Source:
         self.files = files
         self.audit = audit
         self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
-        self._leads: dict[int, set[int]] = {}  # index -> the first pictures of the posts that show it
+        self._alone: set[int] = set()  # indices of the pictures that a row shows alone
+        self._posts: dict[int, list[list[int]]] = {}  # index -> the posts of several pictures that show it
 
     def read_captions(self) -> list[dict[str, object]]:
         """Sort the files by name and read the captions of each picture; return a summary per captions file."""
@@ -187,7 +188,7 @@ class _Source:
     def _assign(self, rows: Iterable[CaptionRow], by_name: PictureIndex) -> int:
         """Assign each caption to its picture, or set the row aside; return the number of rows."""
         before = self.audit.rows
-        leads: dict[int, int] = {}  # post -> its first picture
+        posts: dict[int, list[int]] = {}  # post -> its pictures in order
         for row in rows:
             self.audit.rows += 1
             matches = by_name.find(row.picture, row.folder) if row.picture else set()
@@ -204,8 +205,12 @@ class _Source:
                 self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason)
             else:
                 self._captions[index].append(row.caption)
-                lead = index if row.post is None else leads.setdefault(row.post, index)
-                self._leads.setdefault(index, set()).add(lead)
+                if row.post is None:
+                    self._alone.add(index)
+                else:
+                    post = posts.setdefault(row.post, [])
+                    post.append(index)
+                    self._posts.setdefault(index, []).append(post)
         return self.audit.rows - before
 
     def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[IngestedPicture]:
@@ -269,7 +274,11 @@ class _Source:
                 self.audit.set_aside_file(self.name, self.files.members[index].place, "same_bytes")
 
     def _record(self, sha256: str, group: _Group, picture: Normalised, sha256s: Mapping[int, str]) -> IngestedPicture:
-        leads = {lead for index in group.members for lead in self._leads.get(index, ())}
+        posts = [post for index in group.members for post in self._posts.get(index, ())]
+        # A post's first picture may be missing or unreadable; the next one is the same for all pictures of the post.
+        split_by = {next(sha256s[index] for index in post if index in sha256s) for post in posts}
+        if not self._alone.isdisjoint(group.members):
+            split_by.add(sha256)
         return IngestedPicture(
             sha256=sha256,
             file_name=f"{sha256}.jpg",
@@ -279,8 +288,7 @@ class _Source:
             height=picture.height,
             phash=f"{picture.phash:016x}",
             thumbnail=picture.thumbnail.hex(),
-            # If the first picture of a post cannot be read, the split follows the picture itself.
-            split_by=sorted({sha256s.get(lead, sha256) for lead in leads}),
+            split_by=sorted(split_by),
             captions=[caption for index in group.members for caption in self._captions[index]],
         )
 
