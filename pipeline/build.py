@@ -26,12 +26,12 @@ from pipeline.data.held_out import HeldOut, read_held_out
 from pipeline.data.near_duplicates import Fingerprints
 from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, duplicates_across_splits
 from pipeline.data.text import caption_cleaner, caption_words, clean
-from pipeline.models.vocabulary import Unknown, unknown_tokens
+from pipeline.models.vocabulary import TokenCounts, count_tokens
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
 from pipeline.runtime.progress import progress_bar
 
-_MAX_UNKNOWN = 0.02  # share of unknown tokens above which a model misses what people wrote
+_MANY_UNKNOWN = 0.02  # share of unknown words above which a model misses what people wrote
 _MAX_CHARACTERS_PER_WORD = 50  # a caption with more is not text
 _CHANGED_CAPTIONS = 20  # examples in the report
 
@@ -85,10 +85,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
         _check_not_empty(kept, params)
 
         captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
-        unknown = unknown_tokens(params.finetune.checkpoint, params.finetune.revision, captions)
+        tokens = count_tokens(
+            params.finetune.checkpoint, params.finetune.revision, captions, params.finetune.max_tokens
+        )
+        if tokens:
+            tokens.check(params.build.max_unknown_words, params.build.max_cut_captions)
         report = _counts(audit, kept) | {
             "captions_changed": {"count": changed.total(), "examples": _changed_examples(changed)},
-            "unknown_tokens": _unknown_report(unknown, params.finetune.checkpoint),
+            "unknown_tokens": tokens and tokens.unknown_report(),
+            "cut_captions": tokens and tokens.cut_report(),
             "near_duplicates": [
                 {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
             ],
@@ -96,7 +101,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         }
         near_duplicates = [(picture.example(), other.example()) for picture, other in duplicates]
         _write(_Outputs(*places), kept, held_out, report, audit, near_duplicates, params)
-    _warn(unknown, exclusion, held_out, params)
+    _warn(tokens, exclusion, held_out)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {paths.DATASET} ({counts}); set aside"
@@ -272,19 +277,7 @@ def _changed_examples(changed: Counter[tuple[str, str]]) -> list[dict[str, str]]
     return [{"before": before, "after": after} for _, before, after in pairs[::step][:_CHANGED_CAPTIONS]]
 
 
-def _unknown_report(unknown: Unknown | None, checkpoint: str) -> dict[str, Any] | None:
-    if unknown is None:
-        return None
-    return {
-        "checkpoint": checkpoint,
-        "share": round(unknown.share, 6),
-        "unknown": unknown.unknown,
-        "tokens": unknown.tokens,
-        "most_frequent": dict(unknown.most),
-    }
-
-
-def _warn(unknown: Unknown | None, exclusion: Exclusion, held_out: HeldOut, params: Params) -> None:
+def _warn(tokens: TokenCounts | None, exclusion: Exclusion, held_out: HeldOut) -> None:
     """Print what is no error but probably a mistake."""
     if held_out.params_before:
         print(
@@ -293,12 +286,15 @@ def _warn(unknown: Unknown | None, exclusion: Exclusion, held_out: HeldOut, para
         )
     for entry in exclusion.without_match:
         print(f"build: params.yaml: ingest.exclude: {entry!r} is no folder and matches no picture; check it")
-    if unknown and unknown.share > _MAX_UNKNOWN:
-        pieces = " ".join(piece for piece, _ in unknown.most[:8])
+    if tokens and tokens.unknown_share > _MANY_UNKNOWN:
         print(
-            f"build: {unknown.share:.1%} of the caption tokens are unknown to {params.finetune.checkpoint} (most"
-            f" frequent: {pieces}); if they are emoji, set build.captions.emoji to `words`; for another script, choose"
-            " a checkpoint that supports it"
+            f"build: {tokens.describe_unknown()}; if they are emoji, set build.captions.emoji to `words`; for another"
+            " script, choose a checkpoint that supports it"
+        )
+    if tokens and tokens.cut:
+        print(
+            f"build: {tokens.describe_cut()}; raise finetune.max_tokens, or lower build.captions.max_words"
+            f" (examples: {paths.DATA_PAGE})"
         )
 
 

@@ -83,7 +83,8 @@ def _checked_inputs() -> tuple[dict[str, Any], dict[str, Any], str]:
     Raises:
         DataError: a file is missing, or the model or the data set is not the one of the reports.
     """
-    for needed in (paths.TRAINING, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE):
+    reports = (paths.BUILD_REPORT, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE)
+    for needed in (paths.TRAINING, *reports):
         if not needed.is_file():
             raise DataError(f"{needed}: not found; run `dvc repro`, which fine-tunes and evaluates first")
     training, model_sha256 = read_json(paths.TRAINING), read_json(paths.FINETUNE_REPORT)["model_sha256"]
@@ -105,6 +106,7 @@ def _log(
     run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
     run.tags(facts)
     run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
+    run.replace_metrics(data_metrics(read_json(paths.BUILD_REPORT)))
     for epoch in read_history(paths.FINETUNE_CURVE):
         run.metrics(epoch.metrics(), epoch.epoch)
     systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
@@ -125,6 +127,19 @@ def _log(
         if file.is_file():
             run.file(file, again)
     run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table())
+
+
+def data_metrics(build: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the tokenizer loses of the captions, as shares; nothing if there was no tokenizer to count with."""
+    unknown, cut = build["unknown_tokens"], build["cut_captions"]
+    if unknown is None or cut is None:
+        return {}
+    return {
+        "data/unknown_tokens": unknown["share"],
+        "data/unknown_words": unknown["share_of_words"],
+        "data/cut_captions": cut["share"],
+        "data/cut_tokens": cut["share_of_tokens"],
+    }
 
 
 def _table() -> dict[str, list[Any]]:

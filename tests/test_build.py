@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 import zipfile
 from argparse import Namespace
 from collections import Counter
@@ -19,13 +20,14 @@ from PIL import Image
 
 from pipeline import build, ingest
 from pipeline.config import params
-from pipeline.config.errors import DataError
+from pipeline.config.errors import ConfigError, DataError
 from pipeline.data.audit import SetAside, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.split import SPLITS
+from pipeline.register import data_metrics
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.synthetic.sample import write_sample
-from tests.conftest import ROOT, jpeg, set_params
+from tests.conftest import ROOT, jpeg, run, set_params
 
 
 def build_from(*sources: str) -> dict:
@@ -130,14 +132,48 @@ def test_unknown_tokens_are_reported_with_the_fix(
     assert "unknown" not in capsys.readouterr().out
     rows = [[f"{k}.jpg", "a page 🧿🧿"] for k in range(3)]
     bring("odd", {f"{k}.jpg": jpeg("red", (30 + 20 * k, 40)) for k in range(3)}, rows)
-    set_params(workspace, {"build.validation": 0, "build.test": 0})
+    set_params(workspace, {"build.validation": 0, "build.test": 0, "build.max_unknown_words": 0.5})
     report = build_from("odd")
     assert report["unknown_tokens"]["most_frequent"] == {"🧿": 6}
     said = capsys.readouterr().out
-    assert "33.3% of the caption tokens are unknown" in said
+    assert "50.0% of the caption words are unknown" in said
     assert "set build.captions.emoji to `words`" in said
     set_params(workspace, {"build.captions.emoji": "words"})
     assert build_from("odd")["unknown_tokens"]["share"] == 0
+
+
+def test_captions_that_the_checkpoint_cannot_say_stop_the_run(workspace: Path, bring: Callable[..., Path]) -> None:
+    set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo")})
+    rows = [[f"{k}.jpg", "一只狗在草地上奔跑"] for k in range(60)]
+    bring("zh", {f"{k}.jpg": photo(k) for k in range(60)}, rows)
+    with pytest.raises(ConfigError, match=r"100\.0% of the caption words are unknown to .*git-demo.*max_unknown_words"):
+        build_from("zh")
+    assert not Path("data/dataset").exists()
+    done = run(workspace, sys.executable, "-m", "pipeline.build")
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    set_params(workspace, {"finetune.checkpoint": "scratch"})
+    assert build_from("zh")["unknown_tokens"] is None
+
+
+def test_cut_captions_are_counted_and_stop_the_run_above_the_limit(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo"), "finetune.max_tokens": 6})
+    rows = [[f"{k}.jpg", "a red boat" if k % 4 else "a red boat and a red boat"] for k in range(40)]
+    bring("s", {f"{k}.jpg": photo(k) for k in range(40)}, rows)
+    report = build_from("s")
+    cut = report["cut_captions"]
+    assert (cut["max_tokens"], cut["captions"], cut["share"], cut["tokens"]) == (6, 10, 0.25, 30)
+    assert cut["share_of_tokens"] == round(30 / (30 * 3 + 10 * 7), 6)
+    assert cut["examples"][0] == {"kept": "a red boat and", "lost": " a red boat"}
+    assert "10 captions (25.0%) are longer than finetune.max_tokens = 6" in capsys.readouterr().out
+    assert "Training cuts them" in Path("reports/data.html").read_text()
+    assert data_metrics(report)["data/cut_captions"] == 0.25
+    assert data_metrics(report)["data/unknown_words"] == 0
+    set_params(workspace, {"build.max_cut_captions": 0.2})
+    with pytest.raises(ConfigError, match=r"build\.max_cut_captions = 0\.2; raise finetune\.max_tokens"):
+        build_from("s")
 
 
 def photo(seed: int, quality: int = 90, size: tuple[int, int] = (160, 120)) -> bytes:
