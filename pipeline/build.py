@@ -81,8 +81,9 @@ def run(params: Params, args: argparse.Namespace) -> str:
         kept, duplicates = _split(pictures, held_out, params, audit)
         audit.pictures = sum(map(len, kept.values()))
         audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
-        audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
-        _check_not_empty(kept, params)
+        with audit.listed_if_stopped("build"):
+            audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
+            _check_not_empty(kept, params)
 
         captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
         tokens = count_tokens(
@@ -158,7 +159,7 @@ def _clean(pictures: list[_Picture], policy: Captions, audit: Audit) -> tuple[li
             if caption != clean(raw.text):
                 changed[clean(raw.text), caption] += 1
             if reason := _rejection(caption, picture, policy):
-                audit.set_aside_row(source, raw.file, raw.row, reason)
+                audit.set_aside_row(source, raw.file, raw.row, reason, picture.first.origin)
             else:
                 picture.captions[caption] = source, raw
         if not picture.captions:
@@ -205,7 +206,7 @@ def _set_aside(picture: _Picture, reason: str, audit: Audit) -> None:
     """Set aside a picture and its remaining captions (all of them if they have not been cleaned yet)."""
     audit.set_aside_file(picture.found_in[0][0], picture.first.origin, reason)
     for source, raw in picture.captions.values() if picture.captions else picture.raw_captions():
-        audit.set_aside_row(source, raw.file, raw.row, "picture_set_aside")
+        audit.set_aside_row(source, raw.file, raw.row, "picture_set_aside", picture.first.origin)
 
 
 def _fingerprints(pictures: list[_Picture]) -> Fingerprints:

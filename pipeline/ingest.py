@@ -7,6 +7,7 @@ are not decoded again; they are found by the hash of their raw bytes.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,8 +44,13 @@ from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
 _MADE_BY = "made_by.json"  # what the pictures in the folder depend on, beside the raw bytes
-_UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".arw", ".dng"}
+_UNSUPPORTED = {
+    *(".jxl", ".svg", ".psd", ".ai", ".eps", ".pdf", ".ico", ".jp2", ".tga", ".xcf"),
+    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"),
+}
 _VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".avi", ".mkv"}
+
+_COMPARED = 1_000  # names that are compared with a missing one
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,14 +71,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
         records = source.ingest_pictures(
             new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads
         )
-        if not records:
-            reasons = audit.reasons("file") + audit.reasons("row")
-            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-            raise DataError(
-                f"{files.folder}: contains no picture with a caption ({counts}); check that the captions name the"
-                " picture files"
-            )
-        audit.check_share(str(files.folder), settings.max_set_aside)
+        with audit.listed_if_stopped(name):
+            if not records:
+                reasons = audit.reasons("file") + audit.reasons("row")
+                counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+                raise DataError(
+                    f"{files.folder}: contains no picture with a caption ({counts}{source.example()}); check that the"
+                    " captions name the picture files"
+                )
+            audit.check_share(str(files.folder), settings.max_set_aside, source.example())
         write_ingested(new_folder, records)
         write_json(new_folder / _MADE_BY, _made_by(settings))
         write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
@@ -90,6 +97,7 @@ def _made_by(settings: Ingest) -> dict[str, Any]:
         "max_pixels": settings.max_pixels,
         "code": sha256_of(Path(images.__file__), Path(dataset.__file__)),
         "pillow": version("pillow"),
+        "pillow-heif": version("pillow-heif"),
         "imagehash": version("imagehash"),
     }
 
@@ -157,6 +165,7 @@ class _Source:
         self.name = name
         self.files = files
         self.audit = audit
+        self._missing: CaptionRow | None = None  # the first row that names a picture which the source lacks
         self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
         self._alone: set[int] = set()  # indices of the pictures that a row shows alone
         self._posts: dict[int, list[list[int]]] = {}  # index -> the posts of several pictures that show it
@@ -176,17 +185,24 @@ class _Source:
                 self._set_aside(index, member.refused or kind)
         # A row names the file that exists under that name once the archive is unpacked.
         by_name = PictureIndex({i: members[i] for i in self._captions if members[i].refused != "duplicate_name"})
+        unsupported = PictureIndex({i: member for i, member in enumerate(members) if member.suffix in _UNSUPPORTED})
         summaries = []
         for index, layout in layouts.items():
             captions = read_captions(self.files, index, layout)
-            rows = self._assign(captions.rows, by_name)
+            rows = self._assign(captions.rows, by_name, unsupported)
             summaries.append(
                 {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}
             )
         return summaries
 
-    def _assign(self, rows: Iterable[CaptionRow], by_name: PictureIndex) -> int:
-        """Assign each caption to its picture, or set the row aside; return the number of rows."""
+    def _assign(self, rows: Iterable[CaptionRow], by_name: PictureIndex, unsupported: PictureIndex) -> int:
+        """Assign each caption to its picture, or set the row aside; return the number of rows.
+
+        Args:
+            rows: of one captions file.
+            by_name: the pictures.
+            unsupported: the files in formats that cannot be read.
+        """
         before = self.audit.rows
         posts: dict[int, list[int]] = {}  # post -> its pictures in order
         for row in rows:
@@ -198,20 +214,35 @@ class _Source:
                 reason = "malformed"
             elif not clean(row.caption.text):
                 reason = "empty"
-            elif len(matches) != 1:
-                missing = "video" if suffix(row.picture) in _VIDEOS else "picture_missing"
-                reason = "picture_ambiguous" if matches else missing
+            elif len(matches) > 1:
+                reason = "picture_ambiguous"
+            elif not matches and unsupported.find(row.picture, row.folder):
+                reason = "picture_set_aside"
+            elif not matches:
+                reason = "video" if suffix(row.picture) in _VIDEOS else "picture_missing"
             if reason:
-                self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason)
+                if reason == "picture_missing":
+                    self._missing = self._missing or row
+                self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason, row.picture or "")
+                continue
+            self._captions[index].append(row.caption)
+            if row.post is None:
+                self._alone.add(index)
             else:
-                self._captions[index].append(row.caption)
-                if row.post is None:
-                    self._alone.add(index)
-                else:
-                    post = posts.setdefault(row.post, [])
-                    post.append(index)
-                    self._posts.setdefault(index, []).append(post)
+                post = posts.setdefault(row.post, [])
+                post.append(index)
+                self._posts.setdefault(index, []).append(post)
         return self.audit.rows - before
+
+    def example(self) -> str:
+        """Return an example of a missing name beside one that is there, for a message; "" if no name is missing."""
+        if self._missing is None:
+            return ""
+        wanted = self._missing.picture or ""
+        places = [self.files.members[index].place for index in self._captions]
+        (similar,) = difflib.get_close_matches(wanted, places[:_COMPARED], 1, 0) or ["no picture"]
+        row = self._missing.caption
+        return f"; {row.file}, row {row.row} names {wanted!r}, and the source has {similar}"
 
     def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[IngestedPicture]:
         """Decode, check and store each picture that has a caption; return the records in order.
@@ -263,7 +294,9 @@ class _Source:
             picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels)
         except images.PictureError as error:
             return _Decoded(sha256, error.reason)
-        return _Decoded(sha256, picture)
+        # Only larger pictures are reduced, and never below this.
+        too_small = min(picture.width, picture.height) < settings.min_side
+        return _Decoded(sha256, "too_small" if too_small else picture)
 
     def _set_aside_members(self, group: _Group) -> None:
         """Set aside a group that cannot be used, or all but the first member of one that can."""
@@ -294,9 +327,10 @@ class _Source:
 
     def _set_aside(self, index: int, reason: str) -> None:
         """Set aside a file and the rows that name it."""
-        self.audit.set_aside_file(self.name, self.files.members[index].place, reason)
+        place = self.files.members[index].place
+        self.audit.set_aside_file(self.name, place, reason)
         for caption in self._captions.get(index, ()):
-            self.audit.set_aside_row(self.name, caption.file, caption.row, "picture_set_aside")
+            self.audit.set_aside_row(self.name, caption.file, caption.row, "picture_set_aside", place)
 
 
 def _parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:

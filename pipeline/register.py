@@ -34,7 +34,7 @@ CARD = "MODEL_CARD.md"
 _SCORE = "test_CIDEr-D"
 _TABLE = 60  # pictures in MLflow's table of captions
 _REQUIREMENTS = (
-    *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
+    *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "pillow-heif", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
 )
 

@@ -105,10 +105,10 @@ def test_captions_are_cleaned_by_the_policy_or_set_aside(workspace: Path, bring:
     aside = [item for item in read_set_aside(Path("reports/set_aside.csv")) if item.source == "s"]
     assert sorted(aside, key=lambda item: item.row or 0) == [
         SetAside("file", "s", "images.zip:b.jpg", None, "no_caption_left"),
-        SetAside("row", "s", "captions.csv", 3, "same_caption"),
-        SetAside("row", "s", "captions.csv", 4, "too_few_words"),
-        SetAside("row", "s", "captions.csv", 5, "too_few_words"),
-        SetAside("row", "s", "captions.csv", 6, "too_many_words"),
+        SetAside("row", "s", "captions.csv", 3, "same_caption", "images.zip:a.jpg"),
+        SetAside("row", "s", "captions.csv", 4, "too_few_words", "images.zip:a.jpg"),
+        SetAside("row", "s", "captions.csv", 5, "too_few_words", "images.zip:b.jpg"),
+        SetAside("row", "s", "captions.csv", 6, "too_many_words", "images.zip:a.jpg"),
     ]
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
@@ -118,8 +118,9 @@ def test_a_policy_that_leaves_too_little_stops_the_run_and_changes_nothing(works
     build_from("sample")
     before = sha256_of(Path("data/dataset"), Path("reports"))
     set_params(workspace, {"build.captions.min_words": 90})
-    with pytest.raises(DataError, match=r"too_few_words.*max_set_aside"):
+    with pytest.raises(DataError, match=r"too_few_words.*max_set_aside.*\.work/set_aside/build\.csv"):
         build_from("sample")
+    assert {item.reason for item in read_set_aside(Path(".work/set_aside/build.csv"))} > {"too_few_words"}
     assert sha256_of(Path("data/dataset"), Path("reports")) == before
 
 
@@ -354,10 +355,10 @@ def test_lines_are_readable_json(workspace: Path) -> None:
 
 def test_names_that_a_spreadsheet_would_run_as_formulas_are_escaped(tmp_path: Path) -> None:
     names = ['=HYPERLINK("http://x.org","open").jpg', "+1.jpg", "-1.jpg", "@a.jpg", "'quoted.jpg", "plain.jpg"]
-    aside = [SetAside("file", "s", name, None, "damaged") for name in names]
+    aside = [SetAside("row", "s", name, 1, "picture_missing", name) for name in names]
     write_set_aside(tmp_path / "set_aside.csv", aside)
     with (tmp_path / "set_aside.csv").open(newline="") as file:
-        assert [row["file"][0] for row in csv.DictReader(file)] == ["'"] * 5 + ["p"]
+        assert [row["file"][0] + row["names"][0] for row in csv.DictReader(file)] == ["''"] * 5 + ["pp"]
     assert list(read_set_aside(tmp_path / "set_aside.csv")) == aside
 
 

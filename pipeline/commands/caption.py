@@ -39,7 +39,7 @@ def caption_photos(
     readable = _open_photos(photos, params.ingest.max_pixels, problems)
     first = next(readable, None)  # before the model is loaded
     if first is None:
-        raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
+        raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture")
 
     model, why = (model, "") if model else _default_model(params.register_.model)
     folder = _checkpoint(model)

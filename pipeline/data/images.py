@@ -11,12 +11,19 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+import pillow_heif
+from PIL import ExifTags, Image, ImageCms
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
+)
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
+
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 # EXIF orientation -> the operation that turns the picture upright.
 _TURNS = {
@@ -38,6 +45,9 @@ _MAX_ASPECT = 50
 
 THUMBNAIL = 8  # cells per side
 _JPEG_QUALITY = 95
+
+_PROFILED = {"RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "L": "RGB"}  # mode -> mode after the conversion to sRGB
+_MAX_PROFILE_BYTES = 2**22
 
 
 class PictureError(Exception):
@@ -74,7 +84,7 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
     """Return the picture in RGB, turned upright by its EXIF orientation, on a white background if it is transparent.
 
     Args:
-        data: a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file.
+        data: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, HEIC or AVIF file.
         max_pixels: larger pictures are rejected by their header, before they are decoded.
         at_least: a JPEG may be decoded at a reduced size, with no side shorter than this (pixels).
 
@@ -86,7 +96,7 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
     except MemoryError:
         raise
     except Exception:  # Pillow raises many types of exceptions on damaged files
-        raise PictureError("not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
+        raise PictureError("not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture") from None
     if image.width * image.height > max_pixels:
         raise PictureError(
             "too_many_pixels", f"has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed"
@@ -101,7 +111,7 @@ def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.I
             image.draft("RGB", (at_least, at_least))
         image.load()
         turn = _TURNS.get(_orientation(image))
-        return _to_rgb(image if turn is None else image.transpose(turn))
+        return _to_rgb(_to_srgb(image if turn is None else image.transpose(turn)))
     except MemoryError:
         raise
     except Exception:
@@ -119,6 +129,33 @@ def _orientation(image: Image.Image) -> int:
         raise
     except Exception:
         return 1
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Return the picture with its colours converted from its ICC profile to sRGB, if it has another profile.
+
+    A profile that cannot be used (damaged, or of another kind of picture) is ignored, as browsers do.
+    """
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not 0 < len(profile) <= _MAX_PROFILE_BYTES or image.mode not in _PROFILED:
+        return image
+    try:
+        transform = _transform_to_srgb(profile, image.mode)
+        return image if transform is None else ImageCms.applyTransform(image, transform) or image
+    except MemoryError:
+        raise
+    except Exception:
+        return image
+
+
+@lru_cache(maxsize=32)
+def _transform_to_srgb(profile: bytes, mode: str) -> Any:
+    """Return the transform to sRGB for pictures of a mode; None if the profile is sRGB itself."""
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "srgb" in ImageCms.getProfileDescription(opened).lower():
+        return None
+    target = ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(opened, target, mode, _PROFILED[mode], ImageCms.Intent.RELATIVE_COLORIMETRIC)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

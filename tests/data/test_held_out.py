@@ -138,7 +138,9 @@ def run_build(workspace: Path, sources: dict[str, Source]) -> dict[str, str] | N
 def check_history(workspace: Path, data: st.DataObject) -> None:
     for folder in ("data", "reports"):
         shutil.rmtree(workspace / folder, ignore_errors=True)
-    set_params(workspace, {"ingest.max_set_aside": 1.0, "build.validation": 0.2, "build.test": 0.25})
+    set_params(
+        workspace, {"ingest.max_set_aside": 1.0, "ingest.exclude": [], "build.validation": 0.2, "build.test": 0.25}
+    )
 
     def draw(count: int) -> int:
         return data.draw(st.integers(0, count - 1))
@@ -178,6 +180,7 @@ def test_no_history_of_the_sources_moves_a_picture_to_train(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @settings(max_examples=500, **_HISTORIES)
 @given(st.data())
 def test_500_histories_of_the_sources_move_no_picture_to_train(

@@ -14,9 +14,16 @@ class Ingest(Section):
 
     sources: Annotated[list[Name], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=16, le=4096)]
+    min_side: Annotated[int, Field(ge=1, le=4096)]
     max_pixels: Annotated[int, Field(ge=1)]
     max_set_aside: Annotated[float, Field(ge=0, le=1)]
     exclude: list[Annotated[str, Field(min_length=1)]]
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Ingest:
+        if self.min_side > self.image_size:
+            raise ValueError("`min_side` is more than `image_size`, so no picture would be left; lower it")
+        return self
 
     @model_validator(mode="after")
     def _no_source_twice(self) -> Ingest:

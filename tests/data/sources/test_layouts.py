@@ -311,6 +311,6 @@ def test_exact_names_win_over_names_that_differ_in_case_or_unicode_form(workspac
 
 
 def test_pictures_in_unsupported_formats_are_counted(workspace: Path) -> None:
-    loose(workspace / "data/raw/s", {"captions.csv": csv_of("image", "caption"), **PICTURES, "x.HEIC": b"ftypheic"})
+    loose(workspace / "data/raw/s", {"captions.csv": csv_of("image", "caption"), **PICTURES, "x.PSD": b"8BPS"})
     ingested(workspace)
     assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "unsupported_format": 1}
