@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
-from pipeline.config.sections.build import Captions
+from pipeline.config.sections.build import Build, Captions
 from pipeline.data import report as data_report
 from pipeline.data.audit import Audit, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, IngestedPicture, PictureReader, RawCaption, read_ingested, write_split
 from pipeline.data.exclusion import Exclusion
 from pipeline.data.held_out import HeldOut, read_held_out
 from pipeline.data.near_duplicates import Fingerprints
-from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, duplicates_across_splits
+from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, duplicates_across_splits, own_splits
 from pipeline.data.text import caption_cleaner, caption_words, clean
 from pipeline.models.vocabulary import TokenCounts, count_tokens
 from pipeline.runtime import entrypoint
@@ -77,8 +77,12 @@ def run(params: Params, args: argparse.Namespace) -> str:
         pictures = _merge(params.ingest.sources, audit)
         pictures, exclusion = _exclude(pictures, params, audit)
         pictures, changed = _clean(pictures, params.build.captions, audit)
-        held_out = read_held_out(paths.DATASET, {"validation": params.build.validation, "test": params.build.test})
-        kept, duplicates = _split(pictures, held_out, params, audit)
+        settings = params.build
+        held_out = read_held_out(
+            paths.DATASET, {"splits": settings.splits, "validation": settings.validation, "test": settings.test}
+        )
+        own = _own_splits(pictures, settings)
+        kept, duplicates = _split(pictures, own, held_out, params, audit)
         audit.pictures = sum(map(len, kept.values()))
         audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
         with audit.listed_if_stopped("build"):
@@ -92,6 +96,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         if tokens:
             tokens.check(params.build.max_unknown_words, params.build.max_cut_captions)
         report = _counts(audit, kept) | {
+            "own_splits": {source: dict(sorted(Counter(of.values()).items())) for source, of in own.items()},
             "captions_changed": {"count": changed.total(), "examples": _changed_examples(changed)},
             "unknown_tokens": tokens and tokens.unknown_report(),
             "cut_captions": tokens and tokens.cut_report(),
@@ -102,7 +107,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         }
         near_duplicates = [(picture.example(), other.example()) for picture, other in duplicates]
         _write(_Outputs(*places), kept, held_out, report, audit, near_duplicates, params)
-    _warn(tokens, exclusion, held_out)
+    _warn(tokens, exclusion, held_out, own)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {paths.DATASET} ({counts}); set aside"
@@ -178,17 +183,35 @@ def _rejection(caption: str, picture: _Picture, policy: Captions) -> str | None:
     return "same_caption" if caption in picture.captions else None
 
 
+def _own_splits(pictures: list[_Picture], settings: Build) -> dict[str, dict[str, str]]:
+    """Return the splits of the sources that have their own: source -> SHA-256 -> split."""
+    if settings.splits == "hash":
+        return {}
+    by_source: dict[str, dict[str, list[str]]] = {}
+    for picture in pictures:
+        for source, record in picture.found_in:
+            by_source.setdefault(source, {})[record.sha256] = record.splits
+    found = {source: own_splits(of, settings.validation, settings.test) for source, of in by_source.items()}
+    return {source: splits for source, splits in found.items() if splits}
+
+
 def _split(
-    pictures: list[_Picture], held_out: HeldOut, params: Params, audit: Audit
+    pictures: list[_Picture], own: Mapping[str, Mapping[str, str]], held_out: HeldOut, params: Params, audit: Audit
 ) -> tuple[dict[str, list[Example]], list[tuple[_Picture, _Picture]]]:
     """Return the examples of each split, and the near-duplicates that were set aside with the pictures they match.
 
-    Adds the pictures of validation and test to `held_out`.
+    Adds the pictures of validation and test to `held_out`; `own` is the result of `_own_splits`.
     """
     settings = params.build
-    posts = {p.first.sha256: frozenset(key for _, record in p.found_in for key in record.split_by) for p in pictures}
+    posts = {
+        p.first.sha256: frozenset(key for source, r in p.found_in if source not in own for key in r.split_by)
+        for p in pictures
+    }
+    given = {
+        p.first.sha256: [own[source][p.first.sha256] for source, _ in p.found_in if source in own] for p in pictures
+    }
     remembered = held_out.splits_of((picture.first for picture in pictures), settings.near_duplicate_bits)
-    assigned = assign_splits(posts, remembered, settings.validation, settings.test)
+    assigned = assign_splits(posts, remembered, settings.validation, settings.test, given)
     splits = list(assigned.values())
     duplicates = duplicates_across_splits(_fingerprints(pictures), splits, settings.near_duplicate_bits)
     for index in duplicates:
@@ -278,8 +301,18 @@ def _changed_examples(changed: Counter[tuple[str, str]]) -> list[dict[str, str]]
     return [{"before": before, "after": after} for _, before, after in pairs[::step][:_CHANGED_CAPTIONS]]
 
 
-def _warn(tokens: TokenCounts | None, exclusion: Exclusion, held_out: HeldOut) -> None:
-    """Print what is no error but probably a mistake."""
+def _warn(
+    tokens: TokenCounts | None, exclusion: Exclusion, held_out: HeldOut, own: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Print what is no error but should be known."""
+    for source, splits in own.items():
+        counts = Counter(splits.values())
+        shown = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
+        stay = sum(splits[sha256] == "train" and sha256 in held_out.splits for sha256 in splits)
+        print(
+            f"build: {source}: its own splits are used ({shown}); set build.splits to `hash` to ignore them"
+            + (f"; {stay:,} of its train pictures stay in validation or test, where they were before" if stay else "")
+        )
     if held_out.params_before:
         print(
             f"build: the params of the splits changed from {held_out.params_before} to {dict(held_out.params)}: all"

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
@@ -40,6 +37,7 @@ from pipeline.data.sources.registry import find_captions_files, is_resource_fork
 from pipeline.data.text import clean
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
+from pipeline.runtime.parallel_map import parallel_map
 from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
@@ -51,9 +49,6 @@ _UNSUPPORTED = {
 _VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".avi", ".mkv"}
 
 _COMPARED = 1_000  # names that are compared with a missing one
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -167,6 +162,7 @@ class _Source:
         self.audit = audit
         self._missing: CaptionRow | None = None  # the first row that names a picture which the source lacks
         self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
+        self._splits: dict[int, set[str]] = {}  # index -> its splits in a data set that has splits of its own
         self._alone: set[int] = set()  # indices of the pictures that a row shows alone
         self._posts: dict[int, list[list[int]]] = {}  # index -> the posts of several pictures that show it
 
@@ -226,6 +222,8 @@ class _Source:
                 self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason, row.picture or "")
                 continue
             self._captions[index].append(row.caption)
+            if row.split:
+                self._splits.setdefault(index, set()).add(row.split)
             if row.post is None:
                 self._alone.add(index)
             else:
@@ -252,7 +250,7 @@ class _Source:
         sha256s: dict[int, str] = {}
         same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
-        decoded = _parallel_map(lambda index: self._decode(index, settings, last), self._captions, threads)
+        decoded = parallel_map(lambda index: self._decode(index, settings, last), self._captions, threads)
         with PictureWriter(folder, last.pictures) as writer:
             for index, (sha256, result) in progress_bar(
                 zip(self._captions, decoded, strict=True),
@@ -322,6 +320,7 @@ class _Source:
             phash=f"{picture.phash:016x}",
             thumbnail=picture.thumbnail.hex(),
             split_by=sorted(split_by),
+            splits=sorted({split for index in group.members for split in self._splits.get(index, ())}),
             captions=[caption for index in group.members for caption in self._captions[index]],
         )
 
@@ -331,22 +330,6 @@ class _Source:
         self.audit.set_aside_file(self.name, place, reason)
         for caption in self._captions.get(index, ()):
             self.audit.set_aside_row(self.name, caption.file, caption.row, "picture_set_aside", place)
-
-
-def _parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map` with threads (Pillow releases the GIL while decoding); results keep the order of the items.
-
-    Unlike `Executor.map` it reads only a few items ahead, so that an archive of any size fits in memory.
-    """
-    workers = threads or (os.cpu_count() or 1) + 1  # one more than cores, because one usually waits for the GIL
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[R]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

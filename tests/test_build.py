@@ -23,7 +23,8 @@ from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.data.audit import SetAside, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
-from pipeline.data.split import SPLITS
+from pipeline.data.images import identity
+from pipeline.data.split import SPLITS, split_of
 from pipeline.register import data_metrics
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.synthetic.sample import write_sample
@@ -228,6 +229,98 @@ def test_pictures_of_a_post_are_in_one_split(workspace: Path) -> None:
     assert len(where) == 60
     assert all(len(found) == 1 for found in where.values())
     assert {split for found in where.values() for split in found} == set(SPLITS)
+
+
+def karpathy(splits: dict[int, str]) -> bytes:
+    images = [
+        {"filename": f"{k}.jpg", "split": split, "sentences": [{"raw": f"caption {k}"}]} for k, split in splits.items()
+    ]
+    return json.dumps({"images": images}).encode()
+
+
+def split_numbers() -> dict[int, str]:
+    """Return the split of each picture, by the number in its caption."""
+    return {
+        int(example.captions[0].split()[-1]): split
+        for split in SPLITS
+        for example in read_examples(Path("data/dataset") / split)
+    }
+
+
+def test_the_splits_of_a_published_data_set_are_kept(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {k: ("train", "restval", "val", "test")[k % 4] for k in range(40)}
+    folder = bring("s", {f"{k}.jpg": photo(k) for k in range(40)}, None)
+    (folder / "dataset_coco.json").write_bytes(karpathy(wanted))
+    report = build_from("s")
+    assert split_numbers() == {k: ("train", "train", "validation", "test")[k % 4] for k in range(40)}
+    assert report["own_splits"] == {"s": {"test": 10, "train": 20, "validation": 10}}
+    check_audit(report)
+    assert "s: its own splits are used (train 20, validation 10, test 10)" in capsys.readouterr().out
+    set_params(workspace, {"build.splits": "hash"})
+    assert build_from("s")["own_splits"] == {}
+    assert split_numbers() == {k: split_of(identity(photo(k)), 0.1, 0.15) for k in range(40)}
+
+
+def test_a_source_in_which_a_picture_has_no_split_has_none(workspace: Path, bring: Callable[..., Path]) -> None:
+    for name, wanted in (("one", {40: "none"}), ("all train", {})):
+        shutil.rmtree(workspace / "data", ignore_errors=True)
+        splits = dict.fromkeys(range(40), "train" if name == "all train" else "test") | wanted
+        folder = bring("s", {f"{k}.jpg": photo(k) for k in range(41)}, None)
+        (folder / "dataset_x.json").write_bytes(karpathy(splits))
+        assert build_from("s")["own_splits"] == {}
+        assert split_numbers() == {k: split_of(identity(photo(k)), 0.1, 0.15) for k in splits}
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "zips", "COCO"])
+def test_folders_and_files_of_a_split_are_its_pictures(
+    workspace: Path, bring: Callable[..., Path], layout: str
+) -> None:
+    folder = workspace / "data/raw/s"
+    for split, numbers in (("train", range(30)), ("val", range(30, 40))):
+        names = [f"{k}.jpg" for k in numbers]
+        lines = "".join(json.dumps({"file_name": n, "text": f"caption {n[:-4]}"}) + "\n" for n in names)
+        if layout == "imagefolder":
+            (folder / split).mkdir(parents=True)
+            for k in numbers:
+                (folder / split / f"{k}.jpg").write_bytes(photo(k))
+            (folder / split / "metadata.jsonl").write_text(lines)
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
+            for k in numbers:
+                archive.writestr(f"{k}.jpg", photo(k))
+            if layout == "zips":
+                archive.writestr("metadata.jsonl", lines)
+        if layout == "COCO":
+            images = [{"id": k, "file_name": f"{k}.jpg"} for k in numbers]
+            notes = [{"image_id": k, "caption": f"caption {k}"} for k in numbers]
+            content = json.dumps({"images": images, "annotations": notes})
+            (folder / f"captions_{split}2017.json").write_text(content)
+    build_from("s")
+    # There is no test split, so it is taken from the train split.
+    by_hash = {k: split_of(identity(photo(k)), 0.1, 0.15) for k in range(30)}
+    train = {k: "test" if split == "test" else "train" for k, split in by_hash.items()}
+    assert split_numbers() == train | dict.fromkeys(range(30, 40), "validation")
+
+
+def test_a_source_that_gets_splits_later_moves_no_test_picture_to_train(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when COCO's train2017 comes first and val2017 later."""
+    folder = bring("s", {f"{k}.jpg": photo(k) for k in range(60)}, None)
+    (folder / "dataset_x.json").write_bytes(karpathy(dict.fromkeys(range(50), "train")))
+    build_from("s")
+    before = split_numbers()
+    wanted = dict.fromkeys(range(50), "train") | {k: ("val", "test")[k % 2] for k in range(50, 60)}
+    (folder / "dataset_x.json").write_bytes(karpathy(wanted))
+    build_from("s")
+    after = split_numbers()
+    assert {k: after[k] for k in before} == before
+    held_out = sum(split != "train" for split in before.values())
+    assert held_out > 0
+    assert f"{held_out} of its train pictures stay in validation or test" in capsys.readouterr().out
 
 
 def test_more_data_or_another_size_moves_no_picture_to_another_split(workspace: Path) -> None:

@@ -26,8 +26,38 @@ def furthest_from_training(splits: Iterable[str]) -> str:
     return max(splits, key=SPLITS.index)
 
 
+def own_splits(pictures: Mapping[str, Sequence[str]], validation: float, test: float) -> dict[str, str] | None:
+    """Return the split of each picture of a source by the source's own splits: SHA-256 -> split.
+
+    A source has splits of its own if each picture has one, some are in train, and some in validation or test. If it has
+    no validation or no test split, the pictures that `split_of` gives that split are taken from its train split.
+
+    Args:
+        pictures: SHA-256 -> the picture's splits in the source, if any.
+        validation, test: fractions, see `split_of`.
+
+    Returns:
+        None if the source has no splits of its own.
+    """
+    if not all(pictures.values()):
+        return None
+    splits = {sha256: furthest_from_training(own) for sha256, own in pictures.items()}
+    found = set(splits.values())
+    if "train" not in found or len(found) == 1:
+        return None
+    for sha256, split in splits.items():
+        wanted = split_of(sha256, validation, test)
+        if split == "train" and wanted not in found:
+            splits[sha256] = wanted
+    return splits
+
+
 def assign_splits(
-    pictures: Mapping[str, frozenset[str]], remembered: Mapping[str, str], validation: float, test: float
+    pictures: Mapping[str, frozenset[str]],
+    remembered: Mapping[str, str],
+    validation: float,
+    test: float,
+    given: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, str]:
     """Return the split of each picture: SHA-256 -> split.
 
@@ -37,17 +67,21 @@ def assign_splits(
 
     Args:
         pictures: SHA-256 -> the keys of the posts that show the picture: the SHA-256 of each post's first picture, or
-            its own if it stands alone.
+            its own if it stands alone. Posts of sources with their own splits do not count.
         remembered: SHA-256 -> the split of pictures that were in validation or test before.
         validation, test: fractions, see `split_of`.
+        given: SHA-256 -> the picture's split in each source that has its own splits.
     """
+    given = given or {}
     posts = {key: split_of(key, validation, test) for keys in pictures.values() for key in keys}
     for sha256, keys in pictures.items():
         if sha256 in remembered and len(keys) == 1:
             (key,) = keys
             posts[key] = furthest_from_training([posts[key], remembered[sha256]])
     return {
-        sha256: furthest_from_training([*(posts[key] for key in keys), remembered.get(sha256, "train")])
+        sha256: furthest_from_training(
+            [*(posts[key] for key in keys), *given.get(sha256, ()), remembered.get(sha256, "train")]
+        )
         for sha256, keys in pictures.items()
     }
 

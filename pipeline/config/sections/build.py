@@ -31,6 +31,7 @@ class Build(Section):
     """How the data set is made of what was ingested."""
 
     captions: Captions
+    splits: Literal["source", "hash"]
     validation: Fraction
     test: Fraction
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]

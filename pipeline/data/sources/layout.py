@@ -26,12 +26,14 @@ class CaptionRow:
         caption: the text, and the file and row that it comes from.
         folder: the folder that relative paths start from; "" for the top of the zip or of the source.
         post: identifies a post that shows several pictures with one caption; None for a single picture.
+        split: `train`, `validation` or `test`, if the data set has splits of its own.
     """
 
     picture: str | None
     caption: RawCaption
     folder: str
     post: int | None = None
+    split: str | None = None
 
 
 class Captions(NamedTuple):
@@ -62,10 +64,10 @@ class CaptionsFile:
     member: str
     folder: str
 
-    def row(self, number: int, picture: object, caption: object) -> CaptionRow:
+    def row(self, number: int, picture: object, caption: object, split: str | None = None) -> CaptionRow:
         """Return a row of this file; it is malformed unless `picture` and `caption` are strings."""
         if isinstance(picture, str) and isinstance(caption, str):
-            return CaptionRow(picture.strip(), RawCaption(caption, self.member, number), self.folder)
+            return CaptionRow(picture.strip(), RawCaption(caption, self.member, number), self.folder, split=split)
         return CaptionRow(None, RawCaption("", self.member, number), self.folder)
 
     def lines(self) -> tuple[str, Iterator[tuple[int, str]]]:
