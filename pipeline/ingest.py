@@ -31,6 +31,7 @@ from pipeline.data.dataset import (
 )
 from pipeline.data.images import Normalised
 from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
+from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layout import CaptionRow
 from pipeline.data.sources.picture_index import PictureIndex
 from pipeline.data.sources.registry import find_captions_files, is_resource_fork, read_captions
@@ -62,7 +63,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     with open_files(paths.RAW / name) as files, swapped_in(folder, report) as (new_folder, new_report):
         audit = Audit()
         source = _Source(name, files, audit)
-        captions_files = source.read_captions()
+        captions_files = source.read_captions(Columns(settings.columns.picture, settings.columns.caption))
         records = source.ingest_pictures(
             new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads
         )
@@ -166,7 +167,7 @@ class _Source:
         self._alone: set[int] = set()  # indices of the pictures that a row shows alone
         self._posts: dict[int, list[list[int]]] = {}  # index -> the posts of several pictures that show it
 
-    def read_captions(self) -> list[dict[str, object]]:
+    def read_captions(self, columns: Columns) -> list[dict[str, object]]:
         """Sort the files by name and read the captions of each picture; return a summary per captions file."""
         members = self.files.members
         layouts = find_captions_files(self.files)
@@ -184,7 +185,7 @@ class _Source:
         unsupported = PictureIndex({i: member for i, member in enumerate(members) if member.suffix in _UNSUPPORTED})
         summaries = []
         for index, layout in layouts.items():
-            captions = read_captions(self.files, index, layout)
+            captions = read_captions(self.files, index, layout, columns)
             rows = self._assign(captions.rows, by_name, unsupported)
             summaries.append(
                 {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}

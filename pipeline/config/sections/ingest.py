@@ -9,6 +9,13 @@ from pydantic import Field, model_validator
 from pipeline.config.sections.base import Name, Section
 
 
+class Columns(Section):
+    """The names of the columns of tables; null stands for the usual names."""
+
+    picture: str | None
+    caption: str | None
+
+
 class Ingest(Section):
     """How raw archives are read."""
 
@@ -17,6 +24,7 @@ class Ingest(Section):
     min_side: Annotated[int, Field(ge=1, le=4096)]
     max_pixels: Annotated[int, Field(ge=1)]
     max_set_aside: Annotated[float, Field(ge=0, le=1)]
+    columns: Columns
     exclude: list[Annotated[str, Field(min_length=1)]]
 
     @model_validator(mode="after")

@@ -15,12 +15,13 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.errors import DataError
+from pipeline.data.sources.encodings import decode_names
 
 # The list of files in a zip is read into memory at once, with the size that the zip states; this is the limit.
 _MAX_DIRECTORY_BYTES = 2**28
@@ -31,6 +32,7 @@ _RATIO_FREE_BYTES = 2**24  # files up to this size may have any ratio, as a whit
 _MAX_TOTAL_RATIO = 100
 _TOTAL_FREE_BYTES = 2**30  # what a zip may unpack to in addition to `_MAX_TOTAL_RATIO` times its size
 _CHUNK = 2**20
+_UTF_8 = 0x800  # flag of a zip's file whose name is UTF-8
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -105,11 +107,12 @@ class Files:
         name = _printable(path.relative_to(self.folder).as_posix())
         # (`ZipInfo.is_dir` fails on a name that is empty.)
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
+        names = _names(infos)
         last = {info.filename: place for place, info in enumerate(infos)}
         for place, info in enumerate(infos):
             # If two files have the same name, unpacking the archive leaves the later one.
             refused = "duplicate_name" if last[info.filename] != place else _refused(info)
-            self.members.append(Member(_printable(info.filename.replace("\\", "/")), name, refused))
+            self.members.append(Member(_printable(names[place].replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
     def read(self, index: int, limit: int) -> bytes:
@@ -241,6 +244,19 @@ def _refused(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & 0x1:
         return "encrypted"
     return "nested_archive" if suffix(name) in _ARCHIVES else None
+
+
+def _names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Return the files' names; if the zip does not say how they are encoded, it is detected."""
+    names = [info.filename for info in infos]
+    unsaid = [place for place, info in enumerate(infos) if not info.flag_bits & _UTF_8 and not names[place].isascii()]
+    try:
+        raw = [names[place].encode("cp437") for place in unsaid]
+    except UnicodeEncodeError:
+        return names
+    for place, name in zip(unsaid, decode_names([names[place] for place in unsaid], raw), strict=True):
+        names[place] = name
+    return names
 
 
 def suffix(name: str) -> str:

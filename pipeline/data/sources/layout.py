@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from pipeline.config.errors import DataError
 from pipeline.data.dataset import RawCaption
 from pipeline.data.sources.archive import Files
-from pipeline.data.sources.delimited import decode
+from pipeline.data.sources.delimited import USUAL_COLUMNS, Columns
+from pipeline.data.sources.encodings import decode
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class CaptionsFile:
         place: its path from the workspace, for error messages.
         member: its path from the source's folder, for records and reports.
         folder: the folder that contains it, within its zip or the source.
+        columns: the columns to read, if it is a table.
     """
 
     data: bytes
     place: str
     member: str
     folder: str
+    columns: Columns = USUAL_COLUMNS
 
     def row(self, number: int, picture: object, caption: object, split: str | None = None) -> CaptionRow:
         """Return a row of this file; it is malformed unless `picture` and `caption` are strings."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pipeline.config.errors import DataError
 from pipeline.data.sources import coco, flickr, imagefolder, instagram_export, karpathy, table
 from pipeline.data.sources.archive import Files, Member, MemberError
+from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
 
 _MAX_CAPTIONS_BYTES = 2**30
@@ -77,7 +78,7 @@ def _summary(members: Sequence[Member]) -> str:
     return ", ".join(f"{len(places):,} {suffix} (like {places[0]})" for suffix, places in most_frequent)
 
 
-def read_captions(files: Files, index: int, layout: Layout) -> Captions:
+def read_captions(files: Files, index: int, layout: Layout, columns: Columns) -> Captions:
     """Read the captions file at `index` of the members.
 
     Raises:
@@ -90,7 +91,7 @@ def read_captions(files: Files, index: int, layout: Layout) -> Captions:
         data = files.read(index, _MAX_CAPTIONS_BYTES)
     except MemberError as error:
         raise DataError(f"{place}: cannot be read ({error.reason}); download or create the archive again") from None
-    captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0]))
+    captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0], columns))
     return captions._replace(rows=map(_without_surrogates, captions.rows))
 
 

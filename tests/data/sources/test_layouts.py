@@ -242,6 +242,21 @@ def test_only_text_that_was_decoded_as_latin1_is_repaired(workspace: Path, text:
     assert ingested(workspace) == {"red.jpg": [repaired]}
 
 
+def test_a_zip_of_windows_with_chinese_names_is_matched_with_its_table(workspace: Path) -> None:
+    """`zipfile` marks names as UTF-8; archivers of Chinese Windows write GBK without a mark."""
+    folder = workspace / "data/raw/s"
+    names = {"red.jpg": "草地上的狗.jpg", "blue.jpg": "窗边的猫和花.jpg"}
+    ascii_names = {old: f"{old[0]}".ljust(len(new.encode("gbk")), "_") for old, new in names.items()}
+    zipped(folder / "a.zip", {f"img/{ascii_names[old]}": PICTURES[old] for old in names})
+    data = (folder / "a.zip").read_bytes()
+    for old, new in names.items():
+        data = data.replace(ascii_names[old].encode(), new.encode("gbk"))
+    (folder / "a.zip").write_bytes(data)
+    rows = "".join(f"{new},{EXPECTED[old][0]}\n" for old, new in names.items())
+    loose(folder, {"captions.csv": f"image,caption\n{rows}".encode()})
+    assert ingested(workspace) == {new: EXPECTED[old][:1] for old, new in names.items()}
+
+
 def test_several_files_of_one_layout_are_read_together(workspace: Path) -> None:
     folder = workspace / "data/raw/s"
     zipped(folder / "train2017.zip", {"train2017/red.jpg": PICTURES["red.jpg"]})
