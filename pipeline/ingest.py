@@ -7,7 +7,6 @@ are not decoded again; they are found by the hash of their raw bytes.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from pipeline.data.images import Normalised
 from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layout import CaptionRow
-from pipeline.data.sources.picture_index import PictureIndex
+from pipeline.data.sources.picture_index import UNSUPPORTED, VIDEOS, PictureIndex, most_similar
 from pipeline.data.sources.registry import find_captions_files, is_resource_fork, read_captions
 from pipeline.data.text import clean
 from pipeline.runtime import entrypoint
@@ -43,13 +42,8 @@ from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
 _MADE_BY = "made_by.json"  # what the pictures in the folder depend on, beside the raw bytes
-_UNSUPPORTED = {
-    *(".jxl", ".svg", ".psd", ".ai", ".eps", ".pdf", ".ico", ".jp2", ".tga", ".xcf"),
-    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"),
-}
-_VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".avi", ".mkv"}
 
-_COMPARED = 1_000  # names that are compared with a missing one
+_SUMMARIES = 100  # captions files in the report, at most: there may be one for each picture
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -79,7 +73,14 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_ingested(new_folder, records)
         write_json(new_folder / _MADE_BY, _made_by(settings))
         write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
-        write_json(new_report, {**audit.report(), "captions_files": captions_files})
+        write_json(
+            new_report, {**audit.report(), "captions_files": captions_files, "foreign_paths": source.foreign_paths}
+        )
+    if source.foreign_paths:
+        print(
+            f"ingest: {name}: {source.foreign_paths:,} rows name paths of another machine, or URLs; their pictures were"
+            " found by the end of the path"
+        )
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {folder}; set aside"
         f" {audit.reasons('file').total():,} files and {audit.reasons('row').total():,} rows"
@@ -161,6 +162,7 @@ class _Source:
         self.name = name
         self.files = files
         self.audit = audit
+        self.foreign_paths = 0  # rows that name an absolute path of another machine, or a URL
         self._missing: CaptionRow | None = None  # the first row that names a picture which the source lacks
         self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
         self._splits: dict[int, set[str]] = {}  # index -> its splits in a data set that has splits of its own
@@ -168,7 +170,7 @@ class _Source:
         self._posts: dict[int, list[list[int]]] = {}  # index -> the posts of several pictures that show it
 
     def read_captions(self, columns: Columns) -> list[dict[str, object]]:
-        """Sort the files by name and read the captions of each picture; return a summary per captions file."""
+        """Sort the files by name and read the captions of each picture; return a summary for the first files."""
         members = self.files.members
         layouts = find_captions_files(self.files)
         self.audit.files, self.audit.captions_files = len(members), len(layouts)
@@ -178,33 +180,41 @@ class _Source:
             elif member.suffix in images.SUFFIXES:
                 self._captions[index] = []
             elif index not in layouts:
-                kind = "unsupported_format" if member.suffix in _UNSUPPORTED else "not_a_picture_file"
+                kind = "unsupported_format" if member.suffix in UNSUPPORTED else "not_a_picture_file"
                 self._set_aside(index, member.refused or kind)
         # A row names the file that exists under that name once the archive is unpacked.
         by_name = PictureIndex({i: members[i] for i in self._captions if members[i].refused != "duplicate_name"})
-        unsupported = PictureIndex({i: member for i, member in enumerate(members) if member.suffix in _UNSUPPORTED})
-        summaries = []
+        unsupported = PictureIndex({i: member for i, member in enumerate(members) if member.suffix in UNSUPPORTED})
+        summaries: list[dict[str, Any]] = []
         for index, layout in layouts.items():
             captions = read_captions(self.files, index, layout, columns)
-            rows = self._assign(captions.rows, by_name, unsupported)
+            rows = self._assign(captions.rows, by_name, unsupported, members[index].archive)
             summaries.append(
                 {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}
             )
-        return summaries
+        return summaries[:_SUMMARIES]
 
-    def _assign(self, rows: Iterable[CaptionRow], by_name: PictureIndex, unsupported: PictureIndex) -> int:
+    def _assign(
+        self, rows: Iterable[CaptionRow], by_name: PictureIndex, unsupported: PictureIndex, archive: str
+    ) -> int:
         """Assign each caption to its picture, or set the row aside; return the number of rows.
 
         Args:
             rows: of one captions file.
             by_name: the pictures.
             unsupported: the files in formats that cannot be read.
+            archive: the archive of the captions file, whose pictures win over those of others; "" for none.
         """
         before = self.audit.rows
         posts: dict[int, list[int]] = {}  # post -> its pictures in order
         for row in rows:
             self.audit.rows += 1
             matches = by_name.find(row.picture, row.folder) if row.picture else set()
+            if row.picture and not matches:
+                matches = by_name.find_foreign(row.picture)
+                self.foreign_paths += len(matches) == 1
+            if len(matches) > 1 and archive:
+                matches = {i for i in matches if self.files.members[i].archive == archive} or matches
             index = min(matches, default=-1)
             reason = None
             if row.picture is None:
@@ -216,7 +226,7 @@ class _Source:
             elif not matches and unsupported.find(row.picture, row.folder):
                 reason = "picture_set_aside"
             elif not matches:
-                reason = "video" if suffix(row.picture) in _VIDEOS else "picture_missing"
+                reason = "video" if suffix(row.picture) in VIDEOS else "picture_missing"
             if reason:
                 if reason == "picture_missing":
                     self._missing = self._missing or row
@@ -239,7 +249,7 @@ class _Source:
             return ""
         wanted = self._missing.picture or ""
         places = [self.files.members[index].place for index in self._captions]
-        (similar,) = difflib.get_close_matches(wanted, places[:_COMPARED], 1, 0) or ["no picture"]
+        similar = most_similar(wanted, places) or "no picture"
         row = self._missing.caption
         return f"; {row.file}, row {row.row} names {wanted!r}, and the source has {similar}"
 

@@ -1,4 +1,4 @@
-"""Read the files of a source's folder and of the zips in it, without unpacking anything to disk.
+"""Read the files of a source's folder and of the zips and tars in it, without unpacking anything to disk.
 
 No other module reads raw archives. Zip bombs, path traversal, links and damaged files are detected here.
 """
@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import struct
+import tarfile
 import threading
 import zipfile
 import zlib
@@ -94,7 +95,7 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.members: list[Member] = []
-        self._opened: list[tuple[Path | _Zip, zipfile.ZipInfo | None]] = []
+        self._opened: list[tuple[Path | _Zip | _Tar, zipfile.ZipInfo | tarfile.TarInfo | None]] = []
 
     def _add_loose(self, path: Path) -> None:
         name = _printable(path.relative_to(self.folder).as_posix())
@@ -115,6 +116,19 @@ class Files:
             self.members.append(Member(_printable(names[place].replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
+    def _add_tar(self, path: Path, opened: _Tar) -> None:
+        name = _printable(path.relative_to(self.folder).as_posix())
+        infos = [info for info in opened.infos if not info.isdir()]
+        last = {info.name: place for place, info in enumerate(infos)}
+        for place, info in enumerate(infos):
+            refused = "duplicate_name" if last[info.name] != place else _unsafe(info.name)
+            if not info.isreg() or info.issparse():
+                refused = refused or "link"
+            elif suffix(info.name) in _ARCHIVES:
+                refused = refused or "nested_archive"
+            self.members.append(Member(_printable(info.name), name, refused))
+            self._opened.append((opened, info))
+
     def read(self, index: int, limit: int) -> bytes:
         """Return the bytes of the file at `index` of `members`.
 
@@ -133,8 +147,11 @@ class Files:
             if isinstance(opened, Path):
                 with opened.open("rb") as stream:
                     data = stream.read(limit + 1)
+            elif isinstance(opened, _Tar):
+                assert isinstance(info, tarfile.TarInfo)
+                data = opened.read(info, limit)
             else:
-                assert info is not None
+                assert isinstance(info, zipfile.ZipInfo)
                 data = opened.read(info, limit)
         except (OSError, *_DAMAGED) as error:
             if _is_disk_error(error):  # a failing disk must not set aside intact pictures
@@ -178,9 +195,40 @@ class _Zip:
                 )
 
 
+class _Tar:
+    """An open, uncompressed tar, as webdataset writes it. Threads may share it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._descriptor = descriptor
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as file:
+            self.infos = file.getmembers()
+
+    def read(self, info: tarfile.TarInfo, limit: int) -> bytes:
+        data = os.pread(self._descriptor, min(info.size, limit + 1), info.offset_data)
+        if len(data) < min(info.size, limit + 1):
+            raise MemberError("damaged")
+        return data
+
+
+@contextmanager
+def _open_tar(path: Path) -> Iterator[_Tar]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            opened = _Tar(path, descriptor)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError):
+            raise DataError(
+                f"{path}: is not a tar archive, or was cut off ({path.stat().st_size:,} bytes found); download or"
+                " create it again"
+            ) from None
+        yield opened
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def open_files(folder: Path) -> Iterator[Files]:
-    """Open all files of a source's folder and of the zips in it for reading; links are not followed.
+    """Open all files of a source's folder and of the zips and tars in it for reading; links are not followed.
 
     Raises:
         DataError: the folder does not exist; a zip is not a zip, is cut off (its list of files is at the end), or
@@ -198,6 +246,8 @@ def open_files(folder: Path) -> Iterator[Files]:
             for path in (Path(place, name) for name in sorted(names + links)):
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
                     files._add_zip(path, stack.enter_context(_open_zip(path)))
+                elif path.suffix.lower() == ".tar" and not path.is_symlink() and not path.name.startswith("."):
+                    files._add_tar(path, stack.enter_context(_open_tar(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
         yield files
@@ -235,15 +285,29 @@ def _open_zip(path: Path) -> Iterator[_Zip]:
         yield _Zip(path, file)
 
 
+def zip_unpacks_to(data: bytes) -> int | None:
+    """Return the number of bytes that a zip in memory says it unpacks to; None if it is not a zip."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            return sum(info.file_size for info in file.infolist())
+    except (OSError, *_DAMAGED):
+        return None
+
+
 def _refused(info: zipfile.ZipInfo) -> str | None:
-    name = info.filename.replace("\\", "/")
-    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-        return "unsafe_path"
+    if unsafe := _unsafe(info.filename):
+        return unsafe
     if stat.S_ISLNK(info.external_attr >> 16):
         return "link"
     if info.flag_bits & 0x1:
         return "encrypted"
-    return "nested_archive" if suffix(name) in _ARCHIVES else None
+    return "nested_archive" if suffix(info.filename.replace("\\", "/")) in _ARCHIVES else None
+
+
+def _unsafe(name: str) -> str | None:
+    name = name.replace("\\", "/")
+    climbs = name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/")
+    return "unsafe_path" if climbs else None
 
 
 def _names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:

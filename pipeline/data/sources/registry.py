@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.config.errors import DataError
-from pipeline.data.sources import coco, flickr, imagefolder, instagram_export, karpathy, table
+from pipeline.data.sources import (
+    coco,
+    flickr,
+    imagefolder,
+    instagram_export,
+    karpathy,
+    label_studio,
+    sidecars,
+    table,
+    workbook,
+)
 from pipeline.data.sources.archive import Files, Member, MemberError
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
@@ -25,6 +35,9 @@ LAYOUTS: list[Layout] = [
     instagram_export.LAYOUT,
     flickr.TOKENS,
     flickr.TABLE,
+    sidecars.LAYOUT,
+    label_studio.LAYOUT,
+    workbook.LAYOUT,
     table.LAYOUT,
 ]
 
@@ -53,6 +66,8 @@ def find_captions_files(files: Files) -> dict[int, Layout]:
             f"{files.folder}: found {_summary(files.members)}, but no captions;"
             f" expected {', '.join(expected)}, or {last}"
         )
+    others = {index: layout for index, layout in found.items() if layout is not sidecars.LAYOUT}
+    found = others or found  # texts beside the pictures are notes if there are captions in another layout
     if len({layout.name for layout in found.values()}) > 1:
         seen = ", ".join(f"{files.members[index].place} ({layout.name})" for index, layout in list(found.items())[:8])
         raise DataError(
