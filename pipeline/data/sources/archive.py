@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import struct
-import tarfile
 import threading
 import zipfile
 import zlib
@@ -20,9 +19,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.errors import DataError
 from pipeline.data.sources.encodings import decode_names
+from pipeline.data.sources.parquet_file import ParquetReader, member_name, open_parquet
+from pipeline.data.sources.tar_file import TarReader, open_tar
 
 # The list of files in a zip is read into memory at once, with the size that the zip states; this is the limit.
 _MAX_DIRECTORY_BYTES = 2**28
@@ -95,7 +97,7 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.members: list[Member] = []
-        self._opened: list[tuple[Path | _Zip | _Tar, zipfile.ZipInfo | tarfile.TarInfo | None]] = []
+        self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader, Any]] = []  # and the place in it
 
     def _add_loose(self, path: Path) -> None:
         name = _printable(path.relative_to(self.folder).as_posix())
@@ -116,7 +118,7 @@ class Files:
             self.members.append(Member(_printable(names[place].replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
-    def _add_tar(self, path: Path, opened: _Tar) -> None:
+    def _add_tar(self, path: Path, opened: TarReader) -> None:
         name = _printable(path.relative_to(self.folder).as_posix())
         infos = [info for info in opened.infos if not info.isdir()]
         last = {info.name: place for place, info in enumerate(infos)}
@@ -128,6 +130,13 @@ class Files:
                 refused = refused or "nested_archive"
             self.members.append(Member(_printable(info.name), name, refused))
             self._opened.append((opened, info))
+
+    def _add_parquet(self, path: Path, opened: ParquetReader) -> None:
+        self._add_loose(path)  # for its captions
+        name = _printable(path.relative_to(self.folder).as_posix())
+        for row, picture in enumerate(opened.paths):
+            self.members.append(Member(member_name(name, row, suffix(_printable(picture)) or ".jpg"), name, None))
+            self._opened.append((opened, row))
 
     def read(self, index: int, limit: int) -> bytes:
         """Return the bytes of the file at `index` of `members`.
@@ -147,11 +156,7 @@ class Files:
             if isinstance(opened, Path):
                 with opened.open("rb") as stream:
                     data = stream.read(limit + 1)
-            elif isinstance(opened, _Tar):
-                assert isinstance(info, tarfile.TarInfo)
-                data = opened.read(info, limit)
             else:
-                assert isinstance(info, zipfile.ZipInfo)
                 data = opened.read(info, limit)
         except (OSError, *_DAMAGED) as error:
             if _is_disk_error(error):  # a failing disk must not set aside intact pictures
@@ -195,37 +200,6 @@ class _Zip:
                 )
 
 
-class _Tar:
-    """An open, uncompressed tar, as webdataset writes it. Threads may share it."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._descriptor = descriptor
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as file:
-            self.infos = file.getmembers()
-
-    def read(self, info: tarfile.TarInfo, limit: int) -> bytes:
-        data = os.pread(self._descriptor, min(info.size, limit + 1), info.offset_data)
-        if len(data) < min(info.size, limit + 1):
-            raise MemberError("damaged")
-        return data
-
-
-@contextmanager
-def _open_tar(path: Path) -> Iterator[_Tar]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            opened = _Tar(path, descriptor)
-        except (tarfile.TarError, EOFError, ValueError, OverflowError):
-            raise DataError(
-                f"{path}: is not a tar archive, or was cut off ({path.stat().st_size:,} bytes found); download or"
-                " create it again"
-            ) from None
-        yield opened
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def open_files(folder: Path) -> Iterator[Files]:
     """Open all files of a source's folder and of the zips and tars in it for reading; links are not followed.
@@ -247,7 +221,9 @@ def open_files(folder: Path) -> Iterator[Files]:
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
                     files._add_zip(path, stack.enter_context(_open_zip(path)))
                 elif path.suffix.lower() == ".tar" and not path.is_symlink() and not path.name.startswith("."):
-                    files._add_tar(path, stack.enter_context(_open_tar(path)))
+                    files._add_tar(path, stack.enter_context(open_tar(path)))
+                elif path.suffix.lower() == ".parquet" and not path.is_symlink() and not path.name.startswith("."):
+                    files._add_parquet(path, stack.enter_context(open_parquet(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
         yield files

@@ -16,6 +16,7 @@ from pipeline.data.sources import (
     instagram_export,
     karpathy,
     label_studio,
+    parquet_table,
     sidecars,
     table,
     workbook,
@@ -38,6 +39,7 @@ LAYOUTS: list[Layout] = [
     sidecars.LAYOUT,
     label_studio.LAYOUT,
     workbook.LAYOUT,
+    parquet_table.LAYOUT,
     table.LAYOUT,
 ]
 

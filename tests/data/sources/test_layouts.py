@@ -357,6 +357,51 @@ def test_a_workbook_of_excel_is_read(workspace: Path) -> None:
         ingested(workspace)
 
 
+def test_parquet_of_hugging_face_datasets_is_read(workspace: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    folder = workspace / "data/raw/s"
+    folder.mkdir(parents=True)
+    for split, name in (("train", "red.jpg"), ("test", "blue.jpg")):
+        pictures = [PICTURES[name], *(jpeg("green", (30 + k, 20 + 9 * (split == "test"))) for k in range(250))]
+        rows = {
+            "photo": [{"bytes": data, "path": f"{k}.jpg"} for k, data in enumerate(pictures)],
+            "caption": [EXPECTED[name], *([f"green {k}"] for k in range(250))],
+        }
+        features = datasets.Features({"photo": datasets.Image(), "caption": [datasets.Value("string")]})
+        file = folder / f"data/{split}-00000-of-00001.parquet"
+        file.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file, batch_size=100)
+    ingested(workspace)
+    found = list(read_ingested(workspace / "data/ingest/s"))
+    assert len(found) == 502
+    first = {record.splits[0]: record for record in found if record.captions[0].row == 1}
+    assert [caption.text for caption in first["train"].captions] == EXPECTED["red.jpg"]
+    assert [caption.text for caption in first["test"].captions] == EXPECTED["blue.jpg"]
+    train = {record.origin: record for record in found if record.splits == ["train"]}
+    last = train["data/train-00000-of-00001.parquet:data/train-00000-of-00001/0000250.jpg"]
+    assert last.captions[0].text == "green 249"
+    assert (last.width, last.height) == (279, 20)
+    report = read_json(Path("reports/ingest/s.json"))
+    assert report["files"]["in"] == 504
+    assert report["rows"] == {"in": 503, "captions_kept": 503, "set_aside": {}}
+    data = file.read_bytes()
+    file.write_bytes(data[:-20])
+    with pytest.raises(DataError, match=r"\.parquet: cannot be read as parquet"):
+        ingested(workspace)
+
+
+def test_parquet_with_the_names_of_pictures_is_a_table(workspace: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pairs = [(name, text) for name, texts in EXPECTED.items() for text in texts]
+    table = pa.table({"file_name": [name for name, _ in pairs], "text": [text for _, text in pairs], "n": [1, 2, 3]})
+    loose(workspace / "data/raw/s", PICTURES)
+    parquet.write_table(table, workspace / "data/raw/s/captions.parquet")
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    parquet.write_table(table.drop_columns("text"), workspace / "data/raw/s/captions.parquet")
+    with pytest.raises(DataError, match="found the columns file_name, n; name the columns"):
+        ingested(workspace)
+
+
 @pytest.mark.parametrize(
     "path",
     [
