@@ -32,7 +32,7 @@ from pipeline.data.images import Normalised
 from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layout import CaptionRow
-from pipeline.data.sources.picture_index import UNSUPPORTED, VIDEOS, PictureIndex, most_similar
+from pipeline.data.sources.picture_index import UNSUPPORTED, VIDEOS, PictureIndex, most_similar, why_unused
 from pipeline.data.sources.registry import find_captions_files, is_resource_fork, read_captions
 from pipeline.data.text import clean
 from pipeline.runtime import entrypoint
@@ -172,7 +172,7 @@ class _Source:
     def read_captions(self, columns: Columns) -> list[dict[str, object]]:
         """Sort the files by name and read the captions of each picture; return a summary for the first files."""
         members = self.files.members
-        layouts = find_captions_files(self.files)
+        layouts = find_captions_files(self.files, columns)
         self.audit.files, self.audit.captions_files = len(members), len(layouts)
         for index, member in enumerate(members):
             if is_resource_fork(member):
@@ -180,8 +180,7 @@ class _Source:
             elif member.suffix in images.SUFFIXES:
                 self._captions[index] = []
             elif index not in layouts:
-                kind = "unsupported_format" if member.suffix in UNSUPPORTED else "not_a_picture_file"
-                self._set_aside(index, member.refused or kind)
+                self._set_aside(index, member.refused or why_unused(member.suffix))
         # A row names the file that exists under that name once the archive is unpacked.
         by_name = PictureIndex({i: members[i] for i in self._captions if members[i].refused != "duplicate_name"})
         unsupported = PictureIndex({i: member for i, member in enumerate(members) if member.suffix in UNSUPPORTED})

@@ -17,6 +17,7 @@ FILE_REASONS = {
     # ingest
     "not_a_picture_file": "not a picture, by its file name",
     "unsupported_format": "unsupported picture format; convert it to JPEG or PNG",
+    "not_captions": "a table without a picture column and a caption column",
     "not_a_picture": "named like a picture, but not a picture file",
     "damaged": "cut off, or a wrong checksum",
     "encrypted": "encrypted in the zip",
@@ -53,7 +54,7 @@ ROW_REASONS = {
 
 # Reasons that lose no data: duplicates, and files that are no data or that the user excludes.
 _DUPLICATES = {"same_bytes", "in_several_sources", "same_caption"}
-_INTENDED = {"not_a_picture_file", "excluded", "video"}
+_INTENDED = {"not_a_picture_file", "not_captions", "excluded", "video"}
 
 _STOPPED = paths.WORK / "set_aside"  # the lists of runs that stopped; nothing reads them but people
 _COLUMNS = ["kind", "source", "file", "row", "reason", "in_words", "names"]

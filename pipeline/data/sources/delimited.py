@@ -87,6 +87,15 @@ def read_table(data: bytes, place: str, wanted: Columns = USUAL_COLUMNS) -> Tabl
     raise DataError(f"{place}: row {first}: found the columns {', '.join(seen[:8])}; {_HINT}")
 
 
+def is_captions(data: bytes, place: str, wanted: Columns) -> bool:
+    """Return whether a table has a picture column and a caption column."""
+    try:
+        read_table(data, place, wanted)
+    except DataError:
+        return False
+    return True
+
+
 def _rows(
     records: Iterator[tuple[int, list[str]]], columns: tuple[int, int] | None
 ) -> Iterator[tuple[int, tuple[str, str] | None]]:

@@ -69,6 +69,13 @@ class PictureIndex:
         return next((found for start in range(len(parts)) if (found := self.find("/".join(parts[start:]), ""))), set())
 
 
+def why_unused(suffix: str) -> str:
+    """Return why a file that is neither picture nor captions is not used, as a code of `audit.FILE_REASONS`."""
+    if suffix in (".csv", ".tsv"):
+        return "not_captions"
+    return "unsupported_format" if suffix in UNSUPPORTED else "not_a_picture_file"
+
+
 def most_similar(name: str, places: Sequence[str]) -> str | None:
     """Return the place that is most similar to a missing name; None if there are no places."""
     return next(iter(difflib.get_close_matches(name, places[:_COMPARED], 1, 0)), None)

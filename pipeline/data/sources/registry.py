@@ -22,7 +22,7 @@ from pipeline.data.sources import (
     workbook,
 )
 from pipeline.data.sources.archive import Files, Member, MemberError
-from pipeline.data.sources.delimited import Columns
+from pipeline.data.sources.delimited import Columns, is_captions
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
 
 _MAX_CAPTIONS_BYTES = 2**30
@@ -49,8 +49,10 @@ def is_resource_fork(member: Member) -> bool:
     return member.base.startswith("._") or "__MACOSX/" in member.name
 
 
-def find_captions_files(files: Files) -> dict[int, Layout]:
+def find_captions_files(files: Files, columns: Columns) -> dict[int, Layout]:
     """Return the index of each captions file among the members, with its layout.
+
+    Of several tables those without a picture column and a caption column (`columns`) are left alone.
 
     Raises:
         DataError: there is no captions file, or they are of several layouts; lists what was found.
@@ -70,6 +72,12 @@ def find_captions_files(files: Files) -> dict[int, Layout]:
         )
     others = {index: layout for index, layout in found.items() if layout is not sidecars.LAYOUT}
     found = others or found  # texts beside the pictures are notes if there are captions in another layout
+    if len(found) > 1:
+        found = {
+            index: layout
+            for index, layout in found.items()
+            if layout is not table.LAYOUT or _is_captions(files, index, columns)
+        } or found
     if len({layout.name for layout in found.values()}) > 1:
         seen = ", ".join(f"{files.members[index].place} ({layout.name})" for index, layout in list(found.items())[:8])
         raise DataError(
@@ -77,6 +85,13 @@ def find_captions_files(files: Files) -> dict[int, Layout]:
             " others to sources of their own"
         )
     return found
+
+
+def _is_captions(files: Files, index: int, columns: Columns) -> bool:
+    try:
+        return is_captions(files.read(index, _MAX_CAPTIONS_BYTES), files.members[index].place, columns)
+    except MemberError:
+        return True  # `read_captions` says why it cannot be read
 
 
 def _recognise(files: Files, index: int) -> Layout | None:

@@ -328,6 +328,16 @@ def test_an_export_of_label_studio_is_read(workspace: Path, minimal: bool, tag: 
     assert read_json(Path("reports/ingest/s.json"))["captions_files"][0]["layout"] == "Label Studio"
 
 
+def test_a_second_table_that_has_no_captions_is_left_alone(workspace: Path) -> None:
+    tables = {"captions.csv": csv_of("image", "caption"), "places.csv": b"image,latitude\nred.jpg,1.5\n"}
+    loose(workspace / "data/raw/s", {**tables, **PICTURES})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "not_captions": 1}
+    (workspace / "data/raw/s/captions.csv").unlink()
+    with pytest.raises(DataError, match=r"places\.csv: row 1: found the columns image, latitude"):
+        ingested(workspace)
+
+
 def test_a_workbook_of_excel_is_read(workspace: Path) -> None:
     book = openpyxl.Workbook()
     book.active.append(["notes"])  # type: ignore[union-attr]
