@@ -128,6 +128,35 @@ def caption(
     _execute("caption", work)
 
 
+@app.command(
+    "serve-model",
+    epilog=_examples("serve-model", "serve-model --port 9000 --alias challenger", "serve-model --host 0.0.0.0"),
+)
+def serve_model(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8600,
+    host: Annotated[
+        str, typer.Option(help="Name or address to listen on. Beyond this machine it needs IMAGE_CAPTIONING_TOKEN.")
+    ] = "127.0.0.1",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the registered model. Default: register.model.")
+    ] = None,
+    alias: Annotated[
+        str, typer.Option(help="Serve the version with this alias, or the newest version if there is none.")
+    ] = "champion",
+) -> None:
+    """Caption pictures over HTTP. Ctrl-C ends it.
+
+    The service follows the alias without a restart. Its address, routes and limits are in docs/serving.md.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.commands.serve_model import serve_model as serve
+
+        return serve(params, host=host, port=port, model=model, alias=alias)
+
+    _execute("serve-model", work)
+
+
 _SCORE_HELP = """Score captions against references: BLEU, ROUGE-L, CIDEr, METEOR and SPICE, with 95 % intervals.
 
 Runs in any folder. METEOR and SPICE need Java and `pip install pycocoevalcap==1.2`.

@@ -15,7 +15,7 @@ from pipeline.config.params import Params
 from pipeline.runtime.import_closure import INFRASTRUCTURE, closure, deciding
 from tests.conftest import ROOT
 
-OF_NO_STAGE = {"promote", "runtime", "flow", "retrain"}  # sections of params that make nothing stale
+OF_NO_STAGE = {"promote", "runtime", "flow", "retrain", "serving"}  # sections of params that make nothing stale
 STAGES = ["ingest", "build", "finetune", "evaluate", "register"]
 
 

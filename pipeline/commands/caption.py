@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.data.images import PictureError, decode
+from pipeline.serving.choice import choose
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,14 +80,10 @@ def _default_model(name: str) -> tuple[str, str]:
     from pipeline.tracking import registry, runs
 
     with runs.reachable():
-        store = runs.client()
-        champion = registry.champion(store, name)
-        if champion is not None:
-            return f"models:/{name}/{champion}", ", the champion"
-        numbers = registry.versions(store, name)
-    if not numbers:
+        choice = choose(runs.client(), name, registry.CHAMPION)
+    if choice is None:
         raise ConfigError(f"models:/{name}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
-    return f"models:/{name}/{numbers[-1]}", ", the newest version: there is no champion"
+    return choice.uri, f", {choice.why}"
 
 
 def _checkpoint(model: str) -> Path:

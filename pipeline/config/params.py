@@ -26,6 +26,7 @@ from pipeline.config.sections.promote import Promote
 from pipeline.config.sections.register import Register
 from pipeline.config.sections.retrain import Retrain
 from pipeline.config.sections.runtime import Runtime
+from pipeline.config.sections.serving import Serving
 
 # Keys of older versions of params.yaml, and where they are now.
 MOVED = {
@@ -48,6 +49,7 @@ class Params(Section):
     runtime: Runtime
     flow: Flow
     retrain: Retrain
+    serving: Serving
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections by their dotted keys, as MLflow shows them."""

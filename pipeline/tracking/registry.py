@@ -101,6 +101,12 @@ def tags(store: MlflowClient, model: str, version: int) -> dict[str, str]:
     return dict(store.get_model_version(model, str(version)).tags)
 
 
+def aliases_and_tags(store: MlflowClient, model: str, version: int) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the aliases and the tags of a version."""
+    found = store.get_model_version(model, str(version))
+    return tuple(found.aliases), dict(found.tags)
+
+
 def note(store: MlflowClient, model: str, version: int, values: Mapping[str, str]) -> None:
     """Set tags of a version, and replace tags of the same names."""
     for key, value in values.items():

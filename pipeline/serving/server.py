@@ -1,0 +1,95 @@
+"""Run the captioning service: check the address, listen, and end in order on SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from pipeline.config.errors import ConfigError
+from pipeline.config.params import Params
+from pipeline.serving.following import Follower, Found, Registry
+from pipeline.serving.limits import TOKEN, is_loopback
+from pipeline.serving.metrics import Metrics
+from pipeline.serving.service import Service, create_app
+
+_BACKLOG = 2048
+_EXTRA_SECONDS = 5  # to send the last answers after the time limit of the last request
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends with exit code 0 on SIGTERM. (uvicorn would raise the signal again at the end.)"""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        def end(signum: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit and signum == signal.SIGINT  # a second Ctrl-C
+            self.should_exit = True
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(params: Params, *, host: str, port: int, model: str | None, alias: str) -> str:
+    """Serve captions until SIGTERM or Ctrl-C, and return the last line to print.
+
+    Requests that were accepted are answered first; new ones are refused.
+
+    Args:
+        params: all of params.yaml.
+        host: name or address to listen on.
+        port: 0 for any free port.
+        model: name of the registered model; None for `register.model`.
+        alias: the alias to follow.
+
+    Raises:
+        ConfigError: the host is not loopback and no token is set, or the address can't be used.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not is_loopback(host) and not token:
+        raise ConfigError(
+            f"--host {host}: other machines could use the service; set {TOKEN} to a long random text, which clients"
+            " must send, or listen on 127.0.0.1"
+        )
+    metrics = Metrics()
+
+    def say(line: str) -> None:
+        print(f"serve-model: {line}", flush=True)
+
+    def loaded(found: Found) -> None:
+        metrics.model_loaded(found.name, "" if found.version is None else str(found.version))
+
+    registry = Registry(model or params.register_.model, alias)
+    follower = Follower(registry, params.serving.follow_seconds, say=say, loaded=loaded)
+    service = Service(follower, params.serving, params.evaluate.beams, metrics, params.runtime.decode_threads)
+    config = uvicorn.Config(
+        create_app(service, token),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(params.serving.timeout_seconds) + _EXTRA_SECONDS,
+    )
+    with _listening(host, port) as listener:
+        address = f"[{host}]" if ":" in host else host
+        say(f"http://{address}:{listener.getsockname()[1]}/docs  (Ctrl-C ends it)")
+        _Server(config).run(sockets=[listener])
+    return f"ended; {metrics.answered()} requests answered"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: can't listen there ({error.strerror}); choose another"
+        ) from None
