@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.config.errors import ConfigError
 
 TOKEN = "IMAGE_CAPTIONING_TOKEN"  # noqa: S105  # the name of the environment variable
 MAX_REQUEST_BYTES = 64 * 2**20
@@ -34,6 +37,21 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
+
+
+def token_for(host: str) -> str:
+    """Return the token of the environment; it may be "" on loopback only.
+
+    Raises:
+        ConfigError: other machines could use the service, and no token is set.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not token and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host}: other machines could use the service; set {TOKEN} to a long random text, which clients"
+            " must send, or listen on 127.0.0.1"
+        )
+    return token
 
 
 class Gate:

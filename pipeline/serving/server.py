@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import uvicorn
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
 from pipeline.serving.following import Follower, Found, Registry
-from pipeline.serving.limits import TOKEN, is_loopback
+from pipeline.serving.limits import token_for
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
 
@@ -54,12 +53,7 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
     Raises:
         ConfigError: the host is not loopback and no token is set, or the address can't be used.
     """
-    token = os.environ.get(TOKEN, "").strip()
-    if not is_loopback(host) and not token:
-        raise ConfigError(
-            f"--host {host}: other machines could use the service; set {TOKEN} to a long random text, which clients"
-            " must send, or listen on 127.0.0.1"
-        )
+    token = token_for(host)
     metrics = Metrics()
 
     def say(line: str) -> None:
