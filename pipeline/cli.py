@@ -103,10 +103,25 @@ def _main(
         "caption photo.jpg",
         "caption holiday/*.jpg --several 5",
         "caption photo.jpg --model models:/image-captioning/3",
+        "caption holiday --out captions.jsonl",
+        "caption holiday.zip --out texts",
     )
 )
 def caption(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Picture files.", show_default=False)],
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PHOTO...", help="Picture files; with --out, one folder or .zip of them.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write the captions to a .jsonl or .parquet file, or to a folder with a .txt file per picture."
+            " Run it again to continue, or for new pictures; existing captions and texts are not changed.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -121,8 +136,10 @@ def caption(
     """Caption photos with a registered model or a checkpoint."""
 
     def work(params: Params) -> str:
-        from pipeline.commands.caption import caption_photos
+        from pipeline.commands.caption import caption_folder, caption_photos
 
+        if out is not None:
+            return caption_folder(params, photos, out, model=model, several=several, seed=seed)
         return caption_photos(params, photos, model=model, several=several, seed=seed)
 
     _execute("caption", work)

@@ -61,6 +61,36 @@ def caption_photos(
     return f"{captioned} of {len(photos)} photos captioned by {model}{why} ({folder})"
 
 
+def caption_folder(
+    params: Params, sources: Sequence[Path], out: Path, *, model: str | None = None, several: int = 1, seed: int = 0
+) -> str:
+    """Caption all pictures of a folder or a zip into `out`, and return the last line to print; see `bulk.caption_all`.
+
+    Args:
+        params: all of params.yaml.
+        sources: one folder or zip.
+        out: a `.jsonl` or `.parquet` file, or a folder for text files.
+        model: see `caption_photos`.
+        several: the maximum number of different captions per picture.
+        seed: random seed of the sampling if `several` is more than 1.
+
+    Raises:
+        ConfigError, DataError, TemporaryError: see `caption_photos` and `bulk.caption_all`.
+    """
+    if len(sources) != 1:
+        raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
+    from pipeline.models.captioner import Captioner
+    from pipeline.serving import bulk
+
+    def load() -> bulk.Model:
+        uri, why = (model, "") if model else _default_model(params.register_.model)
+        captioner = Captioner.from_folder(_checkpoint(uri))
+        print(f"caption: {uri}{why}", flush=True)
+        return bulk.Model(captioner, uri)
+
+    return bulk.caption_all(params, sources[0], out, load, bulk.Options(several, seed))
+
+
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:
     """Yield the printable name and the picture of each readable photo; append the others' problems to `problems`."""
     for photo in photos:

@@ -101,8 +101,8 @@ class Files:
         self.members.append(Member(name, "", refused))
         self._opened.append((path, None))
 
-    def _add_zip(self, path: Path, opened: _Zip) -> None:
-        name = _printable(path.relative_to(self.folder).as_posix())
+    def _add_zip(self, name: str, opened: _Zip) -> None:
+        name = _printable(name)
         # (`ZipInfo.is_dir` fails on a name that is empty.)
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
         last = {info.filename: place for place, info in enumerate(infos)}
@@ -194,9 +194,23 @@ def open_files(folder: Path) -> Iterator[Files]:
             links = [name for name in folders if Path(place, name).is_symlink()]
             for path in (Path(place, name) for name in sorted(names + links)):
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
-                    files._add_zip(path, stack.enter_context(_open_zip(path)))
+                    name = path.relative_to(folder).as_posix()
+                    files._add_zip(name, stack.enter_context(_open_zip(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
+        yield files
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[Files]:
+    """Open the files of a single zip for reading; their `archive` is "".
+
+    Raises:
+        DataError: see `open_files`.
+    """
+    files = Files(path.parent)
+    with _open_zip(path) as opened:
+        files._add_zip("", opened)
         yield files
 
 
