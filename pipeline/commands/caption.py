@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.data.images import PictureError, decode
+from pipeline.runtime.threads import wait_passively
 from pipeline.serving.choice import choose
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def caption_folder(
     """
     if len(sources) != 1:
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
+    wait_passively()
     from pipeline.models.captioner import Captioner
     from pipeline.serving import bulk
 
