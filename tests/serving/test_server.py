@@ -36,7 +36,7 @@ class Process:
             [*COMMAND, "--port", "0", *options], cwd=folder, env=environment(PYTHONPATH=str(ROOT), **more), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self.printed = ""
+        self.printed, self.pid = "", self._process.pid
         self.port = int(re.findall(r"http://.+:(\d+)/docs", self.read_until("/docs"))[0])
         self.url = f"http://127.0.0.1:{self.port}"
         self.read_until("serving models")
