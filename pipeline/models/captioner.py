@@ -112,23 +112,30 @@ class Captioner:
         pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
         with autocast(self._device, self._dtype):
             features = self._model.encode(pixels)
-            found: list[list[str]] = [[] for _ in seeds]
-            if not sampling:
-                found = self._decode(self._model.generate_captions(None, features, Decoding(beams=beams)), len(seeds))
+        found: list[list[Scored]] = [[] for _ in seeds]
+        if not sampling:
+            found = self._generate_scored(resized, features, Decoding(beams=beams))
         if sampling or count > 1:
-            likeliest = [len(texts) for texts in found]
             for index, seed in enumerate(seeds):  # each by itself, so that its random draws are its own
                 torch.manual_seed(seed)
-                decoding = Decoding(samples=2 * count, top_p=0.9)
-                with autocast(self._device, self._dtype):
-                    tokens = self._model.generate_captions(None, features[index : index + 1], decoding)
-                found[index] = list(dict.fromkeys(found[index] + self._decode(tokens, 1)[0]))
-            scored = self._scored(resized, found)
-            return [
-                (texts[:first] + sorted(texts[first:], key=lambda caption: caption.score, reverse=True))[:count]
-                for texts, first in zip(scored, likeliest, strict=True)
-            ]
-        return self._scored(resized, found)
+                one, decoding = slice(index, index + 1), Decoding(samples=2 * count, top_p=0.9)
+                (samples,) = self._generate_scored(resized[one], features[one], decoding)
+                samples.sort(key=lambda caption: caption.score, reverse=True)
+                distinct: dict[str, Scored] = {}
+                for caption in found[index] + samples:
+                    distinct.setdefault(caption.text, caption)
+                found[index] = list(distinct.values())[:count]
+        return found
+
+    def _generate_scored(self, resized: torch.Tensor, features: torch.Tensor, decoding: Decoding) -> list[list[Scored]]:
+        """Return the captions of each picture with their scores, as they were generated."""
+        with autocast(self._device, self._dtype):
+            tokens, scores = self._model.generate_with_scores(features, decoding)
+        texts = self._decode(tokens, len(features))
+        if scores is None:
+            return self._scored(resized, texts)
+        numbers = iter(scores.tolist())
+        return [[Scored(text, next(numbers)) for text in captions] for captions in texts]
 
     def _rank(self, pictures: Sequence[Image.Image], captions: list[list[str]], count: int) -> list[list[str]]:
         """Return the `count` likeliest captions of each picture, the likeliest first."""
