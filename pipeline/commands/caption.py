@@ -84,13 +84,13 @@ def caption_folder(
     from pipeline.models.captioner import Captioner
     from pipeline.serving import bulk
 
-    def load() -> bulk.Model:
+    def load() -> bulk.NamedCaptioner:
         uri, why = (model, "") if model else _default_model(params.register_.model)
         captioner = Captioner.from_folder(_checkpoint(uri))
         print(f"caption: {uri}{why}", flush=True)
-        return bulk.Model(captioner, uri)
+        return bulk.NamedCaptioner(captioner, uri)
 
-    return bulk.caption_all(params, sources[0], out, load, bulk.Options(several, seed))
+    return bulk.caption_all(params, sources[0], out, load, several, seed)
 
 
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:

@@ -25,11 +25,11 @@ _MAX_RETRY_SECONDS = 60
 _SMOOTHING = 0.2  # weight of the newest batch in the moving average of seconds per picture
 
 
-class BusyError(Exception):
+class QueueFullError(Exception):
     """The queue is full; `retry_after` is an estimate in seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"busy; try again in {retry_after} s")
+        super().__init__(f"the queue is full; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -90,11 +90,11 @@ class Batcher(Generic[Key, Item, Answer]):
         """Reserve places in the queue for the duration of the block.
 
         Raises:
-            BusyError: the queue has too few places.
+            QueueFullError: the queue has too few places.
         """
         if self.admitted + count > self._max_queue:
             seconds = math.ceil(self.admitted * self._seconds_per_item)
-            raise BusyError(min(max(seconds, 1), _MAX_RETRY_SECONDS))
+            raise QueueFullError(min(max(seconds, 1), _MAX_RETRY_SECONDS))
         self.admitted += count
         try:
             yield

@@ -32,15 +32,15 @@ _PROBLEMS = 20  # that are printed one by one
 
 
 @dataclass(frozen=True)
-class Model:
-    """A loaded model, and its name for the output."""
+class NamedCaptioner:
+    """A loaded captioner, and the name of its model for the output."""
 
     captioner: Captioner
     uri: str
 
 
 @dataclass(frozen=True)
-class Options:
+class _Sampling:
     """How pictures are captioned; see `Captioner.scored`."""
 
     several: int
@@ -58,7 +58,9 @@ class _UnreadableError(Exception):
     """A picture can't be captioned; the message says which and why."""
 
 
-def caption_all(params: Params, source: Path, out: Path, load: Callable[[], Model], options: Options) -> str:
+def caption_all(
+    params: Params, source: Path, out: Path, load: Callable[[], NamedCaptioner], several: int = 1, seed: int = 0
+) -> str:
     """Caption all pictures of `source` that have no caption in `out`, and return what was made.
 
     Args:
@@ -66,7 +68,8 @@ def caption_all(params: Params, source: Path, out: Path, load: Callable[[], Mode
         source: a folder, whose zips are read too, or a zip.
         out: a `.jsonl` or `.parquet` file, or a folder for text files.
         load: loads the model; it is called only if there is something to caption.
-        options: how to caption.
+        several: the maximum number of different captions per picture.
+        seed: random seed of the sampling if `several` is more than 1.
 
     Raises:
         ConfigError: `source` or `out` is of another kind.
@@ -86,7 +89,9 @@ def caption_all(params: Params, source: Path, out: Path, load: Callable[[], Mode
             captioned = 0
             if waiting:
                 wanted = ((name, names[name]) for name in waiting)
-                captioned = _caption(params, files, wanted, len(waiting), output, load(), options, problems)
+                captioned = _caption(
+                    params, files, wanted, len(waiting), output, load(), _Sampling(several, seed), problems
+                )
             output.finish()
             left_alone = max(left_alone, len(names.keys() & output.left_alone))
     _print(problems)
@@ -118,8 +123,8 @@ def _caption(
     wanted: Iterator[tuple[str, int]],
     total: int,
     output: Output,
-    model: Model,
-    options: Options,
+    model: NamedCaptioner,
+    options: _Sampling,
     problems: list[str],
 ) -> int:
     """Caption pictures in batches, append what can't be read to `problems`, and return how many were captioned."""
@@ -176,7 +181,7 @@ def _read(files: Files, index: int, name: str, captioner: Captioner, max_pixels:
     return _Picture(name, identity(data), captioner.prepare(image))
 
 
-def _lines(batch: Sequence[_Picture], model: Model, beams: int, options: Options) -> list[Line]:
+def _lines(batch: Sequence[_Picture], model: NamedCaptioner, beams: int, options: _Sampling) -> list[Line]:
     scored = model.captioner.scored(
         [picture.prepared for picture in batch],
         [options.seed] * len(batch),

@@ -61,7 +61,7 @@ class Served:
     found: Found
 
 
-class Registry:
+class ModelSource:
     """Looks the model up in MLflow, else in this workspace, and loads it."""
 
     def __init__(self, name: str, alias: str) -> None:
@@ -110,17 +110,17 @@ class Follower:
     """Keeps `current` up to date from a thread."""
 
     def __init__(
-        self, registry: Registry, seconds: float, *, say: Callable[[str], None], loaded: Callable[[Found], None]
+        self, source: ModelSource, seconds: float, *, say: Callable[[str], None], loaded: Callable[[Found], None]
     ) -> None:
         """Create a follower; `start` starts it.
 
         Args:
-            registry: looks up and loads the model.
+            source: looks up and loads the model.
             seconds: between two look-ups.
             say: prints a line.
             loaded: is called after a model was swapped in.
         """
-        self._registry, self._seconds = registry, seconds
+        self._source, self._seconds = source, seconds
         self._say, self._loaded = say, loaded
         self._ended = threading.Event()
         self._failed: tuple[tuple[str, str], float] | None = None  # what could not be loaded, and when
@@ -144,7 +144,7 @@ class Follower:
         """Look the model up, and swap it in if it is not the current one. A failure leaves the current one."""
         found = None
         try:
-            found = self._registry.look_up()
+            found = self._source.look_up()
             if self.current is not None and found.key == self.current.found.key:
                 self.current.found = found
             elif self._failed is None or self._failed[0] != found.key or time.monotonic() > self._failed[1]:
@@ -159,7 +159,7 @@ class Follower:
             self.problem = None
 
     def _swap_in(self, found: Found) -> None:
-        captioner = self._registry.load(found)
+        captioner = self._source.load(found)
         size = captioner.image_size
         # The first pass allocates memory and is slow.
         captioner.scored([captioner.prepare(Image.new("RGB", (size, size)))], [0], count=1, beams=1, sampling=False)

@@ -12,7 +12,7 @@ import uvicorn
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
-from pipeline.serving.following import Follower, Found, Registry
+from pipeline.serving.following import Follower, Found, ModelSource
 from pipeline.serving.limits import token_for
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
@@ -62,8 +62,8 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
     def loaded(found: Found) -> None:
         metrics.model_loaded(found.name, "" if found.version is None else str(found.version))
 
-    registry = Registry(model or params.register_.model, alias)
-    follower = Follower(registry, params.serving.follow_seconds, say=say, loaded=loaded)
+    source = ModelSource(model or params.register_.model, alias)
+    follower = Follower(source, params.serving.follow_seconds, say=say, loaded=loaded)
     service = Service(follower, params.serving, params.evaluate.beams, metrics, params.runtime.decode_threads)
     config = uvicorn.Config(
         create_app(service, token),

@@ -23,7 +23,7 @@ from pipeline.config.errors import is_out_of_memory
 from pipeline.config.sections.serving import Serving
 from pipeline.models.captioner import Scored
 from pipeline.runtime.templates import render
-from pipeline.serving.batching import Batcher, BusyError
+from pipeline.serving.batching import Batcher, QueueFullError
 from pipeline.serving.following import Follower, Found, Served
 from pipeline.serving.limits import Bodies, Gate
 from pipeline.serving.metrics import CONTENT_TYPE, Metrics
@@ -152,8 +152,8 @@ class Service:
                 with self._batcher.admit(len(sent)):
                     async with asyncio.timeout(self._timeout):
                         results = await self._results(served, options, sent)
-            except BusyError as busy:
-                raise HTTPException(429, str(busy), {"Retry-After": str(busy.retry_after)}) from None
+            except QueueFullError as full:
+                raise HTTPException(429, str(full), {"Retry-After": str(full.retry_after)}) from None
             except TimeoutError:
                 raise HTTPException(504, f"not done within {self._timeout:g} s; send fewer pictures at once") from None
         for result in results:

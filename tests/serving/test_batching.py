@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.serving.batching import Batcher, BusyError
+from pipeline.serving.batching import Batcher, QueueFullError
 
 Work = Callable[[Batcher[str, int, str]], Awaitable[Any]]
 
@@ -97,7 +97,7 @@ def test_cancelled_requests_leave_the_queue() -> None:
 def test_a_full_queue_says_when_to_come_back_and_frees_its_places() -> None:
     async def work(batcher: Batcher[str, int, str]) -> None:
         with batcher.admit(6):
-            with pytest.raises(BusyError) as busy, batcher.admit(3):
+            with pytest.raises(QueueFullError) as busy, batcher.admit(3):
                 pass
             assert busy.value.retry_after >= 1
             with batcher.admit(2):

@@ -15,7 +15,7 @@ from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.models.captioner import Captioner
 from pipeline.serving import bulk, bulk_outputs
-from pipeline.serving.bulk import Model, Options
+from pipeline.serving.bulk import NamedCaptioner
 from tests.conftest import ROOT, environment, jpeg, run, set_params
 
 URI = "models:/toy/1"
@@ -47,12 +47,12 @@ def caption(captioner: Captioner) -> object:
     def work(source: Path, out: Path, *, uri: str = URI, several: int = 1) -> tuple[str, int]:
         loads: list[str] = []
 
-        def load() -> Model:
+        def load() -> NamedCaptioner:
             loads.append(uri)
-            return Model(captioner, uri)
+            return NamedCaptioner(captioner, uri)
 
         set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.beams": 1})
-        return bulk.caption_all(params.load(), source, out, load, Options(several, 0)), len(loads)
+        return bulk.caption_all(params.load(), source, out, load, several), len(loads)
 
     return work
 
