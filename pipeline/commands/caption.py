@@ -97,6 +97,9 @@ def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -
     """Yield the printable name and the picture of each readable photo; append the others' problems to `problems`."""
     for photo in photos:
         name = os.fsencode(photo).decode(errors="replace")
+        if photo.is_dir() or photo.suffix.lower() == ".zip":
+            problems.append(f"{name}: is not a picture; add `--out captions.jsonl` to caption a folder or zip")
+            continue
         try:
             image = decode(photo.read_bytes(), max_pixels)
         except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.caption import caption_folder, caption_photos
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.models.captioner import Captioner
@@ -242,6 +243,14 @@ def test_what_cannot_be_captioned_is_said(caption, photos: Path) -> None:
     (Path("empty") / "1.jpg").write_bytes(b"no")
     with pytest.raises(DataError, match="none of its 1 pictures can be read"):
         caption(Path("empty"), Path("captions.jsonl"))
+
+
+def test_a_folder_without_out_says_what_to_add(photos: Path) -> None:
+    for source in (photos, photos / "more.zip"):
+        with pytest.raises(DataError, match=r"add `--out captions\.jsonl`"):
+            caption_photos(params.load(), [source])
+    with pytest.raises(ConfigError, match="found 2 arguments; name one folder"):
+        caption_folder(params.load(), [photos, photos], Path("captions.jsonl"))
 
 
 def test_two_runs_do_not_write_to_one_output(caption, photos: Path) -> None:
