@@ -82,8 +82,11 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
 def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: can't listen there ({error.strerror}); choose another"
-        ) from None
+        problem = f"--host {host} --port {port}: can't listen there ({error.strerror})"
+        raise ConfigError(f"{problem}; choose another") from None
+    # Connections inherit it. asyncio sets it only on sockets that it created itself; without it, Nagle's algorithm and
+    # the client's delayed ACK hold back the body of each answer for 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -133,6 +133,13 @@ def test_only_loopback_is_loopback(host: str, expected: bool) -> None:
     assert limits.is_loopback(host) is expected
 
 
+def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
+    with server._listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_taken_port_is_said_in_one_line(workspace: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
