@@ -19,7 +19,15 @@ from pipeline.config.params import Params
 from pipeline.config.sections.build import Captions
 from pipeline.data import report as data_report
 from pipeline.data.audit import Audit, read_set_aside, write_set_aside
-from pipeline.data.dataset import Example, IngestedPicture, PictureReader, RawCaption, read_ingested, write_split
+from pipeline.data.dataset import (
+    Example,
+    IngestedPicture,
+    PictureReader,
+    RawCaption,
+    read_ingested,
+    read_withdrawn,
+    write_split,
+)
 from pipeline.data.exclusion import Exclusion
 from pipeline.data.near_duplicates import Fingerprints
 from pipeline.data.split import SPLITS, duplicates_across_splits, furthest_from_training, split_of
@@ -63,7 +71,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     audit = Audit()
     pictures = _merge(params.ingest.sources, audit)
     pictures, exclusion = _exclude(pictures, params, audit)
-    pictures, changed = _clean(pictures, params.build.captions, audit)
+    corrections = _Corrections(params.ingest.sources, params.build.captions)
+    pictures, changed = _clean(pictures, params.build.captions, corrections, audit)
     kept, duplicates = _split(pictures, params, audit)
     audit.pictures = sum(map(len, kept.values()))
     audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
@@ -79,6 +88,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
             {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
         ],
         "excluded": exclusion.matches,
+        "corrections": corrections.count(pictures, kept),
     }
     _write(kept, report, audit, [(picture.example(), other.example()) for picture, other in duplicates], params)
     _warn(unknown, exclusion, params)
@@ -86,7 +96,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {paths.DATASET} ({counts}); set aside"
         f" {len(duplicates):,} near-duplicates across splits (counts: {paths.BUILD_REPORT}; list: {paths.SET_ASIDE});"
-        f" look at {paths.DATA_PAGE}"
+        f"{_describe_corrections(report['corrections'])} look at {paths.DATA_PAGE}"
     )
 
 
@@ -96,7 +106,8 @@ def _merge(sources: Sequence[str], audit: Audit) -> list[_Picture]:
     With this order new pictures are usually last, so earlier shards stay unchanged.
     """
     merged: dict[str, _Picture] = {}
-    for source in sorted(sources):
+    # Corrections come last, so that a correction moves no picture to another shard.
+    for source in sorted(sources, key=lambda name: (read_withdrawn(paths.INGEST / name) is not None, name)):
         report = paths.INGEST_REPORTS / f"{source}.json"
         if not report.is_file():
             raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
@@ -125,7 +136,45 @@ def _exclude(pictures: list[_Picture], params: Params, audit: Audit) -> tuple[li
     return [picture for index, picture in enumerate(pictures) if index not in excluded], exclusion
 
 
-def _clean(pictures: list[_Picture], policy: Captions, audit: Audit) -> tuple[list[_Picture], Counter[tuple[str, str]]]:
+class _Corrections:
+    """The corrections of people: sources with captions that they wrote or accepted, and captions that they withdrew."""
+
+    def __init__(self, sources: Sequence[str], policy: Captions) -> None:
+        found = {source: read_withdrawn(paths.INGEST / source) for source in sources}
+        clean_caption = caption_cleaner(policy)
+        self._sources = {source for source, withdrawn in found.items() if withdrawn is not None}
+        self._withdrawn: dict[str, set[str]] = {}  # SHA-256 -> cleaned texts
+        for one in (one for withdrawn in found.values() for one in withdrawn or ()):
+            self._withdrawn.setdefault(one.sha256, set()).add(clean_caption(one.text))
+
+    def withdraw(self, source: str, sha256: str, caption: str) -> bool:
+        """Return whether a cleaned caption was withdrawn. Captions of people's corrections never are."""
+        return source not in self._sources and caption in self._withdrawn.get(sha256, ())
+
+    def count(self, pictures: Sequence[_Picture], kept: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
+        """Return for each split how many pictures were corrected, and how many captions are corrections."""
+        written = {
+            picture.first.sha256: sum(source in self._sources for source, _ in picture.raw_captions())
+            for picture in pictures
+        }
+        return {
+            split: {
+                "pictures": sum(bool(written[e.sha256]) or e.sha256 in self._withdrawn for e in examples),
+                "captions": sum(written[e.sha256] for e in examples),
+            }
+            for split, examples in kept.items()
+        }
+
+
+def _describe_corrections(counts: Mapping[str, Mapping[str, int]]) -> str:
+    total = sum(count["pictures"] for count in counts.values())
+    by_split = ", ".join(f"{split} {count['pictures']:,}" for split, count in counts.items())
+    return f" corrected pictures: {total:,} ({by_split});" if total else ""
+
+
+def _clean(
+    pictures: list[_Picture], policy: Captions, corrections: _Corrections, audit: Audit
+) -> tuple[list[_Picture], Counter[tuple[str, str]]]:
     """Clean all captions; return the pictures that still have one, and the captions that the policy changed.
 
     The changed captions are pairs (before, after) with their counts.
@@ -137,7 +186,9 @@ def _clean(pictures: list[_Picture], policy: Captions, audit: Audit) -> tuple[li
             caption = clean_caption(raw.text)
             if caption != clean(raw.text):
                 changed[clean(raw.text), caption] += 1
-            if reason := _rejection(caption, picture, policy):
+            if corrections.withdraw(source, picture.first.sha256, caption):
+                audit.set_aside_row(source, raw.file, raw.row, "corrected")
+            elif reason := _rejection(caption, picture, policy):
                 audit.set_aside_row(source, raw.file, raw.row, reason)
             else:
                 picture.captions[caption] = source, raw

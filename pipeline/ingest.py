@@ -28,8 +28,10 @@ from pipeline.data.dataset import (
     PictureReader,
     PictureWriter,
     RawCaption,
+    Withdrawn,
     read_ingested,
     write_ingested,
+    write_withdrawn,
 )
 from pipeline.data.images import Normalised
 from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
@@ -65,7 +67,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         records = source.ingest_pictures(
             new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads
         )
-        if not records:
+        if not (records or source.may_be_empty):
             reasons = audit.reasons("file") + audit.reasons("row")
             counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             raise DataError(
@@ -74,6 +76,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             )
         audit.check_share(str(files.folder), settings.max_set_aside)
         write_ingested(new_folder, records)
+        if source.withdrawn is not None:
+            write_withdrawn(new_folder, source.withdrawn)
         write_json(new_folder / _MADE_BY, _made_by(settings))
         write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
         write_json(new_report, {**audit.report(), "captions_files": captions_files})
@@ -157,6 +161,8 @@ class _Source:
         self.name = name
         self.files = files
         self.audit = audit
+        self.may_be_empty = False
+        self.withdrawn: list[Withdrawn] | None = None
         self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
         self._leads: dict[int, set[int]] = {}  # index -> the first pictures of the posts that show it
 
@@ -179,6 +185,9 @@ class _Source:
         for index, layout in layouts.items():
             captions = read_captions(self.files, index, layout)
             rows = self._assign(captions.rows, by_name)
+            self.may_be_empty |= layout.may_be_empty
+            if captions.withdrawn is not None:
+                self.withdrawn = [*(self.withdrawn or ()), *captions.withdrawn]
             summaries.append(
                 {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}
             )
@@ -193,7 +202,9 @@ class _Source:
             matches = by_name.find(row.picture, row.folder) if row.picture else set()
             index = min(matches, default=-1)
             reason = None
-            if row.picture is None:
+            if row.set_aside:
+                reason = row.set_aside
+            elif row.picture is None:
                 reason = "malformed"
             elif not clean(row.caption.text):
                 reason = "empty"
@@ -236,9 +247,10 @@ class _Source:
                     writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
                     result = result.without_jpeg() if result.jpeg else result
                 results[sha256] = index, result
+        unused = "corrections_undone" if self.may_be_empty else "no_caption"
         records = []
         for sha256, members in same_bytes.items():
-            group = _Group(members, *results.get(sha256, (members[0], "no_caption")))
+            group = _Group(members, *results.get(sha256, (members[0], unused)))
             self._set_aside_members(group)
             if isinstance(group.result, Normalised):
                 records.append(self._record(sha256, group, group.result, sha256s))

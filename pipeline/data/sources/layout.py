@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.config.errors import DataError
-from pipeline.data.dataset import RawCaption
+from pipeline.data.dataset import RawCaption, Withdrawn
 from pipeline.data.sources.archive import Files
 from pipeline.data.sources.delimited import decode
 
@@ -26,12 +26,14 @@ class CaptionRow:
         caption: the text, and the file and row that it comes from.
         folder: the folder that relative paths start from; "" for the top of the zip or of the source.
         post: identifies a post that shows several pictures with one caption; None for a single picture.
+        set_aside: the reason (of `audit.ROW_REASONS`) why the layout itself leaves the row out; None if it does not.
     """
 
     picture: str | None
     caption: RawCaption
     folder: str
     post: int | None = None
+    set_aside: str | None = None
 
 
 class Captions(NamedTuple):
@@ -40,10 +42,12 @@ class Captions(NamedTuple):
     Attributes:
         encoding: how the file is encoded, for the report (`utf-8`; `utf-8, comma`).
         rows: read lazily, so a `DataError` about a row is raised while iterating.
+        withdrawn: captions to remove from pictures of other sources; None if the layout has no such thing.
     """
 
     encoding: str
     rows: Iterator[CaptionRow]
+    withdrawn: Sequence[Withdrawn] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Layout:
             name, at the other members, and at the content (`files.read`).
         read: reads one captions file. Raises `DataError`, which names the file and row, if the content does not fit
             the layout.
+        may_be_empty: whether a source without a usable picture is no error.
     """
 
     name: str
@@ -108,6 +113,7 @@ class Layout:
     suffixes: tuple[str, ...]
     recognises: Callable[[Files, int], bool]
     read: Callable[[CaptionsFile], Captions]
+    may_be_empty: bool = False
 
 
 def named(pattern: str) -> Callable[[Files, int], bool]:

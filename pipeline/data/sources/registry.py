@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.config.errors import DataError
-from pipeline.data.sources import coco, flickr, imagefolder, instagram_export, karpathy, table
+from pipeline.data.sources import coco, corrections, flickr, imagefolder, instagram_export, karpathy, table
 from pipeline.data.sources.archive import Files, Member, MemberError
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
 
@@ -18,6 +18,7 @@ _MAX_CAPTIONS_BYTES = 2**30
 # Order matters: the first layout that recognises a file reads it. To add a layout, write a module with a `LAYOUT` and
 # list it here, before any more general layout.
 LAYOUTS: list[Layout] = [
+    corrections.LAYOUT,
     imagefolder.LAYOUT,
     coco.LAYOUT,
     karpathy.LAYOUT,
