@@ -175,6 +175,61 @@ def serve_model(
     _execute("serve-model", work)
 
 
+@app.command("app", epilog=_examples("app", "app --port 9000", "app --service http://127.0.0.1:8600"))
+def open_app(
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, show_default=False, help="Default: the first free port from 8501."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Name or address to listen on. Beyond this machine it needs IMAGE_CAPTIONING_TOKEN.")
+    ] = "127.0.0.1",
+    service: Annotated[
+        str | None, typer.Option(metavar="URL", help="A running captioning service. Default: start one.")
+    ] = None,
+) -> None:
+    """Open a web page to caption photos, review captions, browse data and promote models. Ctrl-C ends it."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.app import open_app as serve_page
+
+        return serve_page(host, port, service)
+
+    _execute("app", work)
+
+
+_corrections = typer.Typer(cls=TyperGroup, rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(_corrections, name="corrections", epilog=_examples("corrections", "corrections forget ann"))
+
+
+@_corrections.callback()
+def corrections(context: typer.Context) -> None:
+    """List the corrections that people saved on the page, or delete those of a person."""
+    if context.invoked_subcommand is not None:
+        return
+
+    def work(params: Params) -> str:
+        from pipeline.commands.corrections import list_corrections
+
+        return list_corrections(params)
+
+    _execute("corrections", work)
+
+
+@_corrections.command(epilog=_examples("corrections forget ann"))
+def forget(
+    who: Annotated[str, typer.Argument(metavar="NAME", help="The person, as listed.", show_default=False)],
+) -> None:
+    """Delete all corrections by a person, and the pictures that no other correction needs."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.corrections import forget_corrections
+
+        return forget_corrections(params, who)
+
+    _execute("corrections", work)
+
+
 _SCORE_HELP = """Score captions against references: BLEU, ROUGE-L, CIDEr, METEOR and SPICE, with 95 % intervals.
 
 Runs in any folder. METEOR and SPICE need Java and `pip install pycocoevalcap==1.2`.
