@@ -26,7 +26,7 @@ _MOST = 64  # photos at once
 
 def page() -> None:
     """Show the page."""
-    st.title("Caption photos")
+    st.header("Caption photos")
     params = load_params()
     ready = readiness().ready
     photos = _photos()
@@ -61,9 +61,17 @@ def _photos() -> list[tuple[str, bytes]]:
 
 
 def _photo(name: str, data: bytes, captioned: Captioned | None, params: Params) -> None:
+    """Show a photo with the model's suggestions, and save what the visitor chooses or writes."""
+    left, right = st.columns([2, 3])  # on a phone one above the other
+    with left:
+        fine = show_picture(data, params, name)
+    if fine:
+        with right:
+            _choose(name, data, captioned, params)
+
+
+def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params) -> None:
     sha256 = identity(data)
-    if not show_picture(data, params, name):
-        return
     said, result = captioned or (None, None)
     if result and result.error:
         say_problem(f"{name}: {result.error}")

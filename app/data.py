@@ -23,7 +23,7 @@ _COLUMNS = 3
 
 def page() -> None:
     """Show the page."""
-    st.title("Data")
+    st.header("Data")
     params = load_params()
     warn_if_in_use()
     pictures, set_aside, excluded = st.tabs(["Pictures", "Set aside", "Excluded"])

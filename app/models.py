@@ -13,13 +13,14 @@ from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import FOLDER
 from pipeline.tracking import registry
 
+_METRICS = ("CIDEr-D", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "distinct_captions")
 _SHOWN = 20  # the newest versions
 _DECISION, _REASONS, _AGAINST = "gate.decision", "gate.reasons", "gate.against"  # tags of a version, see promotion
 
 
 def page() -> None:
     """Show the page."""
-    st.title("Models")
+    st.header("Models")
     params = load_params()
     warn_if_in_use()
     try:
@@ -63,8 +64,8 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
                 {
                     "version": version.number,
                     "champion": "🏆" if version.number == champion else "",
-                    **{name: round(value, 3) for name, value in found.metrics.items()},
                     "gate": decision,
+                    **{name: round(found.metrics[name], 3) for name in _METRICS if name in found.metrics},
                     "reasons": version.tags.get(_REASONS, ""),
                 }
             )

@@ -10,6 +10,7 @@ from app.review_queue import Item, all_items, is_blind, rates, sample, unseen
 from app.session import (
     captions_of,
     corrections,
+    escaped,
     load_params,
     readiness,
     save,
@@ -32,7 +33,7 @@ _LEAST_SURE, _NEWEST, _SOURCE = "Least sure", "Newest", "One source"
 
 def page() -> None:
     """Show the page."""
-    st.title("Review captions")
+    st.header("Review captions")
     params = load_params()
     warn_if_in_use()
     person = str(st.session_state.get("person", "")).strip()
@@ -94,12 +95,22 @@ def _least_sure(items: Sequence[Item], params: Params) -> list[Item]:
 
 def _item(item: Item, params: Params, ready: bool, person: str) -> None:
     """Show a picture, what is said of it, and the buttons."""
-    sha256 = item.example.sha256
     picture = item.picture(corrections(params))
-    if not show_picture(picture, params, "the picture to review"):
-        return
-    where = ", ".join(item.example.sources) or "saved on this page, not in the data set yet"
-    st.text(f"{where}{f' ({item.split})' if item.split else ''}")
+    left, right = st.columns([2, 3])  # on a phone one above the other
+    with left:
+        fine = show_picture(picture, params, "the picture to review")
+        where = ", ".join(item.example.sources) or "saved on this page, not in the data set yet"
+        st.caption(escaped(f"{where}{f' ({item.split})' if item.split else ''}"))
+    with right:
+        if fine:
+            _judge(item, picture, params, ready, person)
+        elif st.button("Skip"):
+            st.session_state["skipped"].add(item.example.sha256)
+            st.rerun()
+
+
+def _judge(item: Item, picture: bytes, params: Params, ready: bool, person: str) -> None:
+    sha256 = item.example.sha256
     said = _model_says(picture) if ready else None
     blind = is_blind(sha256, person)
     if blind or said is None:
@@ -117,7 +128,7 @@ def _item(item: Item, params: Params, ready: bool, person: str) -> None:
             _save("edit", item, params, text, shown)
         if st.button("Add as another" if shown else "Save", shortcut="Alt+D", disabled=not text):
             _save("add", item, params, text, said)
-        if shown and st.button("Reject", shortcut="Alt+R"):
+        if shown and st.button("Reject", shortcut="Alt+X"):
             _save("reject", item, params, None, shown)
         if st.button("Skip", shortcut="Alt+N"):
             st.session_state["skipped"].add(sha256)
