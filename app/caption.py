@@ -7,13 +7,13 @@ import streamlit as st
 from app.session import (
     Captioned,
     captions_of,
-    corrections,
     escaped,
     load_params,
     readiness,
     save,
     say_problem,
     show_picture,
+    undo,
 )
 from pipeline.config.params import Params
 from pipeline.data.images import identity
@@ -94,7 +94,6 @@ def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params)
         st.caption("Write your name at the top to save captions.")
     if saved := st.session_state.get("saved", {}).get(sha256):
         st.success(f"Saved: {escaped(saved.caption or '')}")
-        if st.button("Undo", key=f"undo-{sha256}"):
-            corrections(params).undo(saved)
+        if st.button("Undo", key=f"undo-{sha256}") and undo(saved, params):
             del st.session_state["saved"][sha256]
             st.rerun()

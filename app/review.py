@@ -16,7 +16,7 @@ from app.session import (
     save,
     say_problem,
     show_picture,
-    undo_last,
+    undo,
     warn_if_in_use,
 )
 from pipeline.config import paths
@@ -167,7 +167,7 @@ def _undo(params: Params) -> None:
     last = saves[-1]
     left, right = st.columns([4, 1])
     left.text(f"Saved: {last.action} {last.caption or last.said or ''}")
-    if right.button("Undo", shortcut="Alt+Z") and undo_last(params):
+    if right.button("Undo", shortcut="Alt+Z") and undo(last, params):
         st.rerun()
 
 

@@ -137,7 +137,8 @@ def save(
     visit = st.session_state.setdefault("visit", os.urandom(8).hex())
     saves = st.session_state.setdefault("saves", [])
     place = picture if isinstance(picture, str) else images.identity(picture)
-    content = f"{visit} {len(saves)} {place} {action} {caption} {said}"
+    done = st.session_state.setdefault("done", 0)  # never less, so that a save after its undo is a new one
+    content = f"{visit} {done} {place} {action} {caption} {said}"
     key = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:32]
     who = st.session_state.get("person", "")
     try:
@@ -149,17 +150,18 @@ def save(
         say_problem(f"Not saved: {error.strerror}. Fix that, then save again.")
         return None
     saves.append(saved)
+    st.session_state["done"] = done + 1
     return saved
 
 
-def undo_last(params: Params) -> Correction | None:
-    """Undo the last correction of this visit and return it; None if there is none, or if that failed."""
-    saves: list[Correction] = st.session_state.get("saves", [])
-    if not saves:
-        return None
+def undo(correction: Correction, params: Params) -> bool:
+    """Undo a correction of this visit; return False, and say why, if that failed."""
     try:
-        corrections(params).undo(saves[-1])
-    except PipelineError as error:
+        corrections(params).undo(correction)
+    except (PipelineError, OSError) as error:
         say_problem(f"Not undone: {error}")
-        return None
-    return saves.pop()
+        return False
+    saves: list[Correction] = st.session_state.get("saves", [])
+    if correction in saves:
+        saves.remove(correction)
+    return True

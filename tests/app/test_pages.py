@@ -172,6 +172,8 @@ def test_review_saves_the_raw_picture_of_the_data_set_and_goes_on(
     button(app, "Undo").click().run()
     assert [one.action for one in Corrections().counting()] == ["edit", "accept"]
     assert list(app.dataframe[0].value["agreement"]) == ["50%"]
+    button(app, "Reject").click().run()
+    assert [one.action for one in Corrections().counting()] == ["edit", "accept", "reject"], "as before the undo"
 
 
 def test_a_caption_of_the_data_can_be_called_wrong(data_set: Path, service: Service, sighted: None) -> None:
