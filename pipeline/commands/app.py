@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
@@ -36,6 +38,7 @@ def open_app(host: str, port: int | None, service: str | None) -> str:
         ConfigError: the port is taken, Streamlit is missing, or other machines could open the page without a token.
         TemporaryError: the page does not start, or it ended by itself.
     """
+    signal.signal(signal.SIGTERM, _interrupt)  # from here on there are servers to end
     token_for(host)
     _check_streamlit()
     port = _free_port(host, port)
@@ -59,6 +62,10 @@ def open_app(host: str, port: int | None, service: str | None) -> str:
         return "ended"
     finally:
         _end(children)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _check_streamlit() -> None:

@@ -52,9 +52,8 @@ class Page:
             time.sleep(0.2)
         self.address = said.partition("app: ")[2].split()[0]
 
-    def end(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
         return self.process.wait(60)
 
 
@@ -137,7 +136,7 @@ def test_beyond_this_machine_the_page_needs_a_token_and_asks_for_it(
     token.fill("secret words")
     tab.keyboard.press("Enter")
     tab.get_by_label("Your name").wait_for()
-    assert page.end() == 0
+    assert page.end(signal.SIGINT) == 0
 
 
 def test_a_taken_port_is_one_line(workspace: Path) -> None:
