@@ -6,6 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 from pipeline.config import paths
 from pipeline.data.dataset import Example, PictureReader, read_examples
@@ -35,7 +37,25 @@ class Item:
         """Return the picture as the data set stores it, or as it was uploaded."""
         if self.correction is not None:
             return store.picture(self.correction) or b""
-        return PictureReader(paths.DATASET / str(self.split)).read(self.example.file_name)
+        folder = paths.DATASET / str(self.split)
+        return _reader(folder, _state(folder)).read(self.example.file_name)
+
+
+def _state(folder: Path) -> tuple[int, int]:
+    """Return what changes when `build` swaps in a new folder."""
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+# A click runs the whole page again; a large data set must not be read again each time.
+@lru_cache(maxsize=2 * len(SPLITS))
+def _examples(folder: Path, state: tuple[int, int]) -> list[Example]:
+    return read_examples(folder)
+
+
+@lru_cache(maxsize=2 * len(SPLITS))
+def _reader(folder: Path, state: tuple[int, int]) -> PictureReader:
+    return PictureReader(folder)
 
 
 def all_items(found: Sequence[Correction]) -> list[Item]:
@@ -47,7 +67,8 @@ def all_items(found: Sequence[Correction]) -> list[Item]:
     items: dict[str, Item] = {}
     for split in SPLITS:
         if (paths.DATASET / split).is_dir():
-            items.update({e.sha256: Item(e, split) for e in read_examples(paths.DATASET / split)})
+            folder = paths.DATASET / split
+            items.update({e.sha256: Item(e, split) for e in _examples(folder, _state(folder))})
     for correction in found:
         if correction.picture is None or correction.caption is None:
             continue

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import review_queue
+from app import background, models, review_queue
 from app.session import escaped
 from pipeline.runtime import process_identity, workspace_lock
+from pipeline.runtime.atomic_files import read_json
 from pipeline.serving import corrections as store
 from pipeline.serving.corrections import Corrections, Said
 from tests.app.conftest import Service
-from tests.conftest import jpeg
+from tests.conftest import ROOT, jpeg
 
 NASTY = "<script>alert(1)</script> ![x](http://evil.example/x.png) :red[$x$]"
 
@@ -283,3 +288,67 @@ def test_what_was_set_aside_is_listed_by_reason(data_set: Path, service: Service
     (table,) = app.dataframe
     assert len(table.value) > 0
     assert set(table.value["reason"]) == {"no row has a caption for it"}
+
+
+# Models
+
+
+ROWS = [
+    {"version": 2, "champion": "", "gate": "kept (against 1)", "CIDEr-D": 0.9, "reasons": f"worse {NASTY}"},
+    {"version": 1, "champion": "🏆", "gate": "first", "CIDEr-D": 1.0, "reasons": ""},
+]
+
+
+def test_a_version_is_promoted_and_rolled_back_by_the_commands(
+    workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def run(*words: str) -> tuple[bool, str]:
+        ran.append(words)
+        return words[-1] != "--rollback", f"the outcome {NASTY}"
+
+    monkeypatch.setattr(models, "_versions", lambda params: (ROWS, 1))
+    monkeypatch.setattr(models, "run", run)
+    app = opened("models")
+    assert "models:/toy/7" in shown(app)
+    assert list(app.dataframe[0].value["gate"]) == ["kept (against 1)", "first"]
+    button(app, "Compare and promote if better").click().run()
+    assert "the outcome" in app.success[0].value
+    assert "![x]" not in app.success[0].value
+    button(app, "Roll back the champion").click().run()
+    assert "the outcome" in app.error[0].value
+    assert ran == [("promote", "--challenger", "2"), ("promote", "--rollback")]
+    app.selectbox[0].set_value(1).run()
+    assert button(app, "Compare and promote if better").disabled
+
+
+def test_a_command_returns_its_last_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    succeeded, line = background.run("promote", "--rollback", "--challenger", "1")
+    assert not succeeded
+    assert line == "promote: --rollback: cannot be combined with --challenger; use one of the two"
+
+
+def test_a_retraining_is_started_once_and_its_log_is_shown(
+    workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import time; print('checks the sources', flush=True); time.sleep(60)"
+    monkeypatch.setattr(background, "_COMMAND", [sys.executable, "-c", script])
+    monkeypatch.setattr(models, "_versions", lambda params: (ROWS, 1))
+    Corrections().save("ann", "add", jpeg(), caption="a page")
+    app = opened("models")
+    assert "no training uses them yet" in shown(app)
+    button(app, "Start a retraining").click().run()
+    try:
+        assert background.is_retraining()
+        assert "Start a retraining" not in labels(app)
+        end = time.monotonic() + 20
+        while "checks the sources" not in shown(app):
+            assert time.monotonic() < end
+            button(app, "Refresh").click().run()
+    finally:
+        process = process_identity.pid_of(read_json(background._RETRAINING))
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    assert not background.is_retraining()
