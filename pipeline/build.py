@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config import paths
@@ -106,8 +106,9 @@ def _merge(sources: Sequence[str], audit: Audit) -> list[_Picture]:
     With this order new pictures are usually last, so earlier shards stay unchanged.
     """
     merged: dict[str, _Picture] = {}
+    corrections = {source for source in sources if read_withdrawn(paths.INGEST / source) is not None}
     # Corrections come last, so that a correction moves no picture to another shard.
-    for source in sorted(sources, key=lambda name: (read_withdrawn(paths.INGEST / name) is not None, name)):
+    for source in sorted(sources, key=lambda name: (name in corrections, name)):
         report = paths.INGEST_REPORTS / f"{source}.json"
         if not report.is_file():
             raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
@@ -119,6 +120,8 @@ def _merge(sources: Sequence[str], audit: Audit) -> list[_Picture]:
         for record in read_ingested(paths.INGEST / source):
             if record.sha256 in merged:
                 audit.set_aside_file(source, record.origin, "in_several_sources")
+                if source in corrections:  # the other source alone says what the split follows
+                    record = replace(record, split_by=[])
             merged.setdefault(record.sha256, _Picture([])).found_in.append((source, record))
     return list(merged.values())
 

@@ -29,6 +29,7 @@ from pipeline.serving import corrections as module
 from pipeline.serving.corrections import Corrections, Said
 from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, jpeg, set_params
+from tests.test_build import photo
 
 RED, BLUE = jpeg("red"), jpeg("blue", (50, 60))
 
@@ -342,3 +343,22 @@ def test_ingest_never_reads_a_torn_line(here: Corrections) -> None:
     with (here.folder / "corrections.jsonl").open("a") as file:
         file.write(saved.model_copy(update={"id": "x", "caption": "half"}).model_dump_json())
     assert built("sample", "corrections")[0][sha(RED)].captions == ["a red page"]
+
+
+def test_a_correction_moves_no_picture_of_a_post(workspace: Path) -> None:
+    """The pictures of a post follow its first; a corrected one must not follow its own hash instead."""
+    folder = workspace / "data/raw/me"
+    folder.mkdir(parents=True)
+    posts = [{"title": f"post {k}", "media": [{"uri": f"{k}-{j}.jpg"} for j in range(2)]} for k in range(30)]
+    (folder / "posts_1.json").write_text(json.dumps(posts))
+    second = []
+    for k in range(30):
+        for j in range(2):
+            picture = photo(2 * k + j)
+            (folder / f"{k}-{j}.jpg").write_bytes(picture)
+            second += [picture] * j
+    before = {sha256: split_of(sha256) for sha256 in built("me")[0]}
+    for picture in second:
+        Corrections().save("ann", "add", picture, caption="another caption")
+    after = {sha256: split_of(sha256) for sha256 in built("me", "corrections")[0]}
+    assert after == before
