@@ -362,3 +362,11 @@ def test_a_correction_moves_no_picture_of_a_post(workspace: Path) -> None:
         Corrections().save("ann", "add", picture, caption="another caption")
     after = {sha256: split_of(sha256) for sha256 in built("me", "corrections")[0]}
     assert after == before
+
+
+def test_git_never_takes_peoples_photos() -> None:
+    """DVC tracks them. Committed to git, they could not be deleted, and a retraining would not notice new ones."""
+    photo = f"data/raw/corrections/pictures/{sha(RED)}.jpg"
+    for path, ignored in ((photo, 0), ("data/raw/corrections.dvc", 1)):
+        found = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+        assert found.returncode == ignored
