@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands import java_metrics
+from pipeline.commands.caption_files import read_predictions, read_references
 from pipeline.config.errors import ConfigError, DataError
-from pipeline.evaluation import bootstrap, diversity, java
-from pipeline.evaluation.inputs import read_predictions, read_references
+from pipeline.evaluation import bootstrap, diversity
 from pipeline.evaluation.metrics.corpus import Words
 from pipeline.evaluation.metrics.registry import notes, score_names
 from pipeline.evaluation.metrics.scoring import statistics
@@ -114,7 +115,9 @@ def score_captions(
     people = [[ptb_tokenize(text) for text in several] for several in references]
     counted = statistics(predicted, people)
     by_java, not_computed = (
-        java.scores(predicted, people) if with_java else ({}, dict.fromkeys(java.NAMES, "left out by --no-java"))
+        java_metrics.scores(predicted, people)
+        if with_java
+        else ({}, dict.fromkeys(java_metrics.NAMES, "left out by --no-java"))
     )
     beyond = diversity.wording(texts, references)
     beyond["reference_words"] = diversity.mean_length([words for several in people for words in several])
@@ -155,7 +158,7 @@ def table(report: Mapping[str, Any]) -> str:
         "",
         f"{'':<18}{'score':>7}   95 % interval",
     ]
-    for name in (*score_names(), *java.NAMES):
+    for name in (*score_names(), *java_metrics.NAMES):
         if name in report["not_computed"]:
             lines.append(f"{name:<18}not computed: {report['not_computed'][name]}")
             continue
