@@ -7,6 +7,7 @@ import pytest
 from pipeline.evaluation import diversity
 from pipeline.evaluation.diversity import best_of, emoji_of, hashtags_of, mutual_bleu, recall, self_cider, wording
 from pipeline.evaluation.metrics.cider import cider, cider_d
+from pipeline.evaluation.metrics.registry import METRICS, Metric
 from pipeline.evaluation.metrics.rouge_l import rouge_l
 
 PEOPLE = [["a red dog runs".split()], ["two blue cats sit here".split()], ["an old green boat".split()]]
@@ -58,6 +59,15 @@ def test_the_best_of_several_captions_counts() -> None:
     alone = [[cider_d([c], [PEOPLE[i][0:1]], idf_from=PEOPLE)[0] for c in several[i]] for i in range(3)]
     assert found["CIDEr-D"] == pytest.approx(sum(map(max, alone)) / 3)
     assert found["ROUGE-L"] == pytest.approx((1 + 0 + rouge_l("an old boat".split(), PEOPLE[2])) / 3)
+
+
+def test_the_best_of_several_is_computed_for_every_metric_that_scores_single_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(METRICS, "Length", Metric(lambda corpus: corpus.candidate_lengths))
+    found = best_of([[["a"], ["a", "dog"]], [["a"] * 4], [["x"]]], PEOPLE)
+    assert list(found) == ["ROUGE-L", "CIDEr-D", "CIDEr", "Length"]
+    assert found["Length"] == pytest.approx((2 + 4 + 1) / 3)
 
 
 def test_self_cider_is_zero_for_copies_one_for_strangers_and_between_for_relatives() -> None:
