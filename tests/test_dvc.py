@@ -48,9 +48,7 @@ def test_a_stage_names_no_code_that_it_does_not_use(stage: str) -> None:
     ("stage", "folder"),
     [("finetune", "pipeline/training"), ("finetune", "pipeline/evaluation"), ("evaluate", "pipeline/evaluation")],
 )
-def test_code_of_commands_and_of_other_stages_makes_a_training_and_its_evaluation_not_stale(
-    stage: str, folder: str
-) -> None:
+def test_training_and_evaluation_name_no_folder_with_code_that_they_do_not_use(stage: str, folder: str) -> None:
     """A new metric, for example, does not retrain."""
     used = deciding(f"pipeline.{stage}")
     for file in (ROOT / folder).rglob("*.py"):
