@@ -119,7 +119,7 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
     metrics = json.loads(run(loop, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert {name: set(found["data"]) for name, found in metrics.items()} == {
         "reports/build.metrics.json": {
-            *("train_pictures", "validation_pictures", "test_pictures", "captions", "set_aside", "unknown_tokens"),
+            *("train_pictures", "validation_pictures", "test_pictures", "captions", "set_aside"),
         },
         "reports/finetune.metrics.json": {"best_epoch", "train_loss", "validation_loss", "validation_CIDEr-D"},
         "reports/evaluate.metrics.json": {
@@ -185,6 +185,21 @@ def test_the_run_has_curve_metrics_table_gallery_params_and_lock(loop: Path) -> 
     assert len(found.data.metrics) <= 30
 
 
+def test_the_version_says_how_the_model_compares_and_shows_samples(loop: Path) -> None:
+    version = registered(loop)[0]
+    assert "worse than the naive answers" in version.tags["test_verdict"]
+    assert "**Worse than the naive answers (-" in version.description
+    assert "Not decided yet" in version.description
+    (card,) = (loop / "mlartifacts").rglob("MODEL_CARD.md")
+    captions = [json.loads(line) for line in (loop / "reports/evaluate/captions.jsonl").read_text().splitlines()]
+    for number in range(1, 7):
+        assert f"| ![{number}](samples/{number}.jpg) |" in card.read_text()
+        with Image.open(card.parent / f"samples/{number}.jpg") as picture:
+            assert picture.format == "JPEG"
+        assert f"`samples/{number}.jpg`" in version.description
+    assert captions[0]["references"][0] in card.read_text()
+
+
 def test_registering_again_makes_no_second_version(loop: Path) -> None:
     before, files = versions(loop), outputs(loop)
     done = run(loop, sys.executable, "-m", "pipeline.register")
@@ -229,7 +244,10 @@ def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says
     kept.write_text(json.dumps([f"caption {k}" for k in range(len(evaluated))]))
     again = run(loop, *command)
     assert "distinct_captions 1.000" in again.stdout
-    assert f"version {number} would be the first champion" in again.stdout
+    # This tiny model is worse than the naive answers.
+    assert f"version {number} is not promoted; the champion is none: worse than the naive answers (-" in again.stdout
+    forced = run(loop, *command, "--force")
+    assert f"version {number} would be the first champion: forced with --force; worse than" in forced.stdout
     kept.unlink()
 
 
