@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _CAPTION = 150  # characters of a caption in the card
 _DESCRIPTION = 5000  # characters that MLflow's databases store of a description
 _PROMOTION = "## Promotion\n"
 _SCORES = "## Scores\n"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
+_SPECIAL = re.compile(r"([\\`*_\[\]~])")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def _cell(caption: str) -> str:
     """Return a caption for a Markdown table: one line, not too long, and without markup of its own."""
     line = " ".join(caption.split())
     line = line if len(line) <= _CAPTION else f"{line[: _CAPTION - 3].rstrip()}..."
-    return _SPECIAL.sub(r"\\\1", line) or "(nothing)"
+    # MLflow's Markdown knows no backslash before these.
+    line = html.escape(_SPECIAL.sub(r"\\\1", line), quote=False).replace("|", "&#124;")
+    return line or "(nothing)"
 
 
 def _sentence(text: str) -> str:

@@ -8,7 +8,10 @@ from pipeline.tracking.model_card import Sample
 from tests.conftest import jpeg
 
 TRAINING = {"checkpoint": "models/git-demo", "params": {"epochs": 8}, "best_epoch": 5}
-SAMPLES = [Sample(jpeg(), "a red kite", "a kite above the sea"), Sample(jpeg("blue"), "", "two | boats <b>*here*</b>")]
+SAMPLES = [
+    Sample(jpeg(), "a red kite", "a kite above the sea"),
+    Sample(jpeg("blue"), "", "two | boats & <b>*here*</b>"),
+]
 
 
 def evaluation() -> dict[str, Any]:
@@ -59,7 +62,7 @@ def test_the_card_shows_pictures_that_lie_beside_it_with_both_captions(tmp_path:
 
 
 def test_captions_of_strangers_are_no_markup_in_the_card() -> None:
-    assert r"| (nothing) | two \| boats \<b\>\*here\*\</b\> |" in card()
+    assert r"| (nothing) | two &#124; boats &amp; &lt;b&gt;\*here\*&lt;/b&gt; |" in card()
     odd = Sample(jpeg(), "one\n\n# two", "[click](javascript:x) " + "long " * 100)
     (row,) = [line for line in card(samples=[odd]).splitlines() if line.startswith("| ![1]")]
     assert r"| one # two | \[click\](javascript:x) long long" in row
