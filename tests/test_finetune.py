@@ -82,8 +82,11 @@ def test_the_saved_weights_are_from_the_best_epoch(built: Path, monkeypatch: pyt
         return validate(self, *args)
 
     monkeypatch.setattr(Trainer, "_validate", record)
+    marked: list[int] = []
+    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions, best: marked.append(best))
     training = train(epochs=4, learning_rate=0.9, warmup=0.7)
     assert training["best_epoch"] < 4
+    assert marked[-1] == training["best_epoch"]
     kept = weights_hash(Path("models/finetune"))
     assert kept == read_json(Path("reports/finetune.json"))["model_sha256"]
     loaded = factory.load(Path("models/finetune")).model.state_dict()
