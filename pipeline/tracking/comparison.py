@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from pipeline.config import paths
+from pipeline.config.errors import DataError
+from pipeline.runtime.atomic_files import read_json
 
 MODEL, BEFORE = "model", "before_finetuning"  # names of systems in the report; the others are naive answers
 BEFORE_FINETUNING, NAIVE_ANSWERS = "before fine-tuning", "the naive answers"
@@ -67,6 +73,26 @@ def comparisons(evaluation: Mapping[str, Any], metric: str) -> list[Comparison]:
         _, gain = max(gains.values(), key=lambda entry: entry[0])
         found.append(Comparison(NAIVE_ANSWERS, metric, *gain))
     return found
+
+
+def comparisons_of_version(store: Any, model: str, number: int, metric: str) -> list[Comparison]:
+    """Return the comparisons of a registered version from the evaluate.json of its run; none without that file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    run_id = store.get_model_version(model, str(number)).run_id
+    name = paths.EVALUATE_REPORT.name
+    if not run_id or name not in {file.path for file in store.list_artifacts(run_id)}:
+        return []
+    with TemporaryDirectory() as folder:
+        try:
+            evaluation = read_json(Path(store.download_artifacts(run_id, name, folder)))
+        except ValueError:
+            raise DataError(
+                f"models:/{model}/{number}: {name} in its run is damaged; run `make register` in its workspace"
+            ) from None
+    return comparisons(evaluation, metric)
 
 
 def verdict(found: Sequence[Comparison]) -> str:

@@ -14,8 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.config import paths
@@ -29,7 +27,7 @@ from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import model_card, registry
-from pipeline.tracking.comparison import Comparison, comparisons
+from pipeline.tracking.comparison import comparisons_of_version
 from pipeline.tracking.decision import AGAINST, AT, DECISION, REASONS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
 
@@ -201,26 +199,12 @@ def _compare(
     roles = ("challenger", "champion")
     figures = {role: version.figures() for role, version in zip(roles, versions, strict=False)}
     difference = None if champion is None else gain(versions[0].statistics, versions[1].statistics, rule)
-    evaluated = _evaluated(store, params.register_.model, challenger, rule.metric)
+    evaluated = comparisons_of_version(store, params.register_.model, challenger, rule.metric)
+    if not evaluated:
+        print(
+            f"promote: version {challenger} has no comparison with naive answers in its run; it is judged without one"
+        )
     return verdict(rule, figures["challenger"]["distinct_captions"], len(compared), difference, evaluated), figures
-
-
-def _evaluated(store: Any, model: str, number: int, metric: str) -> list[Comparison]:
-    """Return how a version compares with before fine-tuning and with naive answers; none if its run has no figures."""
-    found = comparisons(_evaluation(store, model, number), metric)
-    if not found:
-        print(f"promote: version {number} has no comparison with naive answers in its run, so it is judged without one")
-    return found
-
-
-def _evaluation(store: Any, model: str, number: int) -> dict[str, Any]:
-    """Return the evaluation report that a version's run has, empty if there is none."""
-    run_id = store.get_model_version(model, str(number)).run_id
-    name = paths.EVALUATE_REPORT.name
-    if not run_id or name not in {file.path for file in store.list_artifacts(run_id)}:
-        return {}
-    with TemporaryDirectory() as folder:
-        return dict(read_json(Path(store.download_artifacts(run_id, name, folder))))
 
 
 def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example]) -> set[int]:

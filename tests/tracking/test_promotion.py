@@ -205,6 +205,15 @@ def test_an_old_version_without_comparisons_is_judged_as_before_with_a_line(
     assert "promote: version 1 has no comparison with naive answers in its run" in capsys.readouterr().out
 
 
+def test_a_damaged_report_does_not_open_the_gate(store: Any, says: Any) -> None:
+    number = says(half, evaluation={})
+    run_id = store.get_model_version(MODEL, str(number)).run_id
+    store.log_text(run_id, '{"model": ', "evaluate.json")
+    with pytest.raises(DataError, match=r"models:/image-captioning/1: evaluate\.json in its run is damaged"):
+        run()
+    assert registry.champion(store, MODEL) is None
+
+
 def test_running_it_again_changes_nothing(store: Any, says: Any) -> None:
     says(half)
     run()
