@@ -29,8 +29,8 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.params import Params, load
 from pipeline.config.sections.finetune import REGISTERED
-from pipeline.evaluation.gate import check_metric
 from pipeline.runtime.atomic_files import swapped_in, write_json
+from pipeline.tracking.gate import check_metric
 
 _ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the final state's name for each decision
 _NOTHING = "Nothing new"

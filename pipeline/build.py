@@ -270,12 +270,13 @@ def _write(
     def reader(example: Example) -> PictureReader:
         return readers[example.sources[0]]
 
-    targets = (paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE, paths.DATA_PAGE)
-    with swapped_in(*targets) as (folder, new_report, new_set_aside, new_page):
+    targets = (paths.DATASET, paths.BUILD_REPORT, paths.BUILD_METRICS, paths.SET_ASIDE, paths.DATA_PAGE)
+    with swapped_in(*targets) as (folder, new_report, new_metrics, new_set_aside, new_page):
         for split in SPLITS:
             examples = progress_bar(kept[split], desc=f"build {split}", unit=" pictures")
             write_split(folder / split, examples, reader, last=paths.DATASET / split)
         write_json(new_report, report)
+        write_json(new_metrics, _metrics(report))
         write_set_aside(new_set_aside, audit.set_aside)
         page = data_report.render(
             report, kept, audit.set_aside, duplicates, lambda example: reader(example).read(example.file_name)
@@ -298,6 +299,17 @@ def _counts(audit: Audit, kept: Mapping[str, list[Example]]) -> dict[str, Any]:
             "set_aside": counts["rows"]["set_aside"],
         },
         "captions_a_picture": dict(sorted(Counter(len(e.captions) for split in kept for e in kept[split]).items())),
+    }
+
+
+def _metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts that `dvc metrics` shows."""
+    pictures, unknown = report["pictures"], report["unknown_tokens"]
+    return {
+        **{f"{split}_pictures": count for split, count in pictures["kept"].items()},
+        "captions": sum(report["captions"]["kept"].values()),
+        "set_aside": sum(pictures["set_aside"].values()),
+        "unknown_tokens": unknown and unknown["share"],
     }
 
 

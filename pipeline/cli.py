@@ -294,12 +294,17 @@ def score(
     _execute("score", work, needs_params=False)
 
 
-@app.command(epilog=_examples("promote", "promote --dry-run", "promote --challenger 3", "promote --rollback"))
+@app.command(
+    epilog=_examples(
+        "promote", "promote --dry-run", "promote --challenger 3", "promote --challenger 3 --force", "promote --rollback"
+    )
+)
 def promote(
     challenger: Annotated[
         int | None, typer.Option(min=1, metavar="VERSION", help="The version to compare. Default: the newest.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote the version even if the rule is against it.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Restore the previous champion.")] = False,
     unless_rolled_back: Annotated[
         bool, typer.Option("--unless-rolled-back", "--unless-taken-back", hidden=True)
@@ -315,12 +320,18 @@ def promote(
     def work(params: Params) -> str | Done:
         from pipeline.tracking import promotion
 
-        if rollback and challenger is not None:
-            raise ConfigError("--rollback: cannot be combined with --challenger; use one of the two")
+        if rollback and (force or challenger is not None):
+            option = "--force" if force else "--challenger"
+            raise ConfigError(f"--rollback: cannot be combined with {option}; use one of the two")
         if rollback:
             return promotion.roll_back(params, dry_run=dry_run)
         return promotion.promote(
-            params, challenger=challenger, unless_rolled_back=unless_rolled_back, since=since, dry_run=dry_run
+            params,
+            challenger=challenger,
+            unless_rolled_back=unless_rolled_back,
+            since=since,
+            dry_run=dry_run,
+            force=force,
         )
 
     _execute("promote", work, lock="promote")

@@ -36,8 +36,8 @@ from pipeline.data.dataset import (
 from pipeline.data.images import Normalised
 from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
 from pipeline.data.sources.layout import CaptionRow
+from pipeline.data.sources.layouts import find_captions_files, is_resource_fork, read_captions
 from pipeline.data.sources.picture_index import PictureIndex
-from pipeline.data.sources.registry import find_captions_files, is_resource_fork, read_captions
 from pipeline.data.text import clean
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pipeline.data.images import data_url
 from pipeline.models.weights import weights_hash
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
-from pipeline.tracking import model_card, registry
+from pipeline.tracking import captions_page, comparison, model_card, registry, run_metrics
 from pipeline.training.history import read_history
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent  # packaged with the registered model
 SERVED = PACKAGE / "tracking" / "pyfunc.py"
 CARD = "MODEL_CARD.md"
-_SCORE = "test_CIDEr-D"
-_TABLE = 60  # pictures in MLflow's table of captions
+_SCORE, _VERDICT = "test_CIDEr-D", "test_verdict"  # tags of the current evaluation
+_SHOWN = 60  # pictures on the page of captions
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
@@ -57,17 +58,22 @@ def run(params: Params, args: argparse.Namespace) -> str:
             version = registry.find_version(store, name, model_sha256)
             # An old version keeps the tags it was registered with: today's commit and data are not its own.
             facts = provenance.tags_of(training, model_sha256, params) if version is None else version.tags
-            facts = {tag: value for tag, value in facts.items() if tag != _SCORE}
-            card = model_card.render(name, training, evaluation, facts)
+            current = (_SCORE, _VERDICT, "gate.")  # of the evaluation and of `promote`, not of the training
+            facts = {tag: value for tag, value in facts.items() if not tag.startswith(current)}
+            card = model_card.render(name, training, evaluation, facts, _samples())
             _log(training_run, params, training, evaluation, facts)
-            training_run.describe(card)
+            description = model_card.description(card, version.tags if version else {})
+            training_run.describe(description)
             if version is None:
                 with TemporaryDirectory() as folder:
-                    number = _register(store, training_run, name, Path(folder), card, facts)
+                    number = _register(store, training_run, name, Path(folder), card, description, facts)
             else:
                 number = version.number
-                store.update_model_version(name, str(number), card)
-            store.set_model_version_tag(name, str(number), _SCORE, f"{evaluation['model']['CIDEr-D']:.4f}")
+                store.update_model_version(name, str(number), description)
+            verdict = comparison.verdict(comparison.comparisons(evaluation, "CIDEr-D"))
+            registry.note(
+                store, name, number, {_SCORE: f"{evaluation['model']['CIDEr-D']:.4f}", _VERDICT: verdict or "unknown"}
+            )
     # The file has no version number, so it is the same in every registry.
     with swapped_in(paths.REGISTER_REPORT) as (report,):
         write_json(report, {"model": name, "model_sha256": model_sha256, "training_key": key})
@@ -105,17 +111,9 @@ def _log(
     run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
     run.tags(facts)
     run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
+    run.replace_metrics(run_metrics.of_evaluation(evaluation))
     for epoch in read_history(paths.FINETUNE_CURVE):
         run.metrics(epoch.metrics(), epoch.epoch)
-    systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
-    run.replace_metrics(
-        {
-            f"test/{name}" if system == "model" else f"test/{name}/{system}": value
-            for system, scores in systems.items()
-            for name, value in scores.items()
-            if isinstance(value, float)  # intervals are lists, and figures without data are None
-        }
-    )
     for file, again in (
         (paths.PARAMS, False),
         (paths.DVC_LOCK, False),
@@ -124,26 +122,30 @@ def _log(
     ):
         if file.is_file():
             run.file(file, again)
-    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table())
+    lines = list(read_json_lines(paths.CAPTIONS))[:_SHOWN]
+    run.page(captions_page.NAME, captions_page.render(lines, PictureReader(paths.DATASET / "test")))
 
 
-def _table() -> dict[str, list[Any]]:
-    """Return the first test captions as columns, with their pictures as JPEG bytes."""
-    lines = list(read_json_lines(paths.CAPTIONS))[:_TABLE]
+def _samples() -> list[model_card.Sample]:
+    """Return the first test pictures with the model's caption and a person's."""
     reader = PictureReader(paths.DATASET / "test")
-    captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
-    return {
-        "picture": [reader.read(line["file_name"]) for line in lines],
-        "model": captions.pop("model"),
-        "people": [" | ".join(line["references"]) for line in lines],
-        **captions,
-    }
+    return [
+        model_card.Sample(reader.read(line["file_name"]), line["captions"]["model"], line["references"][0])
+        for line in islice(read_json_lines(paths.CAPTIONS), model_card.SHOWN)
+    ]
 
 
-def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: str, tags: Mapping[str, str]) -> int:
+def _register(
+    store: Any,
+    run: runs.TrainingRun,
+    name: str,
+    folder: Path,
+    card: str,
+    description: str,
+    tags: Mapping[str, str],
+) -> int:
     """Log the model and register it; return the number of the new version."""
     pictures = folder / registry.TRAINED_ON
-    (folder / CARD).write_text(card, encoding="utf-8")
     write_fingerprints(pictures, fingerprints_of(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
@@ -151,11 +153,15 @@ def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: 
         run,
         code=PACKAGE,
         served=SERVED,
-        artifacts={"checkpoint": paths.MODEL, "card": folder / CARD, "training_pictures": pictures},
+        artifacts={
+            "checkpoint": paths.MODEL,
+            "training_pictures": pictures,
+            **model_card.write(folder, CARD, card, _samples()),
+        },
         example=example,
         requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
     )
-    return registry.register(store, run, name, uri, tags, card)
+    return registry.register(store, run, name, uri, tags, description)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,15 @@ def test_captions_are_cleaned_by_the_policy_or_set_aside(workspace: Path, bring:
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
 
+def test_dvc_metrics_shows_at_most_eight_counts(workspace: Path) -> None:
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    report, shown = build_from("sample"), read_json(Path("reports/build.metrics.json"))
+    assert 0 < len(shown) <= 8
+    assert [shown[f"{split}_pictures"] for split in SPLITS] == list(report["pictures"]["kept"].values())
+    assert shown["captions"] == sum(report["captions"]["kept"].values())
+    assert shown["unknown_tokens"] is None  # the tiny model starts from scratch
+
+
 def test_a_policy_that_leaves_too_little_stops_the_run_and_changes_nothing(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
     build_from("sample")

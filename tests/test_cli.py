@@ -128,10 +128,11 @@ def test_outside_a_workspace_it_says_where_to_run(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_rollback_takes_no_challenger(workspace: Path) -> None:
-    done = run(workspace, *COMMAND, "promote", "--rollback", "--challenger", "1", PYTHONPATH=str(ROOT))
+@pytest.mark.parametrize("words", [["--challenger", "1"], ["--force"]])
+def test_rollback_takes_neither_challenger_nor_force(workspace: Path, words: list[str]) -> None:
+    done = run(workspace, *COMMAND, "promote", "--rollback", *words, PYTHONPATH=str(ROOT))
     assert done.returncode == 78
-    assert done.stderr == "promote: --rollback: cannot be combined with --challenger; use one of the two\n"
+    assert done.stderr == f"promote: --rollback: cannot be combined with {words[0]}; use one of the two\n"
 
 
 @pytest.mark.parametrize("words", [["caption", "photo.jpg"], ["promote"], ["trained-on", "photo.jpg"]])

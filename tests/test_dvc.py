@@ -44,6 +44,19 @@ def test_a_stage_names_no_code_that_it_does_not_use(stage: str) -> None:
         assert any(file.is_relative_to(dep) for file in used), f"{stage} does not use {dep}"
 
 
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [("finetune", "pipeline/training"), ("finetune", "pipeline/evaluation"), ("evaluate", "pipeline/evaluation")],
+)
+def test_training_and_evaluation_name_no_folder_with_code_that_they_do_not_use(stage: str, folder: str) -> None:
+    """A new metric, for example, does not retrain."""
+    used = deciding(f"pipeline.{stage}")
+    for file in (ROOT / folder).rglob("*.py"):
+        path = file.relative_to(ROOT)
+        if file.name != "__init__.py" and any(path.is_relative_to(dep) for dep in declared(stage)):
+            assert path in used, f"{path} makes {stage} stale, which does not use it"
+
+
 def test_no_stage_names_infrastructure_or_runtime_params() -> None:
     for stage, settings in graph().items():
         for dep in declared(stage):

@@ -190,7 +190,7 @@ def _registry(params: Params) -> Part | None:
     """Return the versions and the last runs; None if MLflow has no database yet."""
     if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").is_file():
         return None
-    from pipeline.tracking import promotion, registry, runs
+    from pipeline.tracking import decision, registry, runs
 
     name = params.register_.model
     with runs.reachable():
@@ -214,8 +214,8 @@ def _registry(params: Params) -> Part | None:
                 "version": version.number,
                 "created": _time(version.created),
                 "model_sha256": version.tags.get(registry.MODEL_SHA256),
-                "decision": version.tags.get(promotion.DECISION),
-                "reasons": version.tags.get(promotion.REASONS),
+                "decision": version.tags.get(decision.DECISION),
+                "reasons": version.tags.get(decision.REASONS),
                 "rolled_back": registry.ROLLED_BACK in version.tags,
             }
             for version in sorted(shown, key=lambda version: -version.number)

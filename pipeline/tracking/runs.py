@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import io
 import logging
+import math
 import os
 import re
 import socket
@@ -23,11 +23,9 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported
 
 import mlflow
-import numpy as np
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
@@ -40,6 +38,7 @@ _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
 _LOCK_SECONDS = 120
 _SQLITE = "sqlite:///"
+_MACHINE = "machine/"  # prefix of the metrics of the machine
 FAILURES = (MlflowException, OSError)  # raised if MLflow can't be reached
 
 
@@ -204,6 +203,13 @@ class TrainingRun:
         now = int(time.time() * 1000)
         self._store.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
 
+    def reserve_metrics(self, names: Sequence[str]) -> None:
+        """Log NaN for metrics without a value: MLflow's page of a run shows metrics in the order of their first values.
+
+        `replace_metrics` gives them their values.
+        """
+        self.metrics(dict.fromkeys(names, math.nan))
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Set the tags that the run does not have yet: the origin of a training does not change."""
         self._store.log_batch(self.id, tags=[RunTag(k, v) for k, v in values.items() if k not in self._tags])
@@ -218,11 +224,20 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def system_metrics(self) -> Iterator[None]:
-        """Log this machine's CPU, memory, disk, network and GPUs every ten seconds until the block ends."""
+        """Log this machine's CPU, memory and GPUs every ten seconds until the block ends.
+
+        MLflow shows metrics below `system/` above all others, so these have another prefix.
+        """
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # start and stop messages
-        monitor = SystemMetricsMonitor(self.id, resume_logging=True)
+        monitor = SystemMetricsMonitor(self.id)
+        monitor.monitors = [m for m in monitor.monitors if not isinstance(m, DiskMonitor | NetworkMonitor)]
+        # Private attributes: there is no public way to choose the prefix. tests/tracking/test_runs.py checks them.
+        monitor._metrics_prefix = _MACHINE
+        monitor._logging_step = monitor._get_next_logging_step(self.id)
         monitor.start()
         try:
             yield
@@ -245,26 +260,11 @@ class TrainingRun:
     def _has(self, name: str) -> bool:
         return any(found.path == name for found in self._store.list_artifacts(self.id))
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Log a table, unless the run already has one of that name; bytes are shown as pictures."""
-        if self._has(name):
-            return  # log_table would append the rows again
-        shown = {
-            key: [mlflow.Image(_array(value)) if isinstance(value, bytes) else value for value in values]
-            for key, values in columns.items()
-        }
-        self._store.log_table(self.id, shown, name)
-
     def _last(self, key: str) -> int:
         if key not in self._last_step:
             history = self._store.get_metric_history(self.id, key) if key in self._had else []
             self._last_step[key] = max((metric.step for metric in history), default=-1)
         return self._last_step[key]
-
-
-def _array(picture: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(picture)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager

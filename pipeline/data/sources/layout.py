@@ -1,6 +1,6 @@
 """What a layout is: how the captions files of one kind of source are recognised and read.
 
-A layout is one module of this package that defines a `LAYOUT` and is listed in `registry.py`.
+A layout is one module of this package that defines a `LAYOUT` and is listed in `layouts.py`.
 """
 
 from __future__ import annotations
