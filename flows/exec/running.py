@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 
+from flows.exec import server
 from flows.exec.stages import TEMPORARY, StageError
 from pipeline.config.errors import PipelineError, TemporaryError
 from pipeline.runtime import process_identity, workspace_lock
 
-_NO_SERVER = "Failed to reach API"  # start of Prefect's message if its server is unreachable
 _POLL_SECONDS = 2.0
 _GRACE_SECONDS = 75.0  # for a training to save its state
 _DRAIN_SECONDS = 5.0
@@ -96,13 +96,14 @@ def main(flow: Flow[[], State | None], done: str) -> int:
     try:
         state = flow(return_state=True)
     except KeyboardInterrupt:
-        print(f"flows.{flow.name}: interrupted; run it again, it goes on where it was", file=sys.stderr)
+        print(f"flows.{flow.name}: interrupted; run it again, it continues from there", file=sys.stderr)
         return TEMPORARY
-    except (PrefectHTTPStatusError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
+    except Exception as error:
+        if (why := server.failure(error)) is None:
             raise
-        why = str(error).splitlines()[0].rstrip("/")
-        print(f"flows.{flow.name}: {why}; start that server, or unset PREFECT_API_URL to do without", file=sys.stderr)
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # it logs the end of its server after our line
+        fix = "start that server, or unset PREFECT_API_URL to do without" if PREFECT_API_URL.value() else "run it again"
+        print(f"flows.{flow.name}: {why}; {fix}", file=sys.stderr)
         return TEMPORARY
     code, words = 0, state.message or done
     if not state.is_completed():

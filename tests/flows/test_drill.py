@@ -18,6 +18,7 @@ import mlflow
 import psutil
 import pytest
 
+from flows.serve import deployment_name
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking.registry import MODEL_SHA256
@@ -347,8 +348,7 @@ def begin(drill: Drill) -> None:
 
     def asked() -> bool:
         try:
-            (deployment,) = drill.api.ask("deployments/filter", deployments={"name": {"any_": ["scheduled"]}})
-            drill.api.ask(f"deployments/{deployment['id']}/create_flow_run")
+            drill.api.start(drill.api.deployment(f"retrain/{deployment_name(drill.folder)}"))
         except (OSError, ValueError):
             return False
         return True

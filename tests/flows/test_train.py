@@ -214,6 +214,15 @@ def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_prefects_own_server_that_does_not_start_in_time_is_reported_in_one_line(house: Path, tmp_path: Path) -> None:
+    late = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "0", "PREFECT_HOME": str(tmp_path / "prefect")}
+    done = run(house, sys.executable, "-m", "flows.train", **late)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("flows.train: Timed out while attempting to connect to ephemeral")
+    assert done.stderr.splitlines()[-1].endswith("; run it again")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--dry-run", 2)])
 def test_who_asks_for_help_or_mistypes_starts_nothing(workspace: Path, word: str, code: int) -> None:
     for name in ("train", "retrain"):
