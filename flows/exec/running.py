@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
-from prefect import Flow
+from prefect import Flow, get_run_logger, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL
@@ -28,7 +30,7 @@ _REPORT_SECONDS = 10.0  # to report to Prefect, whose server may be gone too
 
 
 @contextmanager
-def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
+def workspace_locked(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock on the workspace in the current folder; wait while another process holds it.
 
     Raises:
@@ -45,7 +47,7 @@ def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Itera
             if time.monotonic() >= deadline:
                 raise
             if not told:
-                tell(f"waits: {busy}")
+                tell(f"waiting: {busy}")
                 told = True
             time.sleep(_POLL_SECONDS)
     if dead:
@@ -68,7 +70,16 @@ def end_with_the_scheduler() -> None:
         process_identity.end_with(others, _GRACE_SECONDS, _REPORT_SECONDS)
 
 
-def in_words(work: Callable[[], State | None]) -> State | None:
+def add_to_name(cause: str) -> None:
+    """Add what changed to the flow run's name in Prefect, like `eager-otter (data, params)`."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), name=f"{runtime.flow_run.name} ({cause})")
+    except Exception as error:  # only a name: it must not stop the work
+        get_run_logger().warning("the run is not renamed: %s", error)
+
+
+def with_failures(work: Callable[[], State | None]) -> State | None:
     """Run a flow's work. Return its final state; expected failures become a failed state with a one-line message."""
     end_with_the_scheduler()
     try:

@@ -100,7 +100,7 @@ class Api:
         """The flow run whose log this is."""
         name = re.search(r"Flow run '([\w-]+)'", log)
         assert name, log
-        (found,) = self.ask("flow_runs/filter", flow_runs={"name": {"any_": [name[1]]}})
+        (found,) = self.ask("flow_runs/filter", flow_runs={"name": {"like_": name[1]}})
         return dict(found)
 
     def tasks(self, run: dict[str, Any]) -> dict[str, dict[str, Any]]:

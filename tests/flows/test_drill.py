@@ -387,7 +387,7 @@ def ends_well(drill: Drill) -> float:
     A scheduler that was killed goes on by a run of its own, which does for the one that was asked for, now cancelled.
     """
     settled(drill)
-    last = next(run for run in drill.runs() if "does for this one too" not in (run["state"]["message"] or ""))
+    last = next(run for run in drill.runs() if "covers this run too" not in (run["state"]["message"] or ""))
     drill.say(f"         then {last['name']}: {last['state_name']}: {last['state']['message']}")
     assert last["state_type"] == "COMPLETED", drill.said()[-4000:]
     return float(last["total_run_time"])

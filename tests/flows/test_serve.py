@@ -119,7 +119,7 @@ def test_what_was_cut_off_goes_on_at_the_next_start_and_missed_runs_do_not_pile_
     scheduler = start(house, *MONDAYS, **QUICK)
     said = until(scheduler, "models:/m/2 is promoted as the first champion")
     assert "serve: the last retraining did not finish; it continues now" in said
-    assert len(re.findall(r"is cancelled: one run does for all", said)) == 3
+    assert len(re.findall(r"is cancelled: one run covers all", said)) == 3
     assert "fetch: " not in said
     wait_until(lambda: sorted(state_of(api, run) for run in missed).count("Cancelled") >= 2)
     assert registry(house)["versions"] == [2]
@@ -176,7 +176,7 @@ def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_
 
     scheduler = start(house, *MONDAYS, "--port", str(port), **own)
     said = until(scheduler, "models:/m/2 is promoted as the first champion")
-    assert re.search(rf"serve: the run {begun['name']} was Running, but its process died", said)
+    assert re.search(rf"serve: the run {begun['name']} \(data\) was Running, but its process died", said)
     assert state_of(api, begun) == "Crashed"
     scheduler.send_signal(signal.SIGINT)
     assert scheduler.wait(timeout=120) == 0

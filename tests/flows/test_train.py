@@ -169,7 +169,7 @@ def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
     next(line for line in first.stdout if "Running stage 'build'" in line)
     flow = start(house, "flows.train", WORKS_SECONDS="1")
     assert flow.stdout
-    waits = next(line for line in flow.stdout if "waits: " in line)
+    waits = next(line for line in flow.stdout if "waiting: " in line)
     assert re.search(r"`dvc repro` \(process \d+\) is at work in this workspace; wait until it has ended", waits)
     assert "is at work" not in first.stdout.read()
     assert first.wait() == 0
