@@ -1,7 +1,7 @@
 """Clean up after a crash, in Prefect's UI and in the workspace, at the next start, and report each step.
 
-Each flow run keeps a slip that names its process in .work/runs while it runs. A slip whose process is gone marks a
-dead run, which Prefect's UI would show as `Running` forever.
+Each flow run has a record with its process in .work/runs while it runs. A record whose process is gone marks a dead
+run, which Prefect's UI would show as `Running` forever.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Tell = Callable[[str], None]
 
 
 @contextmanager
-def slip(folder: Path) -> Iterator[None]:
-    """Keep a slip for the current flow run in a workspace."""
+def recorded_run(folder: Path) -> Iterator[None]:
+    """Record the current flow run in a workspace while it runs."""
     place = folder / RUNS / f"{runtime.flow_run.id}.json"
     write_json(
         place,
@@ -95,14 +95,14 @@ def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
     state = run.state
     if state is None or state.type not in _BEGUN:
         return
-    words = "its process died; the next run goes on where it was"
+    words = "its process died; the next run continues from there"
     for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))):
         if task.state and task.state.type in _BEGUN:
             client.set_task_run_state(task.id, Crashed(message=words), force=True)
     was_asked = state.type == StateType.CANCELLING
     end: State = Cancelled(message="it was cancelled") if was_asked else Crashed(message=words)
     client.set_flow_run_state(run_id, end, force=True)
-    tell(f"the run {run.name} was {state.name}, but {words}; it is {end.name} now")
+    tell(f"the run {run.name} was {state.name}, but {words}; now {end.name}")
 
 
 def missed_runs(tell: Tell) -> None:
@@ -120,9 +120,9 @@ def missed_runs(tell: Tell) -> None:
         for run in waiting:
             due = run.next_scheduled_start_time or run.expected_start_time
             if due and due <= datetime.now(UTC):
-                words = f"{runtime.flow_run.name}, which looks at everything that is new, does for this one too"
+                words = f"{runtime.flow_run.name} covers this run too"
                 client.set_flow_run_state(run.id, Cancelled(message=words), force=True)
-                tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run does for all")
+                tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run covers all")
 
 
 def dead_lock(tell: Tell) -> None:
@@ -143,7 +143,7 @@ def dead_lock(tell: Tell) -> None:
             return
     if not any(process_identity.began_before(pid, written) for pid in pids):
         _AT_WORK.unlink(missing_ok=True)
-        tell(f"removed {_AT_WORK}: the DVC that wrote it has died")
+        tell(f"removed {_AT_WORK}: the DVC process that held it has died")
 
 
 def half_written(tell: Tell) -> None:
@@ -151,4 +151,4 @@ def half_written(tell: Tell) -> None:
     for place in _PLACES:
         for left in place.glob(f".*{PARTIAL}"):
             remove(left)
-            tell(f"removed {left}, which a stage that was killed had begun to write")
+            tell(f"removed {left}, an incomplete output of a killed stage")
