@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import numbers
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipeline.data.images import PictureError, decode
@@ -21,7 +23,9 @@ from pipeline.models.captioner import Captioner
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
+DEFAULT_BEAMS, MAX_BEAMS = 3, 8
 _BATCH = 8
+_NO_WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
 def picture(value: Any, side: int) -> Image.Image:
@@ -35,10 +39,11 @@ def picture(value: Any, side: int) -> Image.Image:
             head, _, value = value.partition(",")
             if not head.endswith(";base64"):
                 raise ValueError("a data: URL must be base64, like data:image/jpeg;base64,...")
-        if len(value) > MAX_BYTES * 4 // 3 + 4:
+        if len(value) > MAX_BYTES * 3 // 2:  # base64 with line breaks is 1.36 times as large
             raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
         try:
-            value = base64.b64decode(value, validate=True)
+            # GNU base64 breaks its output into lines.
+            value = base64.b64decode(value.translate(_NO_WHITE_SPACE), validate=True)
         except (binascii.Error, ValueError):
             raise ValueError("is not base64; send a picture's bytes in base64 or as a data: URL, not a path") from None
     if not isinstance(value, bytes | bytearray | memoryview):
@@ -61,8 +66,12 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
         self._captioner = Captioner.from_folder(Path(context.artifacts["checkpoint"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return one row per picture: its `caption`, or "" and the reason in `error`."""
-        beams = max(1, min(8, int((params or {}).get("beams", 3))))
+        """Return one row per picture: its `caption`, or "" and the reason in `error`.
+
+        Raises:
+            MlflowException: `params` has a wrong value. The server answers 400 with the message and no stack trace.
+        """
+        beams = _beams(params)
         values = list(model_input["image"])
         rows: list[dict[str, str]] = []
         for first in range(0, len(values), _BATCH):  # bounds the number of decoded pictures
@@ -79,6 +88,21 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
                 rows.append({"caption": "", "error": str(error)})
         captions = iter(self._captioner.caption(good, beams=beams) if good else [])
         return [row if row["error"] else {**row, "caption": next(captions)} for row in rows]
+
+
+def _beams(params: dict[str, Any] | None) -> int:
+    """Return the beam width that a client asks for.
+
+    Raises:
+        MlflowException: it is no whole number from 1 to `MAX_BEAMS`.
+    """
+    value = (params or {}).get("beams", DEFAULT_BEAMS)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and 1 <= int(value) <= MAX_BEAMS:
+        return int(value)
+    found = "null" if value is None else str(value)[:40]
+    raise MlflowException.invalid_parameter_value(
+        f"params.beams: found {found}; send a whole number from 1 to {MAX_BEAMS}"
+    )
 
 
 mlflow.models.set_model(CaptionModel())
