@@ -18,8 +18,9 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipeline.data.images import PictureError, decode
+from pipeline.data.images import OpenedPicture, PictureError
 from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
@@ -28,8 +29,10 @@ _BATCH = 8
 _NO_WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
-def picture(value: Any, side: int) -> Image.Image:
+def picture(value: Any, side: int, budget: MemoryBudget) -> Image.Image:
     """Return the picture that a client sent, resized so that its shorter side has at most 2 x `side` pixels.
+
+    Its memory is reserved in `budget` while it is decoded.
 
     Raises:
         ValueError: it is not a valid picture; the message is for the client.
@@ -51,11 +54,20 @@ def picture(value: Any, side: int) -> Image.Image:
     if len(value) > MAX_BYTES:
         raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
     try:
-        image = decode(bytes(value), MAX_PIXELS, at_least=2 * side)
+        opened = OpenedPicture(bytes(value), MAX_PIXELS, at_least=2 * side)
+        with budget.reserve(opened.memory):
+            try:
+                return _reduced(opened, side)
+            finally:
+                opened.close()
     except PictureError as error:
         raise ValueError(str(error)) from None
+
+
+def _reduced(opened: OpenedPicture, side: int) -> Image.Image:
+    image = opened.decode()
     scale = 2 * side / min(image.size)
-    return image if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
+    return image.copy() if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's class is untyped
@@ -63,6 +75,8 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint that is packaged with the model."""
+        return_large_blocks()
+        self._budget = MemoryBudget(bytes_of(0))
         self._captioner = Captioner.from_folder(Path(context.artifacts["checkpoint"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -82,7 +96,7 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
         rows, good = [], []
         for value in values:
             try:
-                good.append(picture(value, self._captioner.image_size))
+                good.append(picture(value, self._captioner.image_size, self._budget))
                 rows.append({"caption": "", "error": ""})
             except ValueError as error:
                 rows.append({"caption": "", "error": str(error)})

@@ -32,6 +32,8 @@ def test_the_shipped_params_are_valid() -> None:
         ("finetune.freeze", "image_encoder", ["finetune", "random weights of `scratch`", "none"]),
         ("finetune.precision", "float16", ["finetune.precision", "'bfloat16'"]),
         ("build.test", 0.95, ["build", "nothing to train on"]),
+        ("ingest.max_pixels", 10**9, ["ingest.max_pixels", "less than or equal to 500000000"]),
+        ("runtime.memory_gb", -1, ["runtime.memory_gb", "greater than or equal to 0"]),
         ("ingest.sources", [], ["ingest.sources", "at least 1 item"]),
         ("ingest.sources", ["../outside"], ["ingest.sources.0", "'../outside'"]),
         ("ingest.sources", ["a", "a"], ["ingest", "twice"]),

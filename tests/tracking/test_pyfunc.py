@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlflow
@@ -15,6 +16,9 @@ from mlflow.pyfunc import scoring_server
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
+from pipeline.data.images import OpenedPicture
+from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.tracking.pyfunc import picture
 from tests.conftest import ROOT, jpeg
 from tests.models.git.test_checkpoint import small
 
@@ -76,3 +80,17 @@ def test_every_beam_width_in_the_range_is_accepted(server: TestClient) -> None:
     for beams in (1, 8):
         (row,) = ask(server, PICTURE, beams=beams).json()["predictions"]
         assert row["error"] == ""
+
+
+def test_the_memory_of_each_picture_is_reserved() -> None:
+    """Requests arrive in threads, and a picture of some kilobytes can take half a gigabyte."""
+    sizes: list[int] = []
+
+    class Recorded(MemoryBudget):
+        @contextmanager
+        def reserve(self, size: int) -> Iterator[None]:
+            sizes.append(size)
+            yield
+
+    picture(PICTURE, 32, Recorded(10**9))
+    assert sizes == [OpenedPicture(jpeg(), 10**9, at_least=64).memory]
