@@ -136,7 +136,7 @@ class _Memory:
     def __init__(self, total: int) -> None:
         return_large_blocks()
         self.files = MemoryBudget(total // 4)
-        self.pictures = MemoryBudget(total - total // 4)
+        self.pictures = MemoryBudget(total * 5 // 8)  # the rest is for what libraries and the allocator keep
 
 
 class _Decoded(NamedTuple):
