@@ -41,6 +41,7 @@ from pipeline.data.sources.picture_index import PictureIndex
 from pipeline.data.text import clean
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
@@ -65,7 +66,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         source = _Source(name, files, audit)
         captions_files = source.read_captions()
         records = source.ingest_pictures(
-            new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads
+            new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads, params.runtime.memory_gb
         )
         if not (records or source.may_be_empty):
             reasons = audit.reasons("file") + audit.reasons("row")
@@ -125,6 +126,21 @@ class _LastRun:
             phash=int(record.phash, 16),
             thumbnail=bytes.fromhex(record.thumbnail),
         )
+
+
+class _Memory:
+    """The memory budget of ingest. Files and decoded pictures have a share each, because a thread that holds a file
+    waits for its picture.
+
+    Attributes:
+        files: for the bytes of files.
+        pictures: for decoded pictures.
+    """
+
+    def __init__(self, total: int) -> None:
+        return_large_blocks()
+        self.files = MemoryBudget(total // 4)
+        self.pictures = MemoryBudget(total * 5 // 8)  # the rest is for what libraries and the allocator keep
 
 
 class _Decoded(NamedTuple):
@@ -219,7 +235,9 @@ class _Source:
                 self._leads.setdefault(index, set()).add(lead)
         return self.audit.rows - before
 
-    def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[IngestedPicture]:
+    def ingest_pictures(
+        self, folder: Path, settings: Ingest, last: _LastRun, threads: int, memory_gb: float
+    ) -> list[IngestedPicture]:
         """Decode, check and store each picture that has a caption; return the records in order.
 
         Members with the same bytes become one picture with the captions of all.
@@ -227,7 +245,8 @@ class _Source:
         sha256s: dict[int, str] = {}
         same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
-        decoded = _parallel_map(lambda index: self._decode(index, settings, last), self._captions, threads)
+        memory = _Memory(bytes_of(memory_gb))
+        decoded = _parallel_map(lambda index: self._decode(index, settings, last, memory), self._captions, threads)
         with PictureWriter(folder, last.pictures) as writer:
             for index, (sha256, result) in progress_bar(
                 zip(self._captions, decoded, strict=True),
@@ -258,7 +277,12 @@ class _Source:
         self.audit.captions = sum(len(record.captions) for record in records)
         return records
 
-    def _decode(self, index: int, settings: Ingest, last: _LastRun) -> _Decoded:
+    def _decode(self, index: int, settings: Ingest, last: _LastRun, memory: _Memory) -> _Decoded:
+        # Reading joins pieces, so it takes the size twice.
+        with memory.files.reserve(2 * min(self.files.size(index), _MAX_PICTURE_BYTES)):
+            return self._decode_one(index, settings, last, memory.pictures)
+
+    def _decode_one(self, index: int, settings: Ingest, last: _LastRun, budget: MemoryBudget) -> _Decoded:
         try:
             data = self.files.read(index, _MAX_PICTURE_BYTES)
         except MemberError as error:
@@ -267,7 +291,7 @@ class _Source:
         if not self._captions[index]:
             return _Decoded(sha256, None)
         try:
-            picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels)
+            picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels, budget)
         except images.PictureError as error:
             return _Decoded(sha256, error.reason)
         return _Decoded(sha256, picture)

@@ -412,3 +412,11 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_good_run(workspace: Path, tm
         assert [p.name for p in (disk / "ingest").iterdir()] == ["small"]
     finally:
         run(tmp_path, "umount", str(disk))
+
+
+def test_a_text_of_millions_of_characters_is_cut_when_it_is_read(workspace: Path, bring: Callable[..., Path]) -> None:
+    bring("s", {"a.jpg": jpeg()}, [["a.jpg", "long " * 1_200_000]])
+    set_params(workspace, {"ingest.sources": ["s"]})
+    ingest.run(params.load(), Namespace(source="s"))
+    (record,) = read_ingested(Path("data/ingest/s"))
+    assert len(record.captions[0].text) == 5_000_001

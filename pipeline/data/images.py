@@ -1,7 +1,7 @@
 """Decode untrusted picture files to upright RGB, and normalise them for the data set.
 
 No other module decodes pictures from outside. This module imports nothing else of `pipeline.data`, so that changes
-there do not make training stale.
+there do not make training stale. `OpenedPicture.memory` says how much memory a picture takes before it is decoded.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import base64
 import hashlib
 import io
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from pipeline.runtime.memory_budget import MemoryBudget
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -35,6 +38,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # A very thin picture, resized so that its shorter side fits a model, would be huge before it is cropped.
 _MAX_ASPECT = 50
+
+# Upper bounds of the memory that decoding takes, measured per format and mode (tests/data/test_memory.py).
+_BYTES_PER_PIXEL = 10  # Pillow's 4, 4 more for a copy in RGB or turned upright, and 2 for a reduced copy
+_EXTRA_BYTES_PER_PIXEL = {"WEBP": 8}  # libwebp's canvas and two copies
+_TIFF_BYTES_PER_PIXEL = 8  # libtiff's strip or tile, at 4 channels of 16 bits
+_BAND_PIXELS = 2**20
 
 THUMBNAIL = 8  # cells per side
 _JPEG_QUALITY = 95
@@ -70,42 +79,95 @@ class Normalised:
         return replace(self, jpeg=b"")
 
 
-def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:
-    """Return the picture in RGB, turned upright by its EXIF orientation, on a white background if it is transparent.
+class OpenedPicture:
+    """A picture of which only the header has been read.
 
-    Args:
-        data: a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file.
-        max_pixels: larger pictures are rejected by their header, before they are decoded.
-        at_least: a JPEG may be decoded at a reduced size, with no side shorter than this (pixels).
-
-    Raises:
-        PictureError: `not_a_picture`, `too_many_pixels`, `extreme_shape`, or `damaged`.
+    Attributes:
+        memory: an upper bound of the bytes that `decode` takes, its result included. Reserve them in a `MemoryBudget`.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises many types of exceptions on damaged files
-        raise PictureError("not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
-    if image.width * image.height > max_pixels:
-        raise PictureError(
-            "too_many_pixels", f"has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed"
-        )
-    if max(image.size) > _MAX_ASPECT * min(image.size):
-        raise PictureError(
-            "extreme_shape",
-            f"has {image.width} x {image.height} pixels; one side is over {_MAX_ASPECT}x the other",
-        )
-    try:
-        if at_least:
-            image.draft("RGB", (at_least, at_least))
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        return _to_rgb(image if turn is None else image.transpose(turn))
-    except MemoryError:
-        raise
-    except Exception:
-        raise PictureError("damaged", "is cut off or damaged") from None
+
+    def __init__(self, data: bytes, max_pixels: int, at_least: int | None = None) -> None:
+        """Read the header.
+
+        Args:
+            data: a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file.
+            max_pixels: larger pictures are rejected.
+            at_least: a JPEG may be decoded at a reduced size, with no side shorter than this (pixels).
+
+        Raises:
+            PictureError: `not_a_picture`, `too_many_pixels`, `extreme_shape`, or `damaged`.
+        """
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except MemoryError:
+            raise
+        except Exception:  # Pillow raises many types of exceptions on damaged files
+            raise PictureError("not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
+        _check_size(image.width, image.height, max_pixels)
+        if max(image.size) > _MAX_ASPECT * min(image.size):
+            raise PictureError(
+                "extreme_shape",
+                f"has {image.width} x {image.height} pixels; one side is over {_MAX_ASPECT}x the other",
+            )
+        try:
+            tile = _tile_size(image)
+            _check_size(*tile, max_pixels)
+            pixels, bands = image.width * image.height, len(image.getbands())
+            if at_least:
+                image.draft("RGB", (at_least, at_least))
+            decoded = image.width * image.height
+        except (MemoryError, PictureError):
+            raise
+        except Exception:
+            raise PictureError("damaged", "is cut off or damaged") from None
+        self._image = image
+        self.memory = _BYTES_PER_PIXEL * decoded + _EXTRA_BYTES_PER_PIXEL.get(image.format or "", 0) * pixels
+        if image.format == "JPEG":
+            self.memory += 2 * bands * pixels  # the coefficients of a progressive JPEG, whatever size is decoded
+        if image.format == "TIFF":
+            self.memory += _TIFF_BYTES_PER_PIXEL * tile[0] * tile[1]
+
+    def decode(self) -> Image.Image:
+        """Return the picture in RGB, turned upright by its EXIF orientation, on white if it is transparent.
+
+        Raises:
+            PictureError: `damaged`.
+        """
+        image: Image.Image = self._image
+        try:
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            if turn is not None:
+                image = image.transpose(turn)
+                self._image.close()
+            return _to_rgb(image)
+        except MemoryError:
+            raise
+        except Exception:
+            raise PictureError("damaged", "is cut off or damaged") from None
+
+    def close(self) -> None:
+        """Free the decoded picture, which `decode` may have returned itself."""
+        self._image.close()
+
+
+def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:
+    """Return the picture as `OpenedPicture.decode` does; for the arguments and errors see there."""
+    return OpenedPicture(data, max_pixels, at_least).decode()
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise PictureError("too_many_pixels", f"has {width} x {height} pixels, more than the {max_pixels:,} allowed")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of what is decoded at once: a TIFF's tile may be larger than the picture."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.size
+    tags = image.tag_v2
+    sides = (tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0))
+    return max(image.width, int(sides[0])), max(image.height, int(sides[1]))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -122,6 +184,18 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture in RGB, converted in bands: all at once would take up to four more copies of a large one."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_band_to_rgb(band), (0, top))
+    return result
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits per pixel: `convert` would clip instead of scale
         scaled = np.asarray(image, dtype=np.float32) / 257
         image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
@@ -137,15 +211,30 @@ def identity(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
+def normalise(data: bytes, size: int, max_pixels: int, budget: MemoryBudget | None = None) -> Normalised:
     """Decode a picture, reduce its shorter side to `size` pixels (never enlarge it), and encode it as JPEG.
 
+    Args:
+        data: the file.
+        size: pixels.
+        max_pixels: larger pictures are rejected by their header.
+        budget: the memory of the decoded picture is reserved in it.
+
     Raises:
-        PictureError: see `decode`.
+        PictureError: see `OpenedPicture`.
     """
+    opened = OpenedPicture(data, max_pixels, at_least=2 * size)
+    with budget.reserve(opened.memory) if budget else nullcontext():
+        try:
+            return _normalise(opened, size)
+        finally:
+            opened.close()
+
+
+def _normalise(opened: OpenedPicture, size: int) -> Normalised:
     import imagehash  # takes 0.2 s (SciPy), and only ingest needs it
 
-    image = decode(data, max_pixels, at_least=2 * size)
+    image = opened.decode()
     shorter = min(image.size)
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in image.size)

@@ -86,7 +86,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     dtype = compute_dtype(settings.precision, processes.device)
     computed_in = describe(processes.device, dtype, processes.world)
     if processes.is_first:
-        print(f"finetune: computes in {computed_in}")
+        print(f"finetune: computes in {computed_in}, {_threads()}")
     start = None if settings.checkpoint == factory.SCRATCH else locate(settings.checkpoint, settings.revision)
     factory.self_check(start)
     train, validation = read_splits(settings.validation_captions)
@@ -107,6 +107,12 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     if processes.is_first:
         print(f"finetune: {forecast}")
     return Session(trainer, facts, folder)
+
+
+def _threads() -> str:
+    """Return how many CPU threads compute, and how they wait for each other."""
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    return f"CPU threads: {torch.get_num_threads()}{f' (OMP_WAIT_POLICY={policy})' if policy else ''}"
 
 
 def resume(session: Session) -> None:

@@ -112,6 +112,17 @@ class Files:
             self.members.append(Member(_printable(info.filename.replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
+    def size(self, index: int) -> int:
+        """Return the size in bytes of the file at `index` of `members`, as stated; `read` returns no more.
+
+        0 if it cannot be determined; `read` then reports the reason.
+        """
+        opened, info = self._opened[index]
+        try:
+            return opened.stat().st_size if isinstance(opened, Path) else info.file_size if info else 0
+        except OSError:
+            return 0
+
     def read(self, index: int, limit: int) -> bytes:
         """Return the bytes of the file at `index` of `members`.
 
