@@ -12,6 +12,7 @@ import uvicorn
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 from pipeline.serving.following import Follower, Found, ModelSource
 from pipeline.serving.limits import token_for
 from pipeline.serving.metrics import Metrics
@@ -64,7 +65,9 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
 
     source = ModelSource(model or params.register_.model, alias)
     follower = Follower(source, params.serving.follow_seconds, say=say, loaded=loaded)
-    service = Service(follower, params.serving, params.evaluate.beams, metrics, params.runtime.decode_threads)
+    return_large_blocks()
+    budget = MemoryBudget(bytes_of(params.runtime.memory_gb))
+    service = Service(follower, params.serving, params.evaluate.beams, metrics, budget, params.runtime.decode_threads)
     config = uvicorn.Config(
         create_app(service, token),
         log_level="warning",

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from pipeline.config.errors import is_out_of_memory
 from pipeline.config.sections.serving import Serving
 from pipeline.models.captioner import Scored
+from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.templates import render
 from pipeline.serving.batching import Batcher, QueueFullError
 from pipeline.serving.following import Follower, Found, Served
@@ -92,7 +93,15 @@ def _run(key: _Key, items: list[_Item]) -> list[list[Scored]]:
 class Service:
     """Answers requests for captions."""
 
-    def __init__(self, follower: Follower, settings: Serving, beams: int, metrics: Metrics, decoders: int = 0) -> None:
+    def __init__(
+        self,
+        follower: Follower,
+        settings: Serving,
+        beams: int,
+        metrics: Metrics,
+        budget: MemoryBudget,
+        decoders: int = 0,
+    ) -> None:
         """Create a service.
 
         Args:
@@ -100,11 +109,12 @@ class Service:
             settings: limits of the queue and of batches.
             beams: width of beam search for requests without `beams`.
             metrics: counts what happens.
+            budget: limits the memory of the pictures that are decoded at a time.
             decoders: threads that decode pictures; 0 for one more than there are CPU cores.
         """
         self.follower, self.metrics = follower, metrics
         self._beams, self._timeout = beams, settings.timeout_seconds
-        self._bodies = Bodies()
+        self._bodies, self._budget = Bodies(), budget
         self._decoders = ThreadPoolExecutor(decoders or (os.cpu_count() or 1) + 1, thread_name_prefix="decode")
         self._batcher: Batcher[_Key, _Item, list[Scored]] = Batcher(
             _run,
@@ -163,7 +173,7 @@ class Service:
 
     async def _results(self, served: Served, options: Options, sent: list[Sent]) -> list[Captions | Problem]:
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, _prepared, served, one) for one in sent]
+        jobs = [loop.run_in_executor(self._decoders, _prepared, served, one, self._budget) for one in sent]
         prepared = await asyncio.gather(*jobs)
         items = [(one, options.seed) for one in prepared if isinstance(one, torch.Tensor)]
         key = _Key(served, options.n, options.beams or self._beams, options.sampling)
@@ -171,11 +181,11 @@ class Service:
         return [Problem(error=one) if isinstance(one, str) else _result(next(answers)) for one in prepared]
 
 
-def _prepared(served: Served, sent: Sent) -> torch.Tensor | str:
+def _prepared(served: Served, sent: Sent, budget: MemoryBudget) -> torch.Tensor | str:
     """Return the model's input for a picture that a client sent, or why it is refused."""
     try:
         value = sent if isinstance(sent, str) else sent.read(MAX_BYTES + 1)
-        return served.captioner.prepare(picture(value, served.captioner.image_size))
+        return served.captioner.prepare(picture(value, served.captioner.image_size, budget))
     except ValueError as error:
         return " ".join(str(error).split())
     except MemoryError:

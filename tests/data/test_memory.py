@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.data import images
 from pipeline.data.images import OpenedPicture, PictureError, decode, normalise
 from pipeline.runtime.atomic_files import read_json
-from pipeline.training.memory import peak_memory
+from pipeline.runtime.torch_memory import peak_memory
 from tests.conftest import ROOT, environment, run, set_params
 
 SIDE = 2500
@@ -137,7 +137,7 @@ TOGETHER = """
 import threading, torch
 from pipeline.data.images import OpenedPicture, normalise
 from pipeline.runtime.memory_budget import MemoryBudget, return_large_blocks
-from pipeline.training.memory import peak_memory
+from pipeline.runtime.torch_memory import peak_memory
 from tests.data.test_memory import plain
 
 return_large_blocks()

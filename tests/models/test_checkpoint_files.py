@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config.errors import ConfigError
 from pipeline.models import factory
-from pipeline.training.memory import peak_memory
+from pipeline.runtime.torch_memory import peak_memory
 from tests.conftest import ROOT, jpeg, run
 from tests.models.git.test_checkpoint import small
 

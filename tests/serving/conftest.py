@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.serving import Serving
 from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving.following import Follower, Found
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
@@ -76,7 +77,9 @@ def start(registry: FakeRegistry) -> Iterator[Start]:
             follower = Follower(registry, SETTINGS["follow_seconds"], say=print, loaded=lambda found: None)  # type: ignore[arg-type]
             if wait:
                 follower.refresh()
-            service = Service(follower, Serving(**{**SETTINGS, **settings}), beams=2, metrics=Metrics())  # type: ignore[arg-type]
+            service = Service(
+                follower, Serving(**{**SETTINGS, **settings}), beams=2, metrics=Metrics(), budget=MemoryBudget(10**9)
+            )  # type: ignore[arg-type]
             client = TestClient(create_app(service, token), base_url="http://127.0.0.1:8600")
             return stack.enter_context(client)
 

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from pipeline.config.errors import ConfigError
 from pipeline.data.images import decode
 from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import service
 from tests.conftest import jpeg
 from tests.serving.conftest import FakeRegistry, Start
@@ -31,7 +32,7 @@ def captions(answer: Any) -> list[list[str]]:
 
 def same(captioner: Captioner, data: bytes) -> Image.Image:
     """The picture as the service decodes it."""
-    return service.picture(data, captioner.image_size)
+    return service.picture(data, captioner.image_size, MemoryBudget(10**9))
 
 
 def test_a_caption_is_the_captioners_own_with_its_score(
