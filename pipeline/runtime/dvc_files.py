@@ -114,7 +114,7 @@ def is_torn(path: Path) -> bool:
             return not content.keys().isdisjoint(("md5", "frozen", "deps"))
         return not _are_files(content["outs"])
     stages = content.get("stages", {})
-    return not (content.get("schema") and isinstance(stages, dict) and all(map(_is_stage, stages.values())))
+    return None in content.values() or not isinstance(stages, dict) or not all(map(_is_stage, stages.values()))
 
 
 def _is_stage(stage: Any) -> bool:
