@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import paths
@@ -20,9 +19,9 @@ from pipeline.data.dataset import PictureReader, read_examples
 from pipeline.data.fingerprints import fingerprints_of, write_fingerprints
 from pipeline.data.images import data_url
 from pipeline.models.weights import weights_hash
-from pipeline.runtime import entrypoint
+from pipeline.runtime import entrypoint, leftovers
 from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
-from pipeline.tracking import model_card, registry
+from pipeline.tracking import deletion, model_card, registration, registry
 from pipeline.training.history import read_history
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
         experiment_id = runs.experiment(store, params.register_.experiment)
         for dead in runs.close_dead_runs(store, experiment_id):
             print(f"register: closed the MLflow run {dead}, whose process had died")
+        if left := deletion.delete_leftovers(store, experiment_id, name):
+            print(f"register: deleted from MLflow what registrations that were cut off had left ({left} models)")
         known = runs.find_run(store, experiment_id, key) is not None
         tags = {} if known else {runs.RESTORED: "true"}
         run_name = runs.run_name(params.ingest.sources, training["checkpoint"])
@@ -62,8 +63,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             _log(training_run, params, training, evaluation, facts)
             training_run.describe(card)
             if version is None:
-                with TemporaryDirectory() as folder:
-                    number = _register(store, training_run, name, Path(folder), card, facts)
+                with leftovers.temporary_folder() as folder:
+                    number = _register(store, training_run, name, folder, card, facts)
             else:
                 number = version.number
                 store.update_model_version(name, str(number), card)
@@ -147,7 +148,7 @@ def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: 
     write_fingerprints(pictures, fingerprints_of(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
-    uri = registry.log_model(
+    uri = registration.log_model(
         run,
         code=PACKAGE,
         served=SERVED,
@@ -155,7 +156,7 @@ def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: 
         example=example,
         requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
     )
-    return registry.register(store, run, name, uri, tags, card)
+    return registration.register(store, run, name, uri, tags, card)
 
 
 if __name__ == "__main__":

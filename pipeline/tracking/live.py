@@ -60,7 +60,8 @@ class Live:
             yield
         except (*runs.FAILURES, TemporaryError) as error:
             self._run = None
+            why = runs.damage() or runs.first_line(error)
             print(
-                f"finetune: no live curves: {runs.first_line(error)} (training goes on; `register` will log the run)",
+                f"finetune: no live curves: {why} (training goes on; `register` will log the run)",
                 file=sys.stderr,
             )

@@ -12,7 +12,9 @@ import io
 import logging
 import os
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,41 +26,41 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it whe
 
 import mlflow
 import numpy as np
-from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.config import paths
-from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.config.errors import ConfigError, TemporaryError, is_disk_full
 from pipeline.runtime import process_identity
+from pipeline.tracking import database
 
 TRAINING_KEY = "training_key"
 RESTORED = "restored"  # a tag: `register` made the run from the files of a training
 
 _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
-_LOCK_SECONDS = 120
 _SQLITE = "sqlite:///"
-FAILURES = (MlflowException, OSError)  # raised if MLflow can't be reached
+FAILURES = (MlflowException, OSError, SQLAlchemyError)  # raised if MLflow can't be reached
 
 
 def client() -> mlflow.MlflowClient:
     """Return a client of the store; create and migrate our own SQLite file first.
 
     Raises:
-        TemporaryError: the store can't be reached.
+        TemporaryError: the store can't be reached, or its SQLite file is damaged.
+        ConfigError: the folder of its SQLite file does not exist.
     """
-    # Alembic logs every step of creating the tables.
+    # Alembic logs every step of creating the tables, and MLflow each failure with its traceback.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")
-    lock = _home() / paths.WORK / "locks" / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    if file := database.file_of(uri()):
+        database.check(file)
     try:
         # Several processes that create one SQLite file at once corrupt it, so they take turns.
-        with FileLock(lock, timeout=_LOCK_SECONDS):
+        with database.locked(_home()):
             store = mlflow.MlflowClient()
             store.search_experiments(max_results=1)
         return store
@@ -86,7 +88,16 @@ def shown(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
+def damage() -> str | None:
+    """Return what is wrong with the SQLite file of the store, and what mends it; None if nothing is."""
+    file = database.file_of(uri())
+    why = database.damage(file, thorough=True) if file else None
+    return f"{file}: MLflow's database is damaged ({why}); {database.DOCTOR}" if why else None
+
+
 def _unreachable(error: Exception) -> TemporaryError:
+    if damaged := damage():
+        return TemporaryError(damaged)
     return TemporaryError(
         f"MLflow at {shown(uri())} can't be used ({first_line(error)}); start that server or"
         " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
@@ -98,16 +109,26 @@ def reachable() -> Iterator[None]:
     """Turn failures of MLflow into `TemporaryError`.
 
     Raises:
-        TemporaryError: MLflow failed within the block.
+        TemporaryError: MLflow failed within the block, or the disk is full.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is not None:  # an error of this machine's disk; errors of `requests` have no errno
+    except FAILURES as error:
+        if is_disk_full(error):
+            raise TemporaryError(
+                f"the disk is full at {_full_disk()}; nothing that was registered is lost: free some space, then run"
+                " it again"
+            ) from None
+        # An error of this machine's disk; errors of `requests` have no errno.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _unreachable(error) from None
-    except MlflowException as error:
-        raise _unreachable(error) from None
+
+
+def _full_disk() -> Path:
+    """Return the folder with the least free space: of the store's files and of temporary files."""
+    folders = [_home().absolute(), Path(tempfile.gettempdir())]
+    return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def experiment(store: mlflow.MlflowClient, name: str) -> str:
@@ -119,8 +140,13 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found is None:
         own = uri().startswith(_SQLITE)
-        location = ((_home() / "mlartifacts").absolute() / name).as_uri() if own else None
-        return str(store.create_experiment(name, artifact_location=location))
+        location = ((_home() / database.ARTIFACTS).absolute() / name).as_uri() if own else None
+        try:
+            return str(store.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = store.get_experiment_by_name(name)  # another process has just created it
     if found.lifecycle_stage != "active":
         raise ConfigError(
             f"params.yaml: register.experiment: the experiment {name} was deleted in MLflow; restore it"
@@ -130,17 +156,17 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
 
 
 def find_run(store: mlflow.MlflowClient, experiment_id: str, training_key: str) -> Run | None:
-    """Return the run of a training, or None."""
-    runs = store.search_runs([experiment_id], f"tags.{TRAINING_KEY} = '{training_key}'", max_results=1)
-    return runs[0] if runs else None
+    """Return the run of a training, the oldest if there are several, or None."""
+    runs = store.search_runs([experiment_id], f"tags.{TRAINING_KEY} = '{training_key}'")
+    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
-    """Close the runs with status RUNNING whose process died, and return their names.
+def dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[Run]:
+    """Return the runs with status RUNNING whose process died.
 
     For runs of this host the process is checked, for runs of other hosts the heartbeat.
     """
-    closed = []
+    found = []
     for run in store.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         tags = run.data.tags
         if "process" not in tags:
@@ -150,10 +176,17 @@ def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]
         else:
             dead = time.time() - float(tags.get("heartbeat", 0)) > _DEAD_AFTER_SECONDS
         if dead:
-            store.set_tag(run.info.run_id, "closed_because", "its process died")
-            store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
-            closed.append(run.info.run_name or run.info.run_id)
-    return closed
+            found.append(run)
+    return found
+
+
+def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
+    """Close the runs with status RUNNING whose process died, and return their names."""
+    dead = dead_runs(store, experiment_id)
+    for run in dead:
+        store.set_tag(run.info.run_id, "closed_because", "its process died")
+        store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
+    return [run.info.run_name or run.info.run_id for run in dead]
 
 
 def _user() -> str:
@@ -291,7 +324,10 @@ def training_run(
     if run is None:
         who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
         all_tags = {**who, **tags, TRAINING_KEY: training_key, **process}
-        run = store.create_run(experiment_id, run_name=name or training_key[:8], tags=all_tags)
+        made = store.create_run(experiment_id, run_name=name or training_key[:8], tags=all_tags)
+        run = find_run(store, experiment_id, training_key) or made
+        if run.info.run_id != made.info.run_id:  # another process created one at the same time; all take the oldest
+            store.delete_run(made.info.run_id)
     else:
         store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         for key, value in process.items():
