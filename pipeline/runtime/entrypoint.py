@@ -100,7 +100,7 @@ def execute(
         name: stands before every line that is printed.
         work: takes the params (nothing if `needs_params` is false), and returns the last line to print.
         lock: the name of the lock that keeps a second run out; None if any number may run.
-        prints: whether the last line is printed.
+        prints: whether the last line is printed, if it is not empty.
         needs_params: whether it runs in a workspace with a `params.yaml`.
     """
     for key, value in _QUIET.items():
@@ -116,7 +116,7 @@ def execute(
             done = Done(done, None)
         if result:
             write_json(Path(result), done.result)
-        if prints:
+        if prints and done.line:
             print(f"{name}: {done.line}", flush=True)
         return 0
     except PipelineError as error:

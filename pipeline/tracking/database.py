@@ -6,10 +6,10 @@ MLflow itself retries a file that it can't open for minutes. This module imports
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, urlparse
@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
-from pipeline.runtime.atomic_files import remove, swapped_in
 
 ARTIFACTS = "mlartifacts"  # folder of the artifacts, beside the file
 DOCTOR = "`image-captioning doctor` mends this"
@@ -99,78 +98,70 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def users(file: Path) -> list[int]:
-    """Return the ids of the processes that have the file open or serve it (`mlflow server`)."""
+    """Return the ids of the other processes that have the file open or serve it (`mlflow server`)."""
     whole, found = str(file.absolute()), []
     for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
         with contextlib.suppress(psutil.Error):
-            opened = any(one.path == whole for one in process.open_files())
-            if opened or f"{_SQLITE}{whole}" in " ".join(process.cmdline()):
+            opened = [one for one in process.open_files() if one.path == whole]
+            if any(_is_same(process.pid, one.fd, file) for one in opened) or f"{_SQLITE}{whole}" in " ".join(
+                process.cmdline()
+            ):
                 found.append(process.pid)
     return found
 
 
-def recover(file: Path, aside: Path) -> str:
+def _is_same(pid: int, descriptor: int, file: Path) -> bool:
+    """Return whether an open file is this one; psutil also names a deleted file that was at its place."""
+    link = Path(f"/proc/{pid}/fd/{descriptor}")
+    return not link.exists() or link.samefile(file)
+
+
+def recover(file: Path, aside: Path, create: Callable[[], object]) -> str:
     """Move a damaged database aside, and put a new one with its readable rows in its place; return what was done.
 
     Args:
         file: the damaged file.
         aside: an existing folder for it.
+        create: lets MLflow create a new database in place of the file.
     """
     for end in _BESIDE:
         if (part := file.with_name(f"{file.name}{end}")).exists():
             shutil.move(part, aside / part.name)
-    damaged = aside / file.name
-    for salvage in (_salvage_by_sqlite3, _salvage_tables):
-        with swapped_in(file) as (place,):
-            with contextlib.suppress(sqlite3.Error, OSError, subprocess.SubprocessError):
-                salvage(damaged, place)
-            if counts := _usable(place):
-                return f"moved to {damaged}; recovered {counts}"
-            remove(place)
-            place.touch()  # MLflow creates its tables in an empty file
-    remove(file)
-    return f"moved to {damaged}; nothing in it could be read: `make register` registers this workspace's model again"
+    create()
+    counts = _copy_rows(aside / file.name, file)
+    found = " and ".join(f"{counts.get(table, 0)} {shown}" for table, shown in _COUNTED.items())
+    again = "" if counts.get("model_versions") else "; `make register` registers this workspace's model again"
+    return f"moved to {aside / file.name}; recovered {found}{again}"
 
 
-def _salvage_by_sqlite3(damaged: Path, place: Path) -> None:
-    """Recover with SQLite's own shell, which also finds rows whose table is unreadable."""
-    sql = subprocess.run(["sqlite3", str(damaged), ".recover"], capture_output=True, check=False).stdout
-    subprocess.run(["sqlite3", str(place)], input=sql, capture_output=True, check=False)
-    with closing(sqlite3.connect(place)) as database:
-        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE name LIKE 'lost_and_found%'").fetchall():
-            database.execute(f'DROP TABLE "{table}"')
-        database.commit()
+def _copy_rows(damaged: Path, file: Path) -> dict[str, int]:
+    """Copy every readable row to the same table of a new database; return the number of rows by table."""
+    counts: dict[str, int] = {}
+    with closing(_opened(damaged)) as old, closing(sqlite3.connect(file, timeout=20)) as new, new:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            old.execute("PRAGMA writable_schema = ON")  # reads the tables whose definitions are readable
+        for (table,) in new.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if table == "alembic_version":  # the new database has the tables of this MLflow
+                continue
+            columns = [name for _, name, *_ in new.execute(f'PRAGMA table_info("{table}")')]
+            rows = _readable_rows(old, table, columns)
+            marks = ",".join("?" * len(columns))
+            new.executemany(f'INSERT OR REPLACE INTO "{table}" VALUES ({marks})', rows)  # noqa: S608 - MLflow's name
+            counts[table] = len(rows)
+    return counts
 
 
-def _salvage_tables(damaged: Path, place: Path) -> None:
-    """Copy each table up to its first unreadable row; for machines without SQLite's shell."""
-    remove(place)
-    with closing(_opened(damaged)) as old, closing(sqlite3.connect(place)) as new:
-        schema = old.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-        schema = [(kind, name, sql) for kind, name, sql in schema if not name.startswith("sqlite_")]
-        for _, name, sql in (entry for entry in schema if entry[0] == "table"):
-            new.execute(sql)
-            with contextlib.suppress(sqlite3.DatabaseError):
-                for row in old.execute(f'SELECT * FROM "{name}"'):  # noqa: S608 - the name is MLflow's
-                    new.execute(f'INSERT OR IGNORE INTO "{name}" VALUES ({",".join("?" * len(row))})', row)  # noqa: S608
-        for _, _, sql in (entry for entry in schema if entry[0] != "table"):
-            new.execute(sql)
-        new.commit()
-
-
-def _usable(file: Path) -> str:
-    """Return how many runs and versions a recovered database has; "" if MLflow could not open it."""
-    try:
-        with closing(sqlite3.connect(file)) as database:
-            if damage(file, thorough=True) or not database.execute("SELECT * FROM alembic_version").fetchone():
-                return ""
-            count = {
-                shown: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
-                for table, shown in _COUNTED.items()
-            }
-    except sqlite3.Error:
-        return ""
-    return " and ".join(f"{number} {shown}" for shown, number in count.items())
+def _readable_rows(old: sqlite3.Connection, table: str, columns: Sequence[str]) -> list[tuple[object, ...]]:
+    """Return the rows of a table from its first one to a damaged page, and from its last one back to a damaged page."""
+    names = ",".join(f'"{name}"' for name in columns)
+    rows: dict[tuple[object, ...], None] = {}
+    for order in ("ASC", "DESC"):
+        with contextlib.suppress(sqlite3.Error):
+            for row in old.execute(f'SELECT {names} FROM "{table}" ORDER BY rowid {order}'):  # noqa: S608
+                rows[row] = None
+    return list(rows)
 
 
 def moved_from(file: Path) -> list[str]:

@@ -180,12 +180,17 @@ def dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[Run]:
     return found
 
 
+def close(store: mlflow.MlflowClient, run: Run) -> None:
+    """Close a run whose process died."""
+    store.set_tag(run.info.run_id, "closed_because", "its process died")
+    store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
+
+
 def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
     """Close the runs with status RUNNING whose process died, and return their names."""
     dead = dead_runs(store, experiment_id)
     for run in dead:
-        store.set_tag(run.info.run_id, "closed_because", "its process died")
-        store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
+        close(store, run)
     return [run.info.run_name or run.info.run_id for run in dead]
 
 
