@@ -31,6 +31,7 @@ PACKAGE = Path(__file__).parent  # packaged with the registered model
 SERVED = PACKAGE / "tracking" / "pyfunc.py"
 CARD = "MODEL_CARD.md"
 _SCORE = "test_CIDEr-D"
+_SETTLE_SECONDS = 1.0  # longer than MLflow takes to create a run
 _TABLE = 60  # pictures in MLflow's table of captions
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
@@ -54,7 +55,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         known = runs.find_run(store, experiment_id, key) is not None
         tags = {} if known else {runs.RESTORED: "true"}
         run_name = runs.run_name(params.ingest.sources, training["checkpoint"])
-        with runs.training_run(store, experiment_id, key, tags, run_name) as training_run:
+        with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as training_run:
             version = registry.find_version(store, name, model_sha256)
             # An old version keeps the tags it was registered with: today's commit and data are not its own.
             facts = provenance.tags_of(training, model_sha256, params) if version is None else version.tags

@@ -57,7 +57,5 @@ def temporary_folder() -> Iterator[Path]:
 def dead_temporary_folders() -> list[Path]:
     """Return the temporary folders whose process has died."""
     return [
-        folder
-        for folder in sorted(TEMPORARY.glob("*"))
-        if not process_identity.is_alive(folder.name.rpartition("_")[0])
+        folder for folder in sorted(TEMPORARY.glob("*")) if not process_identity.is_alive(folder.name.partition("_")[0])
     ]

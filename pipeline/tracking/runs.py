@@ -307,7 +307,12 @@ def _array(picture: bytes) -> np.ndarray:
 
 @contextlib.contextmanager
 def training_run(
-    store: mlflow.MlflowClient, experiment_id: str, training_key: str, tags: Mapping[str, str], name: str = ""
+    store: mlflow.MlflowClient,
+    experiment_id: str,
+    training_key: str,
+    tags: Mapping[str, str],
+    name: str = "",
+    settle_seconds: float = 0.0,
 ) -> Iterator[TrainingRun]:
     """Yield the run of a training, open for writing: the existing one, or a new one with `name` and `tags`.
 
@@ -319,6 +324,8 @@ def training_run(
         training_key: identifies the training.
         tags: tags of a new run.
         name: name of a new run, see `run_name` (default: the start of the training key).
+        settle_seconds: how long to wait after the creation of a run for those that other machines create at the same
+            time; all go on in the oldest.
     """
     process = {
         "host": socket.gethostname(),
@@ -330,8 +337,9 @@ def training_run(
         who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
         all_tags = {**who, **tags, TRAINING_KEY: training_key, **process}
         made = store.create_run(experiment_id, run_name=name or training_key[:8], tags=all_tags)
+        time.sleep(settle_seconds)
         run = find_run(store, experiment_id, training_key) or made
-        if run.info.run_id != made.info.run_id:  # another process created one at the same time; all take the oldest
+        if run.info.run_id != made.info.run_id:
             store.delete_run(made.info.run_id)
     else:
         store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))

@@ -227,15 +227,15 @@ print(len(registry.versions(runs.client(), "image-captioning")))
 
 def test_a_database_that_a_process_uses_is_not_mended(store: object) -> None:
     file = Path("mlflow.db")
-    user = subprocess.Popen(
-        [sys.executable, "-c", f"file = open({str(file.absolute())!r}); input()"], stdin=subprocess.PIPE
-    )
+    destroy(file, "all")
+    code = f"file = open({str(file.absolute())!r}); input()"
+    user = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 30
-        while not any(one.path == str(file.absolute()) for one in psutil.Process(user.pid).open_files()):
+        while user.pid not in database.users(file):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-            with pytest.raises(TemporaryError, match=f"in use by process {user.pid}"):
+        with pytest.raises(TemporaryError, match=f"in use by process {user.pid}"):
             doctor.examine()
         assert file.read_bytes() == b"not a database"
     finally:

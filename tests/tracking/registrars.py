@@ -1,8 +1,7 @@
 """Several processes that register the same weights at the same moment, round after round.
 
-    python -m tests.tracking.registrars URI ROUNDS RESULTS
-
-Each line from standard input starts a round; each round has an experiment and a model of its own.
+A process reads the names of models from its standard input, and registers the same weights under each. Every model has
+an experiment of its own, which does not exist before.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from pathlib import Path
 from pipeline.config.errors import PipelineError
 from pipeline.tracking import registration, registry, runs
 from tests.conftest import ROOT, environment
+
+_RESULT = "result: "
 
 
 def registered(rounds: int, count: int, folder: Path, uri: str) -> list[tuple[str, list[int], list[str]]]:
@@ -35,14 +36,14 @@ def registered(rounds: int, count: int, folder: Path, uri: str) -> list[tuple[st
             )
         )
     try:
-        assert all(process.stdout and process.stdout.readline() == "ready\n" for process in processes)
+        assert [_result(process) for process in processes] == ["ready"] * count
         results = []
         for number in range(rounds):
             model = f"model-{number}"
             for process in processes:
                 assert process.stdin
                 process.stdin.write(f"{model}\n")
-            said = [process.stdout.readline().strip() for process in processes if process.stdout]
+            said = [_result(process) for process in processes]
             results.append((model, registry.versions(runs.client(), model), said))
         return results
     finally:
@@ -51,12 +52,18 @@ def registered(rounds: int, count: int, folder: Path, uri: str) -> list[tuple[st
             process.communicate()
 
 
+def _result(process: subprocess.Popen[str]) -> str:
+    """Return what the process reports next; MLflow prints lines of its own."""
+    assert process.stdout
+    return next(line for line in process.stdout if line.startswith(_RESULT)).removeprefix(_RESULT).strip()
+
+
 def _register(model: str) -> str:
     try:
         with runs.reachable():
             store = runs.client()
             experiment = runs.experiment(store, model)
-            with runs.training_run(store, experiment, model, {}) as run:
+            with runs.training_run(store, experiment, model, {}, settle_seconds=1.0) as run:
                 sha256 = f"sha of {model}"
                 if found := registry.find_version(store, model, sha256):
                     return f"found {found.number}"
@@ -71,6 +78,6 @@ def _register(model: str) -> str:
 
 if __name__ == "__main__":
     runs.client()
-    print("ready", flush=True)
+    print(f"{_RESULT}ready", flush=True)
     for line in sys.stdin:
-        print(_register(line.strip()), flush=True)
+        print(f"{_RESULT}{_register(line.strip())}", flush=True)

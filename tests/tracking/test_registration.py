@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.tracking import runs
+from pipeline.tracking import deletion, registration, registry, runs
 from tests.conftest import environment
 from tests.tracking.registrars import registered
 
@@ -134,3 +134,60 @@ def test_four_registrations_at_once_make_one_version_in_postgresql(
 ) -> None:
     pytest.importorskip("psycopg2")
     check(rounds, tmp_path, postgresql, monkeypatch)
+
+
+def training(store: mlflow.MlflowClient, key: str) -> tuple[str, runs.TrainingRun]:
+    experiment = runs.experiment(store, MODEL)
+    with runs.training_run(store, experiment, key, {}) as run:
+        return experiment, run
+
+
+def logged(store: mlflow.MlflowClient, experiment: str, run: runs.TrainingRun, registrar: str) -> str:
+    model = store.create_logged_model(
+        experiment, name=registry.LOGGED, source_run_id=run.id, tags={registry.REGISTRAR: registrar}
+    )
+    place = Path(model.artifact_location.removeprefix("file://").replace("%20", " "))
+    place.mkdir(parents=True)
+    (place / "weights").write_text("x")
+    return str(model.model_id)
+
+
+def test_what_a_killed_registration_left_goes_at_the_next_one(store: mlflow.MlflowClient) -> None:
+    experiment, run = training(store, "a")
+    alive = registration._registrar()[registry.REGISTRAR]
+    logged(store, experiment, run, DEAD)
+    kept = logged(store, experiment, run, alive)
+    elsewhere = logged(store, experiment, run, "another-host 12:34")
+    tags = {registry.MODEL_SHA256: "a"}
+    assert registration.register(store, run, MODEL, f"models:/{logged(store, experiment, run, alive)}", tags, "") == 1
+    duplicate = logged(store, experiment, run, DEAD)
+    store.create_model_version(MODEL, f"models:/{duplicate}", run.id, tags={**tags, registry.REGISTRAR: DEAD})
+    assert deletion.delete_leftovers(store, experiment, MODEL) == 2  # the version with its model, and the first model
+    assert registry.versions(store, MODEL) == [1]
+    there = {model.model_id for model in store.search_logged_models([experiment])}
+    assert {kept, elsewhere} <= there
+    assert len(there) == 3
+    assert len(list(Path("mlartifacts").rglob("weights"))) == 3
+    assert deletion.delete_leftovers(store, experiment, MODEL) == 0
+
+
+def test_a_finished_registration_is_no_leftover_even_without_its_version(store: mlflow.MlflowClient) -> None:
+    """A person who deletes a version in MLflow keeps its logged model."""
+    experiment, run = training(store, "a")
+    alive = registration._registrar()[registry.REGISTRAR]
+    model_id = logged(store, experiment, run, alive)
+    number = registration.register(store, run, MODEL, f"models:/{model_id}", {registry.MODEL_SHA256: "a"}, "")
+    assert registry.REGISTRAR not in registry.tags(store, MODEL, number)
+    assert registry.REGISTRAR not in store.get_logged_model(model_id).tags
+    store.delete_model_version(MODEL, str(number))
+    assert deletion.orphaned_models(store, experiment) == []
+
+
+def test_a_twin_with_other_weights_stays(store: mlflow.MlflowClient) -> None:
+    experiment, run = training(store, "a")
+    for number, sha256 in enumerate(("a", "b", "a"), 1):
+        model_id = logged(store, experiment, run, registration._registrar()[registry.REGISTRAR])
+        tags = {registry.MODEL_SHA256: sha256}
+        made = registration.register(store, run, MODEL, f"models:/{model_id}", tags, "")
+        assert made == (1 if sha256 == "a" else number)
+    assert registry.versions(store, MODEL) == [1, 2]
