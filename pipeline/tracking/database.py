@@ -97,6 +97,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def fullest(*folders: Path) -> Path:
+    """Return the folder on the disk with the least free space."""
+    there = [folder.absolute() if folder.is_dir() else Path.cwd() for folder in folders]
+    return min(there, key=lambda folder: shutil.disk_usage(folder).free)
+
+
 def users(file: Path) -> list[int]:
     """Return the ids of the other processes that have the file open or serve it (`mlflow server`)."""
     whole, found = str(file.absolute()), []

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import socket
 import tempfile
 import threading
@@ -115,20 +114,12 @@ def reachable() -> Iterator[None]:
         yield
     except FAILURES as error:
         if is_disk_full(error):
-            raise TemporaryError(
-                f"the disk is full at {_full_disk()}; nothing that was registered is lost: free some space, then run"
-                " it again"
-            ) from None
+            where = getattr(error, "filename", None) or database.fullest(_home(), Path(tempfile.gettempdir()))
+            raise TemporaryError(f"the disk is full at {where}; free some space, then run it again") from None
         # An error of this machine's disk; errors of `requests` have no errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _unreachable(error) from None
-
-
-def _full_disk() -> Path:
-    """Return the folder with the least free space: of the store's files and of temporary files."""
-    folders = [_home().absolute(), Path(tempfile.gettempdir())]
-    return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def experiment(store: mlflow.MlflowClient, name: str) -> str:
