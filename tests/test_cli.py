@@ -26,7 +26,7 @@ from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.tracking import ui
 from tests.conftest import ROOT, environment, jpeg, run, set_params
 
-COMMANDS = ["caption", "score", "promote", "trained-on", "ui", "status", "train", "retrain", "serve"]
+COMMANDS = ["caption", "score", "promote", "trained-on", "ui", "status", "doctor", "train", "retrain", "serve"]
 COMMAND = (sys.executable, "-m", "pipeline.cli")
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing answers
 
