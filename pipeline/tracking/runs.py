@@ -39,7 +39,6 @@ RESTORED = "restored"  # a tag: `register` made the run from the files of a trai
 
 _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
-_SQLITE = "sqlite:///"
 FAILURES = (MlflowException, OSError, SQLAlchemyError)  # raised if MLflow can't be reached
 
 
@@ -74,7 +73,8 @@ def uri() -> str:
 
 def _home() -> Path:
     """Return the folder of our own SQLite file and its artifacts; with a server, the current folder."""
-    return Path(uri().removeprefix(_SQLITE)).parent if uri().startswith(_SQLITE) else Path()
+    file = database.file_of(uri())
+    return file.parent if file else Path()
 
 
 def first_line(error: Exception) -> str:
@@ -130,8 +130,8 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
     """
     found = store.get_experiment_by_name(name)
     if found is None:
-        own = uri().startswith(_SQLITE)
-        location = ((_home() / database.ARTIFACTS).absolute() / name).as_uri() if own else None
+        own = database.file_of(uri())
+        location = ((own.parent / database.ARTIFACTS).absolute() / name).as_uri() if own else None
         try:
             return str(store.create_experiment(name, artifact_location=location))
         except MlflowException as error:
@@ -166,8 +166,7 @@ def dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[Run]:
             dead = not process_identity.is_alive(tags["process"])
         else:
             dead = time.time() - float(tags.get("heartbeat", 0)) > _DEAD_AFTER_SECONDS
-        if dead:
-            found.append(run)
+        found += [run] if dead else []
     return found
 
 
@@ -315,14 +314,9 @@ def training_run(
         training_key: identifies the training.
         tags: tags of a new run.
         name: name of a new run, see `run_name` (default: the start of the training key).
-        settle_seconds: how long to wait after the creation of a run for those that other machines create at the same
-            time; all go on in the oldest.
+        settle_seconds: how long to wait for runs that other machines create at the same time; all use the oldest.
     """
-    process = {
-        "host": socket.gethostname(),
-        "process": process_identity.identity(),
-        "heartbeat": f"{time.time():.0f}",
-    }
+    process = {"host": socket.gethostname(), "process": process_identity.identity(), "heartbeat": f"{time.time():.0f}"}
     run = find_run(store, experiment_id, training_key)
     if run is None:
         who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
