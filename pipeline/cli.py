@@ -389,6 +389,24 @@ def status(
     _execute("status", work, prints=False, needs_params=False)
 
 
+@app.command(epilog=_examples("doctor", "doctor --dry-run"))
+def doctor(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show; exit with 65 if there is a fault.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing if there is nothing to mend.")] = False,
+) -> None:
+    """Mend what kills, full disks and moves left: locks, torn files, dead runs, a damaged mlflow.db.
+
+    Touches nothing that a running process holds. What may be your work is moved to .work/doctor, never deleted.
+    """
+
+    def work() -> str:
+        from pipeline.commands.doctor import examine
+
+        return examine(dry_run=dry_run, quiet=quiet)
+
+    _execute("doctor", work, needs_params=False)
+
+
 @app.command(epilog=_examples("train"))
 def train() -> None:
     """Bring every stage up to date as a Prefect flow, with the same result as `dvc repro`.

@@ -161,7 +161,7 @@ def _checkpoint_before(params: Params) -> Path | None:
 
     if params.finetune.checkpoint == SCRATCH:
         return None
-    return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision)
+    return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
 
 
 def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:

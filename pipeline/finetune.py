@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import paths
@@ -35,7 +36,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     from pipeline.tracking.runs import run_name
     from pipeline.training import session
 
-    training = session.set_up(params, checkpoints.locate)
+    training = session.set_up(params, partial(checkpoints.locate, cache_gb=params.runtime.model_cache_gb))
     session.resume(training)
     if not training.is_first:
         session.fit(training, _NoLogger())

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import paths
@@ -21,9 +20,9 @@ from pipeline.data.dataset import PictureReader, read_examples
 from pipeline.data.fingerprints import fingerprints_of, write_fingerprints
 from pipeline.data.images import data_url
 from pipeline.models.weights import weights_hash
-from pipeline.runtime import entrypoint
+from pipeline.runtime import entrypoint, leftovers
 from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
-from pipeline.tracking import captions_page, comparison, model_card, registry, run_metrics
+from pipeline.tracking import captions_page, comparison, deletion, model_card, registration, registry, run_metrics
 from pipeline.training.history import read_history
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ PACKAGE = Path(__file__).parent  # packaged with the registered model
 SERVED = PACKAGE / "tracking" / "pyfunc.py"
 CARD = "MODEL_CARD.md"
 _SCORE, _VERDICT = "test_CIDEr-D", "test_verdict"  # tags of the current evaluation
+_SETTLE_SECONDS = 1.0  # longer than MLflow takes to create a run
 _SHOWN = 60  # pictures on the page of captions
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
@@ -51,10 +51,12 @@ def run(params: Params, args: argparse.Namespace) -> str:
         experiment_id = runs.experiment(store, params.register_.experiment)
         for dead in runs.close_dead_runs(store, experiment_id):
             print(f"register: closed the MLflow run {dead}, whose process had died")
+        if left := deletion.delete_leftovers(store, experiment_id, name):
+            print(f"register: deleted from MLflow what registrations that were cut off had left ({left} models)")
         known = runs.find_run(store, experiment_id, key) is not None
         tags = {} if known else {runs.RESTORED: "true"}
         run_name = runs.run_name(params.ingest.sources, training["checkpoint"])
-        with runs.training_run(store, experiment_id, key, tags, run_name) as training_run:
+        with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as training_run:
             version = registry.find_version(store, name, model_sha256)
             # An old version keeps the tags it was registered with: today's commit and data are not its own.
             facts = provenance.tags_of(training, model_sha256, params) if version is None else version.tags
@@ -65,8 +67,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             description = model_card.description(card, version.tags if version else {})
             training_run.describe(description)
             if version is None:
-                with TemporaryDirectory() as folder:
-                    number = _register(store, training_run, name, Path(folder), card, description, facts)
+                with leftovers.temporary_folder() as folder:
+                    number = _register(store, training_run, name, folder, card, description, facts)
             else:
                 number = version.number
                 store.update_model_version(name, str(number), description)
@@ -149,7 +151,7 @@ def _register(
     write_fingerprints(pictures, fingerprints_of(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
-    uri = registry.log_model(
+    uri = registration.log_model(
         run,
         code=PACKAGE,
         served=SERVED,
@@ -161,7 +163,7 @@ def _register(
         example=example,
         requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
     )
-    return registry.register(store, run, name, uri, tags, description)
+    return registration.register(store, run, name, uri, tags, description)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pipeline.tracking import ui
 from tests.conftest import ROOT, environment, jpeg, run, set_params
 
 COMMANDS = [
-    *("caption", "serve-model", "app", "corrections", "score", "promote", "trained-on", "ui", "status"),
+    *("caption", "serve-model", "app", "corrections", "score", "promote", "trained-on", "ui", "status", "doctor"),
     *("train", "retrain", "serve"),
 ]
 COMMAND = (sys.executable, "-m", "pipeline.cli")

@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 from flows.workspace import untracked
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.runtime import dvc_files
 from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of, swapped_in
 
 FOLDER = paths.WORK / "clone"
@@ -147,11 +148,7 @@ def _committed_params() -> dict[str, Any]:
 def _drop_torn() -> None:
     """Replace data files that are incomplete because DVC was killed; without an earlier version, only remove them."""
     for path in map(Path, data_files()):
-        try:
-            whole = isinstance(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")), dict)
-        except (YAMLError, UnicodeDecodeError):
-            whole = False
-        if not whole:
+        if dvc_files.is_torn(path):
             path.unlink()
             if (BEFORE / path).is_file():
                 _write(path, (BEFORE / path).read_bytes())

@@ -27,14 +27,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
 from pipeline.config import paths
-from pipeline.runtime import process_identity
-from pipeline.runtime.atomic_files import PARTIAL, read_json, remove, write_json
+from pipeline.runtime import dvc_files, leftovers, process_identity
+from pipeline.runtime.atomic_files import read_json, write_json
 
 RUNS = paths.WORK / "runs"
 _BEGUN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-_PLACES = (paths.RAW, paths.INGEST, paths.INGEST_REPORTS, paths.DATASET.parent, paths.MODEL.parent, paths.REPORTS)
-
-_AT_WORK = Path(".dvc/tmp/rwlock")
 
 Tell = Callable[[str], None]
 
@@ -126,29 +123,13 @@ def missed_runs(tell: Tell) -> None:
 
 
 def dead_lock(tell: Tell) -> None:
-    """Remove DVC's lock file in the current folder if no process holds it.
-
-    DVC identifies the holders by process id alone, and after a reboot another process may have that id.
-    """
-    try:
-        written, listed = _AT_WORK.stat().st_mtime, read_json(_AT_WORK)
-        readers = [reader for those in listed["read"].values() for reader in those]
-        pids = {int(one["pid"]) for one in [*listed["write"].values(), *readers]}
-    except FileNotFoundError:
-        return
-    except (ValueError, TypeError, AttributeError, KeyError):  # DVC was killed while writing the file
-        pids = set()
-    else:
-        if not pids:
-            return
-    if not any(process_identity.began_before(pid, written) for pid in pids):
-        _AT_WORK.unlink(missing_ok=True)
-        tell(f"removed {_AT_WORK}: the DVC process that held it has died")
+    """Remove DVC's lock file in the current folder if no process holds it."""
+    if dvc_files.remove_dead_lock():
+        tell(f"removed {dvc_files.RWLOCK}: the DVC that wrote it has died")
 
 
 def half_written(tell: Tell) -> None:
     """Remove the partial outputs of killed stages in the current folder."""
-    for place in _PLACES:
-        for left in place.glob(f".*{PARTIAL}"):
-            remove(left)
-            tell(f"removed {left}, an incomplete output of a killed stage")
+    for place in leftovers.half_written():
+        leftovers.put_right(place)
+        tell(f"removed {place}, an incomplete output of a killed stage")

@@ -44,7 +44,7 @@ def caption_photos(
         raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
 
     model, why = (model, "") if model else _default_model(params.register_.model)
-    folder = _checkpoint(model)
+    folder = _checkpoint(model, params.runtime.model_cache_gb)
     from pipeline.models.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
@@ -86,7 +86,7 @@ def caption_folder(
 
     def load() -> bulk.NamedCaptioner:
         uri, why = (model, "") if model else _default_model(params.register_.model)
-        captioner = Captioner.from_folder(_checkpoint(uri))
+        captioner = Captioner.from_folder(_checkpoint(uri, params.runtime.model_cache_gb))
         print(f"caption: {uri}{why}", flush=True)
         return bulk.NamedCaptioner(captioner, uri)
 
@@ -121,11 +121,11 @@ def _default_model(name: str) -> tuple[str, str]:
     return choice.uri, f", {choice.why}"
 
 
-def _checkpoint(model: str) -> Path:
+def _checkpoint(model: str, cache_gb: float) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if not model.startswith("models:/"):
         raise ConfigError(f"--model {model}: is not a folder; name one, or models:/NAME@ALIAS, or models:/NAME/VERSION")
-    from pipeline.tracking.registry import checkpoint_of
+    from pipeline.tracking.downloads import checkpoint_of
 
-    return checkpoint_of(model)
+    return checkpoint_of(model, cache_gb)

@@ -64,8 +64,8 @@ class Served:
 class ModelSource:
     """Looks the model up in MLflow, else in this workspace, and loads it."""
 
-    def __init__(self, name: str, alias: str) -> None:
-        self._name, self._alias = name, alias
+    def __init__(self, name: str, alias: str, cache_gb: float) -> None:
+        self._name, self._alias, self._cache_gb = name, alias, cache_gb
         self._store: Any = None  # MLflow's client
 
     def look_up(self) -> Found:
@@ -101,9 +101,9 @@ class ModelSource:
         """
         if found.version is None:
             return Captioner.from_folder(Path(found.source))
-        from pipeline.tracking.registry import checkpoint_of
+        from pipeline.tracking.downloads import checkpoint_of
 
-        return Captioner.from_folder(checkpoint_of(found.source))
+        return Captioner.from_folder(checkpoint_of(found.source, self._cache_gb))
 
 
 class Follower:

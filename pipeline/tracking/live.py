@@ -27,6 +27,7 @@ class Live:
     def __init__(self, experiment_name: str, training_key: str, params: Mapping[str, Any], name: str) -> None:
         self._stack = contextlib.ExitStack()
         self._run: runs.TrainingRun | None = None
+        self._reported = False
         with self._failures_reported():
             store = runs.client()
             experiment_id = runs.experiment(store, experiment_name)
@@ -62,7 +63,11 @@ class Live:
             yield
         except (*runs.FAILURES, TemporaryError) as error:
             self._run = None
+            if self._reported:
+                return
+            self._reported = True
+            why = runs.damage() or runs.first_line(error)
             print(
-                f"finetune: no live curves: {runs.first_line(error)} (training goes on; `register` will log the run)",
+                f"finetune: no live curves: {why} (training goes on; `register` will log the run)",
                 file=sys.stderr,
             )

@@ -26,7 +26,7 @@ from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
-from pipeline.tracking import model_card, registry
+from pipeline.tracking import downloads, model_card, registry
 from pipeline.tracking.comparison import comparisons_of_version
 from pipeline.tracking.decision import AGAINST, AT, DECISION, REASONS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
@@ -211,7 +211,7 @@ def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example])
     """Return the indices of test pictures that a version was trained on, or on a near-duplicate."""
     pictures, model, seen = fingerprints_of(test), params.register_.model, set()
     for number in numbers:
-        listed = registry.training_pictures(model, number)
+        listed = downloads.training_pictures(model, number, params.runtime.model_cache_gb)
         if listed is None:
             print(f"promote: version {number} has no list of its training pictures; all test pictures count for it")
         else:
@@ -241,7 +241,8 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
         return list(read_json(kept))
     from pipeline.models.captioner import Captioner
 
-    captioner = Captioner.from_folder(registry.checkpoint_of(f"models:/{model}/{number}"))
+    checkpoint = downloads.checkpoint_of(f"models:/{model}/{number}", params.runtime.model_cache_gb)
+    captioner = Captioner.from_folder(checkpoint)
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
     captions = captioner.caption_all(

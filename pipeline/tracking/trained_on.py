@@ -16,7 +16,7 @@ from pipeline.config.params import Params
 from pipeline.data import images
 from pipeline.data.fingerprints import PictureFingerprints, ingested_fingerprints, read_fingerprints
 from pipeline.data.near_duplicates import Fingerprints
-from pipeline.tracking import registry
+from pipeline.tracking import downloads, registry
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -51,7 +51,8 @@ def find_versions(params: Params, pictures: Sequence[str]) -> FoundVersions:
     model = params.register_.model
     with runs.reachable():
         lists = {
-            number: registry.training_pictures(model, number) for number in registry.versions(runs.client(), model)
+            number: downloads.training_pictures(model, number, params.runtime.model_cache_gb)
+            for number in registry.versions(runs.client(), model)
         }
     known = {number: read_fingerprints(path) for number, path in lists.items() if path}
     found = []

@@ -21,7 +21,7 @@ from pipeline.config.errors import ConfigError
 from pipeline.serving import following, limits, server
 from pipeline.serving.client import BusyError, Client, ServiceError, UnavailableError
 from pipeline.serving.following import ModelSource
-from pipeline.tracking import registry, runs
+from pipeline.tracking import registration, registry, runs
 from tests.conftest import ROOT, environment, set_params
 
 COMMAND = (sys.executable, "-m", "pipeline.cli", "serve-model")
@@ -178,14 +178,16 @@ def register(store: object, folder: Path, key: str) -> None:
     with runs.training_run(store, experiment, key, {}) as run:  # type: ignore[arg-type]
         for file in sorted((ROOT / "models" / "git-demo").iterdir()):
             store.log_artifact(run.id, str(file), "artifacts/finetune")  # type: ignore[attr-defined]
-        registry.register(store, run, "image-captioning", f"runs:/{run.id}", {"git_commit": key}, "")  # type: ignore[arg-type]
+        registration.register(store, run, "image-captioning", f"runs:/{run.id}", {"git_commit": key}, "")  # type: ignore[arg-type]
 
 
 def test_the_registry_is_asked_for_the_alias_then_the_newest_then_the_workspace(
     workspace: Path, mlflow_db: Path, pictures: list[bytes]
 ) -> None:
     shutil.copy(mlflow_db, workspace)
-    follower = following.Follower(ModelSource("image-captioning", "champion"), 60, say=print, loaded=lambda found: None)
+    follower = following.Follower(
+        ModelSource("image-captioning", "champion", 1), 60, say=print, loaded=lambda found: None
+    )
     follower.refresh()
     assert follower.current is None
     assert "image-captioning has no version in MLflow, and models/finetune has no checkpoint" in str(follower.problem)
@@ -221,7 +223,7 @@ def test_a_retrained_checkpoint_of_the_workspace_is_loaded(workspace: Path, mlfl
     shutil.copytree(ROOT / "models" / "git-demo", workspace / "models" / "finetune")
     loaded: list[str] = []
     follower = following.Follower(
-        ModelSource("image-captioning", "champion"), 60, say=print, loaded=lambda found: loaded.append(found.source)
+        ModelSource("image-captioning", "champion", 1), 60, say=print, loaded=lambda found: loaded.append(found.source)
     )
     follower.refresh()
     follower.refresh()
