@@ -178,7 +178,8 @@ def register(store: object, folder: Path, key: str) -> None:
     with runs.training_run(store, experiment, key, {}) as run:  # type: ignore[arg-type]
         for file in sorted((ROOT / "models" / "git-demo").iterdir()):
             store.log_artifact(run.id, str(file), "artifacts/finetune")  # type: ignore[attr-defined]
-        registration.register(store, run, "image-captioning", f"runs:/{run.id}", {"git_commit": key}, "")  # type: ignore[arg-type]
+        tags = {"git_commit": key, registry.MODEL_SHA256: f"of {key}"}
+        registration.register(store, run, "image-captioning", f"runs:/{run.id}", tags, "")  # type: ignore[arg-type]
 
 
 def test_the_registry_is_asked_for_the_alias_then_the_newest_then_the_workspace(
