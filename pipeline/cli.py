@@ -159,7 +159,7 @@ def serve_model(
         str | None, typer.Option(metavar="NAME", help="Name of the registered model. Default: register.model.")
     ] = None,
     alias: Annotated[
-        str, typer.Option(help="Serve the version with this alias, or the newest version if there is none.")
+        str, typer.Option(help="Serve the version with this alias; without such a version, the newest one.")
     ] = "champion",
 ) -> None:
     """Caption pictures over HTTP. Ctrl-C ends it.

@@ -72,7 +72,7 @@ class ModelSource:
         """Return the model to serve now.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: neither MLflow nor the workspace has a model.
             TemporaryError: MLflow can't be reached.
         """
         from pipeline.tracking import registry, runs

@@ -6,7 +6,7 @@
     python -m pipeline.tracking.retention tidy --keep 8
 
 * `close` closes the MLflow runs of trainings that died.
-* `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` if there is none.
+* `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` without a champion.
 * `note` tags the version of this workspace's model with the commit of its data. If the version was created at or after
   SECONDS, it is also tagged as made by a retraining; a version that a person registered earlier is not.
 * `tidy` deletes old versions made by retrainings, with their files. It keeps the newest, those with an alias, and the

@@ -25,7 +25,7 @@ SETTINGS = {"max_batch": 16, "max_wait_ms": 5.0, "max_queue": 64, "timeout_secon
 
 
 class FakeRegistry:
-    """Serves `captioner` as the version that `version` says; None: there is none."""
+    """Serve `captioner` under a version number; with None, no model is found."""
 
     def __init__(self, captioner: Captioner, version: int | None = 1) -> None:
         self.captioner, self.version = captioner, version
