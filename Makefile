@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup demo test lint format bench register ui lock sample pretrain
+.PHONY: help setup demo test lint format bench register ui app lock sample pretrain
 
 help: ## show this menu
 	@echo "image-captioning: fine-tune a captioning model on your own pictures"
@@ -42,6 +42,8 @@ setup: .venv/ready .venv/pulled ## install into .venv, fetch the sample pictures
 	@echo "setup: ready; next: make demo"
 
 demo: setup ## run the whole loop on the sample: from pictures to a registered model
+	@# Mends what a run that was killed left; 75: another run is at work, or MLflow can't be reached now.
+	@$(BIN)/python -m pipeline.cli doctor --quiet || test $$? -eq 75
 	$(BIN)/python -m dvc repro
 	@$(BIN)/python -m pipeline.cli status
 
@@ -66,6 +68,9 @@ register: setup ## register this workspace's model in MLflow, if it is not there
 
 ui: setup ## browse runs and registered models in MLflow
 	@$(BIN)/python -m pipeline.cli ui
+
+app: setup ## open the web page: caption, review, data, models
+	@$(BIN)/python -m pipeline.cli app
 
 lock: ## resolve the dependencies again and pin them in requirements.lock
 	rm -rf .venv/lock && python3 -m venv .venv/lock

@@ -17,7 +17,7 @@ from benchmarks import Figure, seconds
 from benchmarks.model import LENGTH, PICTURES, best_rate, captions
 from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.models.precision import autocast
-from pipeline.training.memory import keep_freed_memory
+from pipeline.runtime.torch_memory import keep_freed_memory
 
 EACH = 5  # captions a picture
 RUNS = 5

@@ -17,7 +17,7 @@ from transformers import GitConfig
 from benchmarks import Figure
 from benchmarks.model import LENGTH, captions, ours, stock
 from pipeline.models.git.modeling import GitForCausalLM
-from pipeline.training.memory import peak_memory
+from pipeline.runtime.torch_memory import peak_memory
 
 PICTURES = 8
 RUNS = 3

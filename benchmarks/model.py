@@ -14,7 +14,7 @@ from transformers import GitConfig
 from benchmarks import Figure, apart, ratio, seconds
 from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.models.precision import autocast
-from pipeline.training.memory import keep_freed_memory
+from pipeline.runtime.torch_memory import keep_freed_memory
 
 PICTURES, LENGTH, NOTEBOOK_LENGTH = 4, 20, 512
 RUNS = 3

@@ -61,9 +61,9 @@ def no_reason(stale: Mapping[str, Sequence[str]], on_code_change: str) -> str | 
     )
 
 
-def reason(updates: Mapping[str, Any]) -> str:
-    """Return why a retraining ran, in a few words; `updates` is the result of `flows.steps.check_updates`."""
+def of_retraining(updates: Mapping[str, Any]) -> str:
+    """Return what changed, like `code, data`; `updates` is the result of `flows.steps.check_updates`."""
     found = {cause for causes in updates["stale"].values() for cause in causes}
     if updates["changed"]:
         found.add("data")
-    return f"cause: {', '.join(sorted(found)) or 'the last retraining did not finish'}"
+    return ", ".join(sorted(found)) or ("nothing" if updates["ended"] else "unfinished")

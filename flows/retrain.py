@@ -29,18 +29,20 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.params import Params, load
 from pipeline.config.sections.finetune import REGISTERED
-from pipeline.evaluation.gate import check_metric
 from pipeline.runtime.atomic_files import swapped_in, write_json
+from pipeline.tracking.gate import check_metric
 
 _ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the final state's name for each decision
 _NOTHING = "Nothing new"
 _WAIT_MINUTES = 60.0  # for the clone, if it has no params yet
 
 
-@flow(name="retrain", description="Looks for new data; fetches, trains, and promotes what is better than the champion.")
+@flow(
+    name="retrain", description="Check for new data, fetch it, retrain, and promote the model if it beats the champion."
+)
 def retrain() -> State | None:
     """Retrain if there is something new. Return the final state, with a one-line message."""
-    return running.in_words(_retrain)
+    return running.with_failures(_retrain)
 
 
 def _retrain() -> State:
@@ -50,9 +52,9 @@ def _retrain() -> State:
     webhook = _webhook()
     try:
         with (
-            reconcile.slip(workspace),
+            reconcile.recorded_run(workspace),
             clone.entered(workspace),
-            running.claimed("`flows.retrain`", _wait_minutes(), tell),
+            running.workspace_locked("`flows.retrain`", _wait_minutes(), tell),
         ):
             reconcile.half_written(tell)
             reconcile.dead_lock(tell)
@@ -86,10 +88,12 @@ def _wait_minutes() -> float:
 def _work(params: Params, workspace: Path, died: bool) -> State:
     where = ("--workspace", str(workspace))
     if died:
-        tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
+        tasks.step(params, "close_dead_runs", "pipeline.tracking.retention", "close", ours=True)
     if params.retrain.start == "champion":
         params = _start_from(_last_start())
     found = tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
+    cause = causes.of_retraining(found)
+    running.add_to_name(cause)
     if not found["changed"] and not found["stale"] and found["ended"]:
         clone.forget()  # the last run may have been killed after it recorded its end
         return Completed(name=_NOTHING, message="nothing new: no source has changed since the last retraining")
@@ -111,7 +115,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
         outcomes = run_stages(params)
     except stages.StageError as failure:
         if failure.code == stages.DATA:
-            _undo(params, where)
+            _restore_data(params, where)
         raise
     if outcomes["register"] == "nothing":
         if found["ended"]:
@@ -122,13 +126,13 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     # Before the version can become champion: from here on its data are kept even if the run is killed.
     since = ("--since", str(clone.began()))
     aside, commit = clone.put_aside("registered, and not yet published")
-    _note(params, commit, "none", since)
+    _tag_version(params, commit, "none", since)
     promoted = _promote(params, status["version"], since)
     head = _headline(promoted)
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])
     message = ("--message", f"Retrained: {head}\n\n{reasons}")
     published = tasks.step(params, "publish", "flows.steps.publish", *message, ours=True)
-    _note(params, published["commit"], published["branch"], since)
+    _tag_version(params, published["commit"], published["branch"], since)
     clone.forget_ref(aside)
     artifacts.words("retraining", _page(reasons, promoted, published, found["changed"]), head)
     words = f"{head}: {'; '.join(promoted['reasons'])}"
@@ -136,7 +140,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
     _end()  # after the notification: if the run is killed between the two, it is sent twice, not lost
     _tidy(params, where)
-    return Completed(name=_ENDS[promoted["decision"]], message=f"{words}; {causes.reason(found)}")
+    return Completed(name=_ENDS[promoted["decision"]], message=f"{words}; cause: {cause}")
 
 
 def _promote(params: Params, version: int, since: tuple[str, str]) -> dict[str, Any]:
@@ -146,10 +150,10 @@ def _promote(params: Params, version: int, since: tuple[str, str]) -> dict[str, 
     return report
 
 
-def _note(params: Params, commit: str, branch: str, since: tuple[str, str]) -> None:
+def _tag_version(params: Params, commit: str, branch: str, since: tuple[str, str]) -> None:
     """Tag the version with the commit that keeps its data."""
     named = ("--commit", commit, "--branch", branch, *since)
-    tasks.step(params, "note", "pipeline.tracking.retention", "note", *named, ours=True)
+    tasks.step(params, "tag_version", "pipeline.tracking.retention", "note", *named, ours=True)
 
 
 def _end() -> None:
@@ -159,20 +163,22 @@ def _end() -> None:
     clone.forget()
 
 
-def _undo(params: Params, where: tuple[str, str]) -> None:
+def _restore_data(params: Params, where: tuple[str, str]) -> None:
     """Restore the data of before the fetch. If that fails, the first failure stays the run's message."""
     try:
-        tasks.step(params, "undo", "flows.steps.fetch", "--undo", *where, ours=True)
+        tasks.step(params, "restore_data", "flows.steps.fetch", "--undo", *where, ours=True)
         _tidy(params, where)
     except stages.StageError as failure:
-        get_run_logger().error("the data of before are not put back, or not all is tidied: %s", failure)
+        get_run_logger().error("restoring the previous data or deleting old data failed: %s", failure)
 
 
 def _tidy(params: Params, where: tuple[str, str]) -> None:
     keep = ("--keep", str(params.retrain.keep))
-    commits = tasks.step(params, "keep", "pipeline.tracking.retention", "tidy", *keep, ours=True)["commits"]
+    commits = tasks.step(params, "delete_old_versions", "pipeline.tracking.retention", "tidy", *keep, ours=True)[
+        "commits"
+    ]
     keep_commits = ("--keep-commit", *commits) if commits else ()
-    tasks.step(params, "tidy", "flows.steps.tidy", *where, *keep_commits, ours=True)
+    tasks.step(params, "delete_old_data", "flows.steps.tidy", *where, *keep_commits, ours=True)
 
 
 def _last_start() -> str | None:
@@ -216,12 +222,12 @@ def _page(reasons: str, promoted: Mapping[str, Any], published: Mapping[str, str
         beside = champion.get(name)
         rest = f"{beside:.4f} | {value - beside:+.4f}" if isinstance(beside, int | float) else " | "
         lines.append(f"| {name} | {value:.4f} | {rest} |")
-    news = ", ".join(f"`{name}`" for name in changed) or "no data; stages were stale, or the last run had not ended"
+    news = ", ".join(f"`{name}`" for name in changed) or "no data; stages were stale, or the last run did not finish"
     return f"""{reasons}
 {chr(10).join(lines)}
 
 * What was new: {news}.
-* The data are named by the commit `{published["commit"][:12]}`, branch: `{published["branch"]}`.
+* The data are in the commit `{published["commit"][:12]}`, branch: `{published["branch"]}`.
 """
 
 

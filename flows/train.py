@@ -20,19 +20,19 @@ from flows.workspace import reconcile
 from pipeline.config.params import Params, load
 
 
-@flow(name="train", description="Brings every stage up to date in this workspace, as `dvc repro` does.")
+@flow(name="train", description="Bring every stage in this workspace up to date, like `dvc repro`.")
 def train() -> State | None:
     """Bring all stages up to date, one after the other. Return the state of a failed run, None on success."""
-    return running.in_words(_train)
+    return running.with_failures(_train)
 
 
 def _train() -> None:
     params, tell = load(), get_run_logger().info
     died = reconcile.dead_runs(Path(), tell)
-    with reconcile.slip(Path()), running.claimed("`flows.train`", params.flow.wait_minutes, tell):
+    with reconcile.recorded_run(Path()), running.workspace_locked("`flows.train`", params.flow.wait_minutes, tell):
         reconcile.dead_lock(tell)
         if died:
-            tasks.step(params, "close", "pipeline.tracking.retention", "close", ours=True)
+            tasks.step(params, "close_dead_runs", "pipeline.tracking.retention", "close", ours=True)
         if any(outcome != "nothing" for outcome in run_stages(params).values()):
             show_status(params)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +18,17 @@ from pipeline.config.errors import DataError
 from pipeline.config.params import Params
 from pipeline.config.sections.build import Build, Captions
 from pipeline.data import report as data_report
-from pipeline.data.audit import Audit, read_set_aside, write_set_aside
-from pipeline.data.dataset import Example, IngestedPicture, PictureReader, RawCaption, read_ingested, write_split
+from pipeline.data.audit import Audit, write_set_aside
+from pipeline.data.dataset import Example, PictureReader, write_split
 from pipeline.data.exclusion import Exclusion
 from pipeline.data.held_out import HeldOut, read_held_out
+from pipeline.data.merged import CorrectedCaptions, MergedPicture, merge
 from pipeline.data.near_duplicates import Fingerprints
 from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, duplicates_across_splits, own_splits
 from pipeline.data.text import caption_cleaner, caption_words, clean
 from pipeline.models.vocabulary import TokenCounts, count_tokens
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.atomic_files import swapped_in, write_json
 from pipeline.runtime.progress import progress_bar
 
 _MANY_UNKNOWN = 0.02  # share of unknown words above which a model misses what people wrote
@@ -41,42 +41,21 @@ class _Outputs(NamedTuple):
 
     dataset: Path
     report: Path
+    metrics: Path
     set_aside: Path
     page: Path
-
-
-@dataclass
-class _Picture:
-    """A picture with what every source has for it; maps each cleaned caption to the source and row that it is from."""
-
-    found_in: list[tuple[str, IngestedPicture]]
-    captions: dict[str, tuple[str, RawCaption]] = field(default_factory=dict)
-
-    @property
-    def first(self) -> IngestedPicture:
-        return self.found_in[0][1]
-
-    def raw_captions(self) -> list[tuple[str, RawCaption]]:
-        return [(source, caption) for source, record in self.found_in for caption in record.captions]
-
-    def example(self) -> Example:
-        return Example(
-            file_name=self.first.file_name,
-            captions=list(self.captions),
-            sha256=self.first.sha256,
-            sources=[source for source, _ in self.found_in],
-            origins=[record.origin for _, record in self.found_in],
-        )
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
     """Build the data set from all sources; return the last line to print."""
     audit = Audit()
     # Entered first because it restores the last data set, which has the memory of the splits, after a killed run.
-    with swapped_in(paths.DATASET, paths.BUILD_REPORT, paths.SET_ASIDE, paths.DATA_PAGE) as places:
-        pictures = _merge(params.ingest.sources, audit)
+    targets = (paths.DATASET, paths.BUILD_REPORT, paths.BUILD_METRICS, paths.SET_ASIDE, paths.DATA_PAGE)
+    with swapped_in(*targets) as places:
+        pictures = merge(params.ingest.sources, audit)
         pictures, exclusion = _exclude(pictures, params, audit)
-        pictures, changed = _clean(pictures, params.build.captions, audit)
+        corrections = CorrectedCaptions(params.ingest.sources, params.build.captions)
+        pictures, changed = _clean(pictures, params.build.captions, corrections, audit)
         settings = params.build
         held_out = read_held_out(
             paths.DATASET, {"splits": settings.splits, "validation": settings.validation, "test": settings.test}
@@ -104,6 +83,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
                 {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
             ],
             "excluded": exclusion.matches,
+            "corrections": corrections.count(pictures, kept),
         }
         near_duplicates = [(picture.example(), other.example()) for picture, other in duplicates]
         _write(_Outputs(*places), kept, held_out, report, audit, near_duplicates, params)
@@ -112,33 +92,11 @@ def run(params: Params, args: argparse.Namespace) -> str:
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {paths.DATASET} ({counts}); set aside"
         f" {len(duplicates):,} near-duplicates across splits (counts: {paths.BUILD_REPORT}; list: {paths.SET_ASIDE});"
-        f" look at {paths.DATA_PAGE}"
+        f"{_describe_corrections(report['corrections'])} look at {paths.DATA_PAGE}"
     )
 
 
-def _merge(sources: Sequence[str], audit: Audit) -> list[_Picture]:
-    """Return one entry per picture, in the order of the sources' names and their archives.
-
-    With this order new pictures are usually last, so earlier shards stay unchanged.
-    """
-    merged: dict[str, _Picture] = {}
-    for source in sorted(sources):
-        report = paths.INGEST_REPORTS / f"{source}.json"
-        if not report.is_file():
-            raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
-        counts = read_json(report)
-        audit.files += counts["files"]["in"]
-        audit.captions_files += counts["files"]["captions_files"]
-        audit.rows += counts["rows"]["in"]
-        audit.set_aside += read_set_aside(paths.INGEST / source / "set_aside.csv")
-        for record in read_ingested(paths.INGEST / source):
-            if record.sha256 in merged:
-                audit.set_aside_file(source, record.origin, "in_several_sources")
-            merged.setdefault(record.sha256, _Picture([])).found_in.append((source, record))
-    return list(merged.values())
-
-
-def _exclude(pictures: list[_Picture], params: Params, audit: Audit) -> tuple[list[_Picture], Exclusion]:
+def _exclude(pictures: list[MergedPicture], params: Params, audit: Audit) -> tuple[list[MergedPicture], Exclusion]:
     """Return the pictures without those that `ingest.exclude` names and without their near-duplicates."""
     exclusion = Exclusion(params.ingest.exclude, params.ingest.image_size, params.ingest.max_pixels)
     names = [
@@ -151,7 +109,9 @@ def _exclude(pictures: list[_Picture], params: Params, audit: Audit) -> tuple[li
     return [picture for index, picture in enumerate(pictures) if index not in excluded], exclusion
 
 
-def _clean(pictures: list[_Picture], policy: Captions, audit: Audit) -> tuple[list[_Picture], Counter[tuple[str, str]]]:
+def _clean(
+    pictures: list[MergedPicture], policy: Captions, corrections: CorrectedCaptions, audit: Audit
+) -> tuple[list[MergedPicture], Counter[tuple[str, str]]]:
     """Clean all captions; return the pictures that still have one, and the captions that the policy changed.
 
     The changed captions are pairs (before, after) with their counts.
@@ -163,7 +123,9 @@ def _clean(pictures: list[_Picture], policy: Captions, audit: Audit) -> tuple[li
             caption = clean_caption(raw.text)
             if caption != clean(raw.text):
                 changed[clean(raw.text), caption] += 1
-            if reason := _rejection(caption, picture, policy):
+            if corrections.withdraw(source, picture.first.sha256, caption):
+                audit.set_aside_row(source, raw.file, raw.row, "corrected", picture.first.origin)
+            elif reason := _rejection(caption, picture, policy):
                 audit.set_aside_row(source, raw.file, raw.row, reason, picture.first.origin)
             else:
                 picture.captions[caption] = source, raw
@@ -172,7 +134,7 @@ def _clean(pictures: list[_Picture], policy: Captions, audit: Audit) -> tuple[li
     return [picture for picture in pictures if picture.captions], changed
 
 
-def _rejection(caption: str, picture: _Picture, policy: Captions) -> str | None:
+def _rejection(caption: str, picture: MergedPicture, policy: Captions) -> str | None:
     """Return the reason why a cleaned caption cannot be used; None if it can."""
     words = len(caption_words(caption))
     if words < policy.min_words:
@@ -183,7 +145,7 @@ def _rejection(caption: str, picture: _Picture, policy: Captions) -> str | None:
     return "same_caption" if caption in picture.captions else None
 
 
-def _own_splits(pictures: list[_Picture], settings: Build) -> dict[str, dict[str, str]]:
+def _own_splits(pictures: list[MergedPicture], settings: Build) -> dict[str, dict[str, str]]:
     """Return the splits of the sources that have their own: source -> SHA-256 -> split."""
     if settings.splits == "hash":
         return {}
@@ -196,8 +158,8 @@ def _own_splits(pictures: list[_Picture], settings: Build) -> dict[str, dict[str
 
 
 def _split(
-    pictures: list[_Picture], own: Mapping[str, Mapping[str, str]], held_out: HeldOut, params: Params, audit: Audit
-) -> tuple[dict[str, list[Example]], list[tuple[_Picture, _Picture]]]:
+    pictures: list[MergedPicture], own: Mapping[str, Mapping[str, str]], held_out: HeldOut, params: Params, audit: Audit
+) -> tuple[dict[str, list[Example]], list[tuple[MergedPicture, MergedPicture]]]:
     """Return the examples of each split, and the near-duplicates that were set aside with the pictures they match.
 
     Adds the pictures of validation and test to `held_out`; `own` is the result of `_own_splits`.
@@ -225,14 +187,14 @@ def _split(
     return kept, [(pictures[i], pictures[j]) for i, j in duplicates.items()]
 
 
-def _set_aside(picture: _Picture, reason: str, audit: Audit) -> None:
+def _set_aside(picture: MergedPicture, reason: str, audit: Audit) -> None:
     """Set aside a picture and its remaining captions (all of them if they have not been cleaned yet)."""
     audit.set_aside_file(picture.found_in[0][0], picture.first.origin, reason)
     for source, raw in picture.captions.values() if picture.captions else picture.raw_captions():
         audit.set_aside_row(source, raw.file, raw.row, "picture_set_aside", picture.first.origin)
 
 
-def _fingerprints(pictures: list[_Picture]) -> Fingerprints:
+def _fingerprints(pictures: list[MergedPicture]) -> Fingerprints:
     return Fingerprints.of([(int(p.first.phash, 16), bytes.fromhex(p.first.thumbnail)) for p in pictures])
 
 
@@ -269,6 +231,7 @@ def _write(
         write_split(outputs.dataset / split, examples, reader, last=paths.DATASET / split)
     held_out.write(outputs.dataset)
     write_json(outputs.report, report)
+    write_json(outputs.metrics, _metrics(report))
     write_set_aside(outputs.set_aside, audit.set_aside)
     page = data_report.render(
         report, kept, audit.set_aside, duplicates, lambda example: reader(example).read(example.file_name)
@@ -292,6 +255,23 @@ def _counts(audit: Audit, kept: Mapping[str, list[Example]]) -> dict[str, Any]:
         },
         "captions_a_picture": dict(sorted(Counter(len(e.captions) for split in kept for e in kept[split]).items())),
     }
+
+
+def _metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts that `dvc metrics` shows."""
+    pictures, unknown = report["pictures"], report["unknown_tokens"]
+    return {
+        **{f"{split}_pictures": count for split, count in pictures["kept"].items()},
+        "captions": sum(report["captions"]["kept"].values()),
+        "set_aside": sum(pictures["set_aside"].values()),
+        "unknown_tokens": unknown and unknown["share"],
+    }
+
+
+def _describe_corrections(counts: Mapping[str, Mapping[str, int]]) -> str:
+    total = sum(count["pictures"] for count in counts.values())
+    by_split = ", ".join(f"{split} {count['pictures']:,}" for split, count in counts.items())
+    return f" corrected pictures: {total:,} ({by_split});" if total else ""
 
 
 def _changed_examples(changed: Counter[tuple[str, str]]) -> list[dict[str, str]]:

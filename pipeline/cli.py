@@ -1,8 +1,9 @@
 """`image-captioning`: the commands for people.
 
-This module only declares arguments. Each command imports its work when it runs, so that `--help` and shell completion
-answer at once, and runs it through `entrypoint.execute`, which turns failures into one line and an exit code. Wrong
-usage exits with 78, like every other wrong setting. `train`, `retrain` and `serve` become the flow's own process.
+This module only declares arguments, one function per command, and may grow beyond 350 lines with them. Each command
+imports its work when it runs, so that `--help` and shell completion answer at once, and runs it through
+`entrypoint.execute`, which turns failures into one line and an exit code. Wrong usage exits with 78, like every other
+wrong setting. `train`, `retrain` and `serve` become the flow's own process.
 """
 
 from __future__ import annotations
@@ -103,10 +104,25 @@ def _main(
         "caption photo.jpg",
         "caption holiday/*.jpg --several 5",
         "caption photo.jpg --model models:/image-captioning/3",
+        "caption holiday --out captions.jsonl",
+        "caption holiday.zip --out texts",
     )
 )
 def caption(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Picture files.", show_default=False)],
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PHOTO...", help="Picture files; with --out, one folder or .zip of them.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write the captions to a .jsonl or .parquet file, or to a folder with a .txt file per picture."
+            " Run it again to continue, or for new pictures; existing captions and texts are not changed.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -121,11 +137,97 @@ def caption(
     """Caption photos with a registered model or a checkpoint."""
 
     def work(params: Params) -> str:
-        from pipeline.commands.caption import caption_photos
+        from pipeline.commands.caption import caption_folder, caption_photos
 
+        if out is not None:
+            return caption_folder(params, photos, out, model=model, several=several, seed=seed)
         return caption_photos(params, photos, model=model, several=several, seed=seed)
 
     _execute("caption", work)
+
+
+@app.command(
+    "serve-model",
+    epilog=_examples("serve-model", "serve-model --port 9000 --alias challenger", "serve-model --host 0.0.0.0"),
+)
+def serve_model(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8600,
+    host: Annotated[
+        str, typer.Option(help="Name or address to listen on. Beyond this machine it needs IMAGE_CAPTIONING_TOKEN.")
+    ] = "127.0.0.1",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the registered model. Default: register.model.")
+    ] = None,
+    alias: Annotated[
+        str, typer.Option(help="Serve the version with this alias; without such a version, the newest one.")
+    ] = "champion",
+) -> None:
+    """Caption pictures over HTTP. Ctrl-C ends it.
+
+    The service follows the alias without a restart. Its address, routes and limits are in docs/serving.md.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.commands.serve_model import serve_model as serve
+
+        return serve(params, host=host, port=port, model=model, alias=alias)
+
+    _execute("serve-model", work)
+
+
+@app.command("app", epilog=_examples("app", "app --port 9000", "app --service http://127.0.0.1:8600"))
+def open_app(
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, show_default=False, help="Default: the first free port from 8501."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Name or address to listen on. Beyond this machine it needs IMAGE_CAPTIONING_TOKEN.")
+    ] = "127.0.0.1",
+    service: Annotated[
+        str | None, typer.Option(metavar="URL", help="A running captioning service. Default: start one.")
+    ] = None,
+) -> None:
+    """Open a web page to caption photos, review captions, browse data and promote models. Ctrl-C ends it."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.app import open_app as serve_page
+
+        return serve_page(host, port, service)
+
+    _execute("app", work)
+
+
+_corrections = typer.Typer(cls=TyperGroup, rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(_corrections, name="corrections", epilog=_examples("corrections", "corrections forget ann"))
+
+
+@_corrections.callback()
+def corrections(context: typer.Context) -> None:
+    """List the corrections that people saved on the page, or delete those of a person."""
+    if context.invoked_subcommand is not None:
+        return
+
+    def work(params: Params) -> str:
+        from pipeline.commands.corrections import list_corrections
+
+        return list_corrections(params)
+
+    _execute("corrections", work)
+
+
+@_corrections.command(epilog=_examples("corrections forget ann"))
+def forget(
+    who: Annotated[str, typer.Argument(metavar="NAME", help="The person, as listed.", show_default=False)],
+) -> None:
+    """Delete all corrections by a person, and the pictures that no other correction needs."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.corrections import forget_corrections
+
+        return forget_corrections(params, who)
+
+    _execute("corrections", work)
 
 
 _SCORE_HELP = """Score captions against references: BLEU, ROUGE-L, CIDEr, METEOR and SPICE, with 95 % intervals.
@@ -192,12 +294,17 @@ def score(
     _execute("score", work, needs_params=False)
 
 
-@app.command(epilog=_examples("promote", "promote --dry-run", "promote --challenger 3", "promote --rollback"))
+@app.command(
+    epilog=_examples(
+        "promote", "promote --dry-run", "promote --challenger 3", "promote --challenger 3 --force", "promote --rollback"
+    )
+)
 def promote(
     challenger: Annotated[
         int | None, typer.Option(min=1, metavar="VERSION", help="The version to compare. Default: the newest.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote the version even if the rule is against it.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Restore the previous champion.")] = False,
     unless_rolled_back: Annotated[
         bool, typer.Option("--unless-rolled-back", "--unless-taken-back", hidden=True)
@@ -213,12 +320,18 @@ def promote(
     def work(params: Params) -> str | Done:
         from pipeline.tracking import promotion
 
-        if rollback and challenger is not None:
-            raise ConfigError("--rollback: cannot be combined with --challenger; use one of the two")
+        if rollback and (force or challenger is not None):
+            option = "--force" if force else "--challenger"
+            raise ConfigError(f"--rollback: cannot be combined with {option}; use one of the two")
         if rollback:
             return promotion.roll_back(params, dry_run=dry_run)
         return promotion.promote(
-            params, challenger=challenger, unless_rolled_back=unless_rolled_back, since=since, dry_run=dry_run
+            params,
+            challenger=challenger,
+            unless_rolled_back=unless_rolled_back,
+            since=since,
+            dry_run=dry_run,
+            force=force,
         )
 
     _execute("promote", work, lock="promote")
@@ -274,6 +387,24 @@ def status(
         return show_status(as_json=as_json, with_dvc=with_dvc)
 
     _execute("status", work, prints=False, needs_params=False)
+
+
+@app.command(epilog=_examples("doctor", "doctor --dry-run"))
+def doctor(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show; exit with 65 if there is a fault.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing if there is nothing to mend.")] = False,
+) -> None:
+    """Mend what kills, full disks and moves left: locks, torn files, dead runs, a damaged mlflow.db.
+
+    Touches nothing that a running process holds. What may be your work is moved to .work/doctor, never deleted.
+    """
+
+    def work() -> str:
+        from pipeline.commands.doctor import examine
+
+        return examine(dry_run=dry_run, quiet=quiet)
+
+    _execute("doctor", work, needs_params=False)
 
 
 @app.command(epilog=_examples("train"))

@@ -1,4 +1,4 @@
-"""Evaluate: models/finetune on data/dataset/test -> reports/evaluate.json, captions, and a gallery.
+"""Evaluate: models/finetune on data/dataset/test -> scores in reports/evaluate.json, captions, and a gallery.
 
 The model is compared with two baselines (the most frequent training caption; the caption of the training picture
 nearest in pixels) and with the checkpoint before fine-tuning, if training started from one.
@@ -25,6 +25,7 @@ from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
+from pipeline.tracking.comparison import comparisons, verdict
 
 _SCORES_CSV = "metrics.csv"
 _COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
@@ -33,6 +34,7 @@ _PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
 _HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
+_SHOWN = (_HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
 
 Captions = dict[str, list[str]]  # one caption per picture, by the name of the system
 
@@ -42,7 +44,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
     test = fair_share(read_examples(paths.DATASET / "test"), params.evaluate.max_pictures)
     if not test:
         raise ConfigError("params.yaml: build.test: is 0, so there is nothing to evaluate on; set it to 0.15")
-    with swapped_in(paths.EVALUATE_REPORT, paths.EVALUATE_FOLDER) as (report_file, folder):
+    outputs = (paths.EVALUATE_REPORT, paths.EVALUATE_METRICS, paths.EVALUATE_FOLDER)
+    with swapped_in(*outputs) as (report_file, metrics_file, folder):
         folder.mkdir()
         # Captions are written before they are scored, so that scores can be recomputed without the models.
         write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _captions_of_systems(test, params)))
@@ -53,6 +56,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         statistics_of_systems = _statistics(captions, references)
         report = _report(captions, references, statistics_of_systems)
         write_json(report_file, report)
+        write_json(metrics_file, _metrics(report))
         scores = {system: counted.scores() for system, counted in statistics_of_systems.items()}
         _write_scores_csv(folder / _SCORES_CSV, scores)
         intervals_95 = {system: report[system]["intervals_95"] for system in scores}
@@ -61,7 +65,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         _write_contact_sheet(folder, lines)
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
-    return _summary(scores, len(lines))
+    return _summary(report, scores, len(lines))
 
 
 def _statistics(captions: Captions, references: Sequence[Sequence[str]]) -> dict[str, Statistics]:
@@ -113,12 +117,23 @@ def _gains(model: Statistics, other: Statistics) -> dict[str, list[float]]:
     }
 
 
-def _summary(scores: dict[str, dict[str, float]], pictures: int) -> str:
+def _metrics(report: dict[str, Any]) -> dict[str, float]:
+    """Return the scores that `dvc metrics` shows: the model's, and the headline score of the other systems."""
+    low, high = report[_MODEL]["intervals_95"][_HEADLINE]
+    others = {
+        system: scores[_HEADLINE] for system, scores in report.items() if isinstance(scores, dict) and system != _MODEL
+    }
+    shown = {name: report[_MODEL][name] for name in _SHOWN}
+    return {**shown, f"{_HEADLINE}_low": low, f"{_HEADLINE}_high": high, **others}
+
+
+def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictures: int) -> str:
     others = ", ".join(
         f"{system.replace('_', ' ')} {values[_HEADLINE]:.3f}" for system, values in scores.items() if system != _MODEL
     )
     return (
-        f"{_HEADLINE} {scores[_MODEL][_HEADLINE]:.3f} on {pictures:,} test pictures ({others});"
+        f"{_HEADLINE} {scores[_MODEL][_HEADLINE]:.3f} on {pictures:,} test pictures ({others}):"
+        f" {verdict(comparisons(report, _HEADLINE))};"
         f" all scores: {paths.EVALUATE_REPORT}, gallery: {paths.GALLERY}"
     )
 
@@ -146,7 +161,7 @@ def _checkpoint_before(params: Params) -> Path | None:
 
     if params.finetune.checkpoint == SCRATCH:
         return None
-    return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision)
+    return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
 
 
 def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import paths
@@ -16,8 +17,8 @@ from pipeline.config.params import Params
 from pipeline.data.dataset import Example, PictureReader
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import remove, swapped_in
+from pipeline.runtime.launch import is_first, is_one_of_several, run_several
 from pipeline.tracking import samples_page
-from pipeline.training.distributed import is_first, is_one_of_several, run_several
 
 if TYPE_CHECKING:
     from pipeline.tracking.live import Live
@@ -35,18 +36,19 @@ def run(params: Params, args: argparse.Namespace) -> str:
     from pipeline.tracking.runs import run_name
     from pipeline.training import session
 
-    training = session.set_up(params, checkpoints.locate)
+    training = session.set_up(params, partial(checkpoints.locate, cache_gb=params.runtime.model_cache_gb))
     session.resume(training)
     if not training.is_first:
         session.fit(training, _NoLogger())
         return "this process is done"
 
-    with swapped_in(paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE) as (folder, report, history):
+    outputs = (paths.MODEL, paths.FINETUNE_REPORT, paths.FINETUNE_METRICS, paths.FINETUNE_CURVE)
+    with swapped_in(*outputs) as (folder, report, metrics, history):
         shown = params.flat("ingest", "build", "finetune")
         name = run_name(params.ingest.sources, params.finetune.checkpoint)
         with Live(params.register_.experiment, training.facts["training_key"], shown, name) as live:
             session.fit(training, _MlflowLogger(live, training.trainer.data.validation))
-        session.write(training, folder, report, history)
+        session.write(training, folder, report, metrics, history)
     remove(training.folder)
     return session.summary(training)
 
@@ -57,7 +59,7 @@ class _NoLogger:
     def metrics(self, values: dict[str, float], step: int) -> None:
         pass
 
-    def samples(self, captions: Sequence[Sequence[str]]) -> None:
+    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
         pass
 
 
@@ -71,10 +73,11 @@ class _MlflowLogger:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self._live.metrics(values, step)
 
-    def samples(self, captions: Sequence[Sequence[str]]) -> None:
+    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
         if captions[-1]:
             reader = PictureReader(paths.DATASET / "validation")
-            self._live.page("samples.html", samples_page.render(self._validation, reader, captions))
+            page = samples_page.render(self._validation, reader, captions, best_epoch)
+            self._live.page("samples.html", page)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

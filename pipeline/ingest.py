@@ -7,7 +7,7 @@ are not decoded again; they are found by the hash of their raw bytes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,26 +24,22 @@ from pipeline.data.dataset import (
     IngestedPicture,
     PictureReader,
     PictureWriter,
-    RawCaption,
     read_ingested,
     write_ingested,
+    write_withdrawn,
 )
 from pipeline.data.images import Normalised
-from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
+from pipeline.data.sources.archive import Files, MemberError, open_files
 from pipeline.data.sources.delimited import Columns
-from pipeline.data.sources.layout import CaptionRow
-from pipeline.data.sources.picture_index import UNSUPPORTED, VIDEOS, PictureIndex, most_similar, why_unused
-from pipeline.data.sources.registry import find_captions_files, is_resource_fork, read_captions
-from pipeline.data.text import clean
+from pipeline.data.sources.matching import MatchedCaptions
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 from pipeline.runtime.parallel_map import parallel_map
 from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
 _MADE_BY = "made_by.json"  # what the pictures in the folder depend on, beside the raw bytes
-
-_SUMMARIES = 100  # captions files in the report, at most: there may be one for each picture
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -56,30 +52,32 @@ def run(params: Params, args: argparse.Namespace) -> str:
     folder, report = paths.INGEST / name, paths.INGEST_REPORTS / f"{name}.json"
     with open_files(paths.RAW / name) as files, swapped_in(folder, report) as (new_folder, new_report):
         audit = Audit()
-        source = _Source(name, files, audit)
-        captions_files = source.read_captions(Columns(settings.columns.picture, settings.columns.caption))
-        records = source.ingest_pictures(
-            new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads
+        matched = MatchedCaptions(name, files, audit, Columns(settings.columns.picture, settings.columns.caption))
+        records = _Source(name, files, matched, audit).ingest_pictures(
+            new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads, params.runtime.memory_gb
         )
         with audit.listed_if_stopped(name):
-            if not records:
+            if not (records or matched.may_be_empty):
                 reasons = audit.reasons("file") + audit.reasons("row")
                 counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
                 raise DataError(
-                    f"{files.folder}: contains no picture with a caption ({counts}{source.example()}); check that the"
+                    f"{files.folder}: contains no picture with a caption ({counts}{matched.example()}); check that the"
                     " captions name the picture files"
                 )
-            audit.check_share(str(files.folder), settings.max_set_aside, source.example())
+            audit.check_share(str(files.folder), settings.max_set_aside, matched.example())
         write_ingested(new_folder, records)
+        if matched.withdrawn is not None:
+            write_withdrawn(new_folder, matched.withdrawn)
         write_json(new_folder / _MADE_BY, _made_by(settings))
         write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
         write_json(
-            new_report, {**audit.report(), "captions_files": captions_files, "foreign_paths": source.foreign_paths}
+            new_report,
+            {**audit.report(), "captions_files": matched.files_read, "foreign_paths": matched.foreign_paths},
         )
-    if source.foreign_paths:
+    if matched.foreign_paths:
         print(
-            f"ingest: {name}: {source.foreign_paths:,} rows name paths of another machine, or URLs; their pictures were"
-            " found by the end of the path"
+            f"ingest: {name}: {matched.foreign_paths:,} rows name paths of another machine, or URLs; their pictures"
+            " were found by the end of the path"
         )
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {folder}; set aside"
@@ -128,6 +126,21 @@ class _LastRun:
         )
 
 
+class _Memory:
+    """The memory budget of ingest. Files and decoded pictures have a share each, because a thread that holds a file
+    waits for its picture.
+
+    Attributes:
+        files: for the bytes of files.
+        pictures: for decoded pictures.
+    """
+
+    def __init__(self, total: int) -> None:
+        return_large_blocks()
+        self.files = MemoryBudget(total // 4)
+        self.pictures = MemoryBudget(total * 5 // 8)  # the rest is for what libraries and the allocator keep
+
+
 class _Decoded(NamedTuple):
     """The result of reading one member.
 
@@ -158,101 +171,15 @@ class _Group:
 class _Source:
     """A source that is being ingested: its files, the captions of each picture, and the audit of both."""
 
-    def __init__(self, name: str, files: Files, audit: Audit) -> None:
+    def __init__(self, name: str, files: Files, matched: MatchedCaptions, audit: Audit) -> None:
         self.name = name
         self.files = files
+        self.matched = matched
         self.audit = audit
-        self.foreign_paths = 0  # rows that name an absolute path of another machine, or a URL
-        self._missing: CaptionRow | None = None  # the first row that names a picture which the source lacks
-        self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
-        self._splits: dict[int, set[str]] = {}  # index -> its splits in a data set that has splits of its own
-        self._alone: set[int] = set()  # indices of the pictures that a row shows alone
-        self._posts: dict[int, list[list[int]]] = {}  # index -> the posts of several pictures that show it
 
-    def read_captions(self, columns: Columns) -> list[dict[str, object]]:
-        """Sort the files by name and read the captions of each picture; return a summary for the first files."""
-        members = self.files.members
-        layouts = find_captions_files(self.files, columns)
-        self.audit.files, self.audit.captions_files = len(members), len(layouts)
-        for index, member in enumerate(members):
-            if is_resource_fork(member):
-                self._set_aside(index, "not_a_picture_file")
-            elif member.suffix in images.SUFFIXES:
-                self._captions[index] = []
-            elif index not in layouts:
-                self._set_aside(index, member.refused or why_unused(member.suffix))
-        # A row names the file that exists under that name once the archive is unpacked.
-        by_name = PictureIndex({i: members[i] for i in self._captions if members[i].refused != "duplicate_name"})
-        unsupported = PictureIndex({i: member for i, member in enumerate(members) if member.suffix in UNSUPPORTED})
-        summaries: list[dict[str, Any]] = []
-        for index, layout in layouts.items():
-            captions = read_captions(self.files, index, layout, columns)
-            rows = self._assign(captions.rows, by_name, unsupported, members[index].archive)
-            summaries.append(
-                {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}
-            )
-        return summaries[:_SUMMARIES]
-
-    def _assign(
-        self, rows: Iterable[CaptionRow], by_name: PictureIndex, unsupported: PictureIndex, archive: str
-    ) -> int:
-        """Assign each caption to its picture, or set the row aside; return the number of rows.
-
-        Args:
-            rows: of one captions file.
-            by_name: the pictures.
-            unsupported: the files in formats that cannot be read.
-            archive: the archive of the captions file, whose pictures win over those of others; "" for none.
-        """
-        before = self.audit.rows
-        posts: dict[int, list[int]] = {}  # post -> its pictures in order
-        for row in rows:
-            self.audit.rows += 1
-            matches = by_name.find(row.picture, row.folder) if row.picture else set()
-            if row.picture and not matches:
-                matches = by_name.find_foreign(row.picture)
-                self.foreign_paths += len(matches) == 1
-            if len(matches) > 1 and archive:
-                matches = {i for i in matches if self.files.members[i].archive == archive} or matches
-            index = min(matches, default=-1)
-            reason = None
-            if row.picture is None:
-                reason = "malformed"
-            elif not clean(row.caption.text):
-                reason = "empty"
-            elif len(matches) > 1:
-                reason = "picture_ambiguous"
-            elif not matches and unsupported.find(row.picture, row.folder):
-                reason = "picture_set_aside"
-            elif not matches:
-                reason = "video" if suffix(row.picture) in VIDEOS else "picture_missing"
-            if reason:
-                if reason == "picture_missing":
-                    self._missing = self._missing or row
-                self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason, row.picture or "")
-                continue
-            self._captions[index].append(row.caption)
-            if row.split:
-                self._splits.setdefault(index, set()).add(row.split)
-            if row.post is None:
-                self._alone.add(index)
-            else:
-                post = posts.setdefault(row.post, [])
-                post.append(index)
-                self._posts.setdefault(index, []).append(post)
-        return self.audit.rows - before
-
-    def example(self) -> str:
-        """Return an example of a missing name beside one that is there, for a message; "" if no name is missing."""
-        if self._missing is None:
-            return ""
-        wanted = self._missing.picture or ""
-        places = [self.files.members[index].place for index in self._captions]
-        similar = most_similar(wanted, places) or "no picture"
-        row = self._missing.caption
-        return f"; {row.file}, row {row.row} names {wanted!r}, and the source has {similar}"
-
-    def ingest_pictures(self, folder: Path, settings: Ingest, last: _LastRun, threads: int) -> list[IngestedPicture]:
+    def ingest_pictures(
+        self, folder: Path, settings: Ingest, last: _LastRun, threads: int, memory_gb: float
+    ) -> list[IngestedPicture]:
         """Decode, check and store each picture that has a caption; return the records in order.
 
         Members with the same bytes become one picture with the captions of all.
@@ -260,17 +187,20 @@ class _Source:
         sha256s: dict[int, str] = {}
         same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
-        decoded = parallel_map(lambda index: self._decode(index, settings, last), self._captions, threads)
+        memory = _Memory(bytes_of(memory_gb))
+        decoded = parallel_map(
+            lambda index: self._decode(index, settings, last, memory), self.matched.captions, threads
+        )
         with PictureWriter(folder, last.pictures) as writer:
             for index, (sha256, result) in progress_bar(
-                zip(self._captions, decoded, strict=True),
-                total=len(self._captions),
+                zip(self.matched.captions, decoded, strict=True),
+                total=len(self.matched.captions),
                 desc=f"ingest {self.name}",
                 unit=" pictures",
             ):
                 if sha256 is None:
                     assert isinstance(result, str)
-                    self._set_aside(index, result)
+                    self.matched.set_aside(index, result)
                     continue
                 sha256s[index] = sha256
                 same_bytes.setdefault(sha256, []).append(index)
@@ -280,9 +210,10 @@ class _Source:
                     writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
                     result = result.without_jpeg() if result.jpeg else result
                 results[sha256] = index, result
+        unused = "corrections_undone" if self.matched.may_be_empty else "no_caption"
         records = []
         for sha256, members in same_bytes.items():
-            group = _Group(members, *results.get(sha256, (members[0], "no_caption")))
+            group = _Group(members, *results.get(sha256, (members[0], unused)))
             self._set_aside_members(group)
             if isinstance(group.result, Normalised):
                 records.append(self._record(sha256, group, group.result, sha256s))
@@ -290,16 +221,21 @@ class _Source:
         self.audit.captions = sum(len(record.captions) for record in records)
         return records
 
-    def _decode(self, index: int, settings: Ingest, last: _LastRun) -> _Decoded:
+    def _decode(self, index: int, settings: Ingest, last: _LastRun, memory: _Memory) -> _Decoded:
+        # Reading joins pieces, so it takes the size twice.
+        with memory.files.reserve(2 * min(self.files.size(index), _MAX_PICTURE_BYTES)):
+            return self._decode_one(index, settings, last, memory.pictures)
+
+    def _decode_one(self, index: int, settings: Ingest, last: _LastRun, budget: MemoryBudget) -> _Decoded:
         try:
             data = self.files.read(index, _MAX_PICTURE_BYTES)
         except MemberError as error:
             return _Decoded(None, error.reason)
         sha256 = images.identity(data)
-        if not self._captions[index]:
+        if not self.matched.captions[index]:
             return _Decoded(sha256, None)
         try:
-            picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels)
+            picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels, budget)
         except images.PictureError as error:
             return _Decoded(sha256, error.reason)
         # Only larger pictures are reduced, and never below this.
@@ -310,15 +246,15 @@ class _Source:
         """Set aside a group that cannot be used, or all but the first member of one that can."""
         for index in group.members:
             if isinstance(group.result, str):
-                self._set_aside(index, group.result)
+                self.matched.set_aside(index, group.result)
             elif index != group.first:
                 self.audit.set_aside_file(self.name, self.files.members[index].place, "same_bytes")
 
     def _record(self, sha256: str, group: _Group, picture: Normalised, sha256s: Mapping[int, str]) -> IngestedPicture:
-        posts = [post for index in group.members for post in self._posts.get(index, ())]
+        posts = [post for index in group.members for post in self.matched.posts.get(index, ())]
         # A post's first picture may be missing or unreadable; the next one is the same for all pictures of the post.
         split_by = {next(sha256s[index] for index in post if index in sha256s) for post in posts}
-        if not self._alone.isdisjoint(group.members):
+        if not self.matched.alone.isdisjoint(group.members):
             split_by.add(sha256)
         return IngestedPicture(
             sha256=sha256,
@@ -330,16 +266,9 @@ class _Source:
             phash=f"{picture.phash:016x}",
             thumbnail=picture.thumbnail.hex(),
             split_by=sorted(split_by),
-            splits=sorted({split for index in group.members for split in self._splits.get(index, ())}),
-            captions=[caption for index in group.members for caption in self._captions[index]],
+            splits=sorted({split for index in group.members for split in self.matched.splits.get(index, ())}),
+            captions=[caption for index in group.members for caption in self.matched.captions[index]],
         )
-
-    def _set_aside(self, index: int, reason: str) -> None:
-        """Set aside a file and the rows that name it."""
-        place = self.files.members[index].place
-        self.audit.set_aside_file(self.name, place, reason)
-        for caption in self._captions.get(index, ()):
-            self.audit.set_aside_row(self.name, caption.file, caption.row, "picture_set_aside", place)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import paths
@@ -20,9 +20,9 @@ from pipeline.data.dataset import PictureReader, read_examples
 from pipeline.data.fingerprints import fingerprints_of, write_fingerprints
 from pipeline.data.images import data_url
 from pipeline.models.weights import weights_hash
-from pipeline.runtime import entrypoint
+from pipeline.runtime import entrypoint, leftovers
 from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
-from pipeline.tracking import model_card, registry
+from pipeline.tracking import captions_page, comparison, deletion, model_card, registration, registry, run_metrics
 from pipeline.training.history import read_history
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent  # packaged with the registered model
 SERVED = PACKAGE / "tracking" / "pyfunc.py"
 CARD = "MODEL_CARD.md"
-_SCORE = "test_CIDEr-D"
-_TABLE = 60  # pictures in MLflow's table of captions
+_SCORE, _VERDICT = "test_CIDEr-D", "test_verdict"  # tags of the current evaluation
+_SETTLE_SECONDS = 1.0  # longer than MLflow takes to create a run
+_SHOWN = 60  # pictures on the page of captions
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "pillow-heif", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
@@ -50,24 +51,31 @@ def run(params: Params, args: argparse.Namespace) -> str:
         experiment_id = runs.experiment(store, params.register_.experiment)
         for dead in runs.close_dead_runs(store, experiment_id):
             print(f"register: closed the MLflow run {dead}, whose process had died")
+        if left := deletion.delete_leftovers(store, experiment_id, name):
+            print(f"register: deleted from MLflow what registrations that were cut off had left ({left} models)")
         known = runs.find_run(store, experiment_id, key) is not None
         tags = {} if known else {runs.RESTORED: "true"}
         run_name = runs.run_name(params.ingest.sources, training["checkpoint"])
-        with runs.training_run(store, experiment_id, key, tags, run_name) as training_run:
+        with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as training_run:
             version = registry.find_version(store, name, model_sha256)
             # An old version keeps the tags it was registered with: today's commit and data are not its own.
             facts = provenance.tags_of(training, model_sha256, params) if version is None else version.tags
-            facts = {tag: value for tag, value in facts.items() if tag != _SCORE}
-            card = model_card.render(name, training, evaluation, facts)
+            current = (_SCORE, _VERDICT, "gate.")  # of the evaluation and of `promote`, not of the training
+            facts = {tag: value for tag, value in facts.items() if not tag.startswith(current)}
+            card = model_card.render(name, training, evaluation, facts, _samples())
             _log(training_run, params, training, evaluation, facts)
-            training_run.describe(card)
+            description = model_card.description(card, version.tags if version else {})
+            training_run.describe(description)
             if version is None:
-                with TemporaryDirectory() as folder:
-                    number = _register(store, training_run, name, Path(folder), card, facts)
+                with leftovers.temporary_folder() as folder:
+                    number = _register(store, training_run, name, folder, card, description, facts)
             else:
                 number = version.number
-                store.update_model_version(name, str(number), card)
-            store.set_model_version_tag(name, str(number), _SCORE, f"{evaluation['model']['CIDEr-D']:.4f}")
+                store.update_model_version(name, str(number), description)
+            verdict = comparison.verdict(comparison.comparisons(evaluation, "CIDEr-D"))
+            registry.note(
+                store, name, number, {_SCORE: f"{evaluation['model']['CIDEr-D']:.4f}", _VERDICT: verdict or "unknown"}
+            )
     # The file has no version number, so it is the same in every registry.
     with swapped_in(paths.REGISTER_REPORT) as (report,):
         write_json(report, {"model": name, "model_sha256": model_sha256, "training_key": key})
@@ -106,18 +114,9 @@ def _log(
     run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
     run.tags(facts)
     run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
-    run.replace_metrics(data_metrics(read_json(paths.BUILD_REPORT)))
+    run.replace_metrics(run_metrics.of_evaluation(evaluation) | run_metrics.of_build(read_json(paths.BUILD_REPORT)))
     for epoch in read_history(paths.FINETUNE_CURVE):
         run.metrics(epoch.metrics(), epoch.epoch)
-    systems = {system: scores for system, scores in evaluation.items() if isinstance(scores, dict)}
-    run.replace_metrics(
-        {
-            f"test/{name}" if system == "model" else f"test/{name}/{system}": value
-            for system, scores in systems.items()
-            for name, value in scores.items()
-            if isinstance(value, float)  # intervals are lists, and figures without data are None
-        }
-    )
     for file, again in (
         (paths.PARAMS, False),
         (paths.DVC_LOCK, False),
@@ -126,51 +125,46 @@ def _log(
     ):
         if file.is_file():
             run.file(file, again)
-    run.table(f"captions-{sha256_of(paths.CAPTIONS)[:8]}.json", _table())
+    lines = list(read_json_lines(paths.CAPTIONS))[:_SHOWN]
+    run.page(captions_page.NAME, captions_page.render(lines, PictureReader(paths.DATASET / "test")))
 
 
-def data_metrics(build: Mapping[str, Any]) -> dict[str, float]:
-    """Return what the tokenizer loses of the captions, as shares; nothing if there was no tokenizer to count with."""
-    unknown, cut = build["unknown_tokens"], build["cut_captions"]
-    if unknown is None or cut is None:
-        return {}
-    return {
-        "data/unknown_tokens": unknown["share"],
-        "data/unknown_words": unknown["share_of_words"],
-        "data/cut_captions": cut["share"],
-        "data/cut_tokens": cut["share_of_tokens"],
-    }
-
-
-def _table() -> dict[str, list[Any]]:
-    """Return the first test captions as columns, with their pictures as JPEG bytes."""
-    lines = list(read_json_lines(paths.CAPTIONS))[:_TABLE]
+def _samples() -> list[model_card.Sample]:
+    """Return the first test pictures with the model's caption and a person's."""
     reader = PictureReader(paths.DATASET / "test")
-    captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
-    return {
-        "picture": [reader.read(line["file_name"]) for line in lines],
-        "model": captions.pop("model"),
-        "people": [" | ".join(line["references"]) for line in lines],
-        **captions,
-    }
+    return [
+        model_card.Sample(reader.read(line["file_name"]), line["captions"]["model"], line["references"][0])
+        for line in islice(read_json_lines(paths.CAPTIONS), model_card.SHOWN)
+    ]
 
 
-def _register(store: Any, run: runs.TrainingRun, name: str, folder: Path, card: str, tags: Mapping[str, str]) -> int:
+def _register(
+    store: Any,
+    run: runs.TrainingRun,
+    name: str,
+    folder: Path,
+    card: str,
+    description: str,
+    tags: Mapping[str, str],
+) -> int:
     """Log the model and register it; return the number of the new version."""
     pictures = folder / registry.TRAINED_ON
-    (folder / CARD).write_text(card, encoding="utf-8")
     write_fingerprints(pictures, fingerprints_of(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
-    uri = registry.log_model(
+    uri = registration.log_model(
         run,
         code=PACKAGE,
         served=SERVED,
-        artifacts={"checkpoint": paths.MODEL, "card": folder / CARD, "training_pictures": pictures},
+        artifacts={
+            "checkpoint": paths.MODEL,
+            "training_pictures": pictures,
+            **model_card.write(folder, CARD, card, _samples()),
+        },
         example=example,
         requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
     )
-    return registry.register(store, run, name, uri, tags, card)
+    return registration.register(store, run, name, uri, tags, description)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from pipeline.data.audit import SetAside, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.images import identity
 from pipeline.data.split import SPLITS, split_of
-from pipeline.register import data_metrics
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.synthetic.sample import write_sample
+from pipeline.tracking import run_metrics
 from tests.conftest import ROOT, jpeg, run, set_params
 
 
@@ -114,6 +114,15 @@ def test_captions_are_cleaned_by_the_policy_or_set_aside(workspace: Path, bring:
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
 
+def test_dvc_metrics_shows_at_most_eight_counts(workspace: Path) -> None:
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    report, shown = build_from("sample"), read_json(Path("reports/build.metrics.json"))
+    assert 0 < len(shown) <= 8
+    assert [shown[f"{split}_pictures"] for split in SPLITS] == list(report["pictures"]["kept"].values())
+    assert shown["captions"] == sum(report["captions"]["kept"].values())
+    assert shown["unknown_tokens"] is None  # the tiny model starts from scratch
+
+
 def test_a_policy_that_leaves_too_little_stops_the_run_and_changes_nothing(workspace: Path) -> None:
     write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
     build_from("sample")
@@ -171,8 +180,8 @@ def test_cut_captions_are_counted_and_stop_the_run_above_the_limit(
     assert cut["examples"][0] == {"kept": "a red boat and", "lost": " a red boat"}
     assert "10 captions (25.0%) are longer than finetune.max_tokens = 6" in capsys.readouterr().out
     assert "Training cuts them" in Path("reports/data.html").read_text()
-    assert data_metrics(report)["data/cut_captions"] == 0.25
-    assert data_metrics(report)["data/unknown_words"] == 0
+    shown = run_metrics.of_build(report)
+    assert (shown["data/cut_captions"], shown["data/unknown_words"]) == (0.25, 0)
     set_params(workspace, {"build.max_cut_captions": 0.2})
     with pytest.raises(ConfigError, match=r"build\.max_cut_captions = 0\.2; raise finetune\.max_tokens"):
         build_from("s")

@@ -26,7 +26,10 @@ from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.tracking import ui
 from tests.conftest import ROOT, environment, jpeg, run, set_params
 
-COMMANDS = ["caption", "score", "promote", "trained-on", "ui", "status", "train", "retrain", "serve"]
+COMMANDS = [
+    *("caption", "serve-model", "app", "corrections", "score", "promote", "trained-on", "ui", "status", "doctor"),
+    *("train", "retrain", "serve"),
+]
 COMMAND = (sys.executable, "-m", "pipeline.cli")
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing answers
 
@@ -125,10 +128,11 @@ def test_outside_a_workspace_it_says_where_to_run(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_rollback_takes_no_challenger(workspace: Path) -> None:
-    done = run(workspace, *COMMAND, "promote", "--rollback", "--challenger", "1", PYTHONPATH=str(ROOT))
+@pytest.mark.parametrize("words", [["--challenger", "1"], ["--force"]])
+def test_rollback_takes_neither_challenger_nor_force(workspace: Path, words: list[str]) -> None:
+    done = run(workspace, *COMMAND, "promote", "--rollback", *words, PYTHONPATH=str(ROOT))
     assert done.returncode == 78
-    assert done.stderr == "promote: --rollback: cannot be combined with --challenger; use one of the two\n"
+    assert done.stderr == f"promote: --rollback: cannot be combined with {words[0]}; use one of the two\n"
 
 
 @pytest.mark.parametrize("words", [["caption", "photo.jpg"], ["promote"], ["trained-on", "photo.jpg"]])

@@ -4,14 +4,16 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import evaluate, finetune
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
-from pipeline.data.dataset import fair_share, read_examples
+from pipeline.data.dataset import Example, fair_share, read_examples
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import run, set_params
 from tests.test_finetune import built  # noqa: F401
@@ -43,6 +45,39 @@ def test_the_model_stands_beside_two_naive_answers(trained: Path) -> None:
     assert {line["captions"]["nearest_picture"] for line in captions()} <= train
     assert len({line["captions"]["most_frequent"] for line in captions()}) == 1
     assert Path("reports/evaluate/contact_sheet.png").is_file()
+
+
+def test_dvc_metrics_shows_at_most_eight_values_and_the_report_has_all(trained: Path) -> None:
+    report, shown = run_evaluate(), read_json(Path("reports/evaluate.metrics.json"))
+    assert 0 < len(shown) <= 8
+    for name in ("CIDEr-D", "BLEU-4", "ROUGE-L"):
+        assert shown[name] == report["model"][name]
+    assert [shown["CIDEr-D_low"], shown["CIDEr-D_high"]] == report["model"]["intervals_95"]["CIDEr-D"]
+    for other in ("nearest_picture", "most_frequent"):
+        assert shown[other] == report[other]["CIDEr-D"]
+
+
+def test_the_last_line_says_whether_the_model_beats_the_naive_answers(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The captions are given, so that the result is known."""
+    of_systems = evaluate._captions_of_systems
+
+    def last_line(say: Callable[[Example], str]) -> str:
+        def captions(test: list[Example], settings: Any) -> dict[str, list[str]]:
+            said = [say(example) for example in test]
+            people = [example.captions[0] for example in test]
+            return {**of_systems(test, settings), "model": said, "before_finetuning": people}
+
+        monkeypatch.setattr(evaluate, "_captions_of_systems", captions)
+        return evaluate.run(params.load(), Namespace())
+
+    set_params(trained, {"evaluate.max_pictures": 100})
+    assert ": worse than before fine-tuning, worse than the naive answers; all scores" in last_line(
+        lambda e: "nonsense"
+    )
+    line = last_line(lambda example: example.captions[0])
+    assert ": not clearly better than before fine-tuning, better than the naive answers; all scores" in line
 
 
 def test_each_system_has_scores_with_intervals_and_what_overlap_does_not_tell(trained: Path) -> None:

@@ -64,6 +64,14 @@ def test_it_learns_and_keeps_the_best_epoch_by_validation(built: Path) -> None:
     assert training["best_epoch"] == best.epoch == read_json(Path("reports/finetune.json"))["best_epoch"]
 
 
+def test_dvc_metrics_shows_at_most_eight_numbers(built: Path) -> None:
+    train(epochs=1)
+    shown, report = (read_json(Path(f"reports/finetune.{name}json")) for name in ("metrics.", ""))
+    assert 0 < len(shown) <= 8
+    assert shown.items() <= report.items()
+    assert not any(isinstance(value, str) for value in shown.values())
+
+
 def test_the_saved_weights_are_from_the_best_epoch(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The learning rate is so high that the last epoch is not the best."""
     seen = []
@@ -74,8 +82,11 @@ def test_the_saved_weights_are_from_the_best_epoch(built: Path, monkeypatch: pyt
         return validate(self, *args)
 
     monkeypatch.setattr(Trainer, "_validate", record)
+    marked: list[int] = []
+    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions, best: marked.append(best))
     training = train(epochs=4, learning_rate=0.9, warmup=0.7)
     assert training["best_epoch"] < 4
+    assert marked[-1] == training["best_epoch"]
     kept = weights_hash(Path("models/finetune"))
     assert kept == read_json(Path("reports/finetune.json"))["model_sha256"]
     loaded = factory.load(Path("models/finetune")).model.state_dict()

@@ -426,7 +426,10 @@ def test_small_pictures_are_set_aside(workspace: Path, bring: Bring) -> None:
 
 
 def test_every_described_reason_is_used() -> None:
-    files = ["ingest.py", "build.py", "data/sources/archive.py", "data/images.py", "data/sources/picture_index.py"]
+    files = [
+        *("ingest.py", "build.py", "data/images.py", "data/merged.py"),
+        *(f"data/sources/{name}.py" for name in ("archive", "corrections", "matching", "picture_index")),
+    ]
     source = "".join((ROOT / "pipeline" / file).read_text() for file in files)
     for reason in FILE_REASONS | ROW_REASONS:
         assert f'"{reason}"' in source
@@ -465,3 +468,11 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_good_run(workspace: Path, tm
         assert [p.name for p in (disk / "ingest").iterdir()] == ["small"]
     finally:
         run(tmp_path, "umount", str(disk))
+
+
+def test_a_text_of_millions_of_characters_is_cut_when_it_is_read(workspace: Path, bring: Callable[..., Path]) -> None:
+    bring("s", {"a.jpg": jpeg()}, [["a.jpg", "long " * 1_200_000]])
+    set_params(workspace, {"ingest.sources": ["s"]})
+    ingest.run(params.load(), Namespace(source="s"))
+    (record,) = read_ingested(Path("data/ingest/s"))
+    assert len(record.captions[0].text) == 5_000_001

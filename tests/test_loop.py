@@ -77,7 +77,11 @@ def test_tests_and_tools_make_nothing_stale(loop: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config/params.py", "runtime/progress.py", "runtime/process_identity.py", "tracking/runs.py"]
+    "module",
+    [
+        *("config/params.py", "runtime/progress.py", "runtime/launch.py", "runtime/state_store.py", "tracking/runs.py"),
+        *("tracking/gate.py", "commands/caption_files.py"),
+    ],
 )
 def test_a_comment_in_code_that_decides_nothing_makes_no_stage_stale(loop: Path, module: str) -> None:
     file = loop / "pipeline" / module
@@ -113,12 +117,21 @@ def test_a_param_of_evaluate_trains_nothing_again(loop: Path) -> None:
 
 def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
     metrics = json.loads(run(loop, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
-    assert set(metrics["reports/evaluate.json"]["data"]["model"]) == {
+    assert {name: set(found["data"]) for name, found in metrics.items()} == {
+        "reports/build.metrics.json": {
+            *("train_pictures", "validation_pictures", "test_pictures", "captions", "set_aside"),
+        },
+        "reports/finetune.metrics.json": {"best_epoch", "train_loss", "validation_loss", "validation_CIDEr-D"},
+        "reports/evaluate.metrics.json": {
+            *("CIDEr-D", "CIDEr-D_low", "CIDEr-D_high", "BLEU-4", "ROUGE-L", "nearest_picture", "most_frequent"),
+        },
+    }
+    assert set(read_json(loop / "reports/evaluate.json")["model"]) == {
         *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
         *("ROUGE-L", "CIDEr-D", "CIDEr", "distinct-1", "distinct-2", "distinct_captions", "words"),
-        *("emoji_recall", "hashtag_recall", "unknown_words", "copied"),
+        *("emoji_recall", "hashtag_recall", "unknown_words", "copied", "intervals_95"),
     }
-    assert metrics["reports/ingest/small.json"]["data"]["files"]["pictures_kept"] > 80
+    assert read_json(loop / "reports/ingest/small.json")["files"]["pictures_kept"] > 80
     assert "finetune.epochs" in run(loop, "dvc", "params", "diff", "--all").stdout
     shown = run(loop, "dvc", "plots", "show", "-o", "plots page")
     assert shown.returncode == 0, shown.stderr
@@ -168,8 +181,23 @@ def test_the_run_has_curve_metrics_table_gallery_params_and_lock(loop: Path) -> 
     assert found.data.metrics["test/CIDEr-D/nearest_picture"] == evaluated["nearest_picture"]["CIDEr-D"]
     assert found.data.metrics["epoch/validation_loss"] > 0
     files = {file.path for file in store.list_artifacts(found.info.run_id)}
-    assert {"params.yaml", "dvc.lock", "gallery.html", "evaluate.json"} <= files
-    assert any(file.startswith("captions-") for file in files)
+    assert {"params.yaml", "dvc.lock", "gallery.html", "evaluate.json", "captions.html"} <= files
+    assert len(found.data.metrics) <= 30
+
+
+def test_the_version_says_how_the_model_compares_and_shows_samples(loop: Path) -> None:
+    version = registered(loop)[0]
+    assert "worse than the naive answers" in version.tags["test_verdict"]
+    assert "**Worse than the naive answers (-" in version.description
+    assert "Not decided yet" in version.description
+    (card,) = (loop / "mlartifacts").rglob("MODEL_CARD.md")
+    captions = [json.loads(line) for line in (loop / "reports/evaluate/captions.jsonl").read_text().splitlines()]
+    for number in range(1, 7):
+        assert f"| ![{number}](samples/{number}.jpg) |" in card.read_text()
+        with Image.open(card.parent / f"samples/{number}.jpg") as picture:
+            assert picture.format == "JPEG"
+        assert f"`samples/{number}.jpg`" in version.description
+    assert captions[0]["references"][0] in card.read_text()
 
 
 def test_registering_again_makes_no_second_version(loop: Path) -> None:
@@ -216,7 +244,10 @@ def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says
     kept.write_text(json.dumps([f"caption {k}" for k in range(len(evaluated))]))
     again = run(loop, *command)
     assert "distinct_captions 1.000" in again.stdout
-    assert f"version {number} would be the first champion" in again.stdout
+    # This tiny model is worse than the naive answers.
+    assert f"version {number} is not promoted; the champion is none: worse than the naive answers (-" in again.stdout
+    forced = run(loop, *command, "--force")
+    assert f"version {number} would be the first champion: forced with --force; worse than" in forced.stdout
     kept.unlink()
 
 

@@ -156,6 +156,8 @@ def test_every_command_works_as_written(reader: Reader, page: str, request: pyte
                 assert b"MLflow" in answer.read()
         elif "mlflow models serve" in command:
             reader.start(command, ready="Application startup complete")
+        elif command == "image-captioning serve-model":
+            reader.start(command, ready="serving models")
         elif command.startswith("image-captioning serve"):
             log = reader.start(command, ready="Ctrl-C ends this")
             (start_a_run,) = re.findall(r"PREFECT_API_URL=\S+ prefect deployment run \S+", log)
@@ -182,7 +184,9 @@ def check_output(command: str, printed: str) -> None:
     if command == "make demo":
         assert "models:/image-captioning/1" in printed
         assert "Next:" in printed.splitlines()[-2]
-    if command.startswith("curl"):
+    if "/v1/captions" in command:
+        assert all(result["captions"] for result in json.loads(printed)["results"])
+    elif command.startswith("curl"):
         (caption,) = json.loads(printed)["predictions"]
         assert caption
 
@@ -191,7 +195,7 @@ def test_no_command_that_readers_need_is_missing() -> None:
     shown = [command for page in (README, *GUIDES) for command in commands(page)]
     for expected in ("make demo", "dvc add data/raw/mine", "dvc repro", "make register"):
         assert expected in shown
-    for name in ("caption", "score", "promote", "trained-on", "ui", "train", "serve"):
+    for name in ("caption", "score", "promote", "trained-on", "ui", "train", "serve", "serve-model"):
         assert any(command.startswith(f"image-captioning {name}") for command in shown), name
     assert set(NOT_RUN) <= set(shown)
 

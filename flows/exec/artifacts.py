@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,24 @@ _MLFLOW_HERE = "http://127.0.0.1:5000"  # where `image-captioning ui` shows the 
 
 
 class Progress:
-    """Show progress bars as progress artifacts of the running task."""
+    """Show progress bars as progress artifacts of the running task.
 
-    def __init__(self) -> None:
+    `prefect deployment run --watch` prints each update, so a bar is updated only when its percentage changed, and at
+    most once per interval; 100 % is always shown.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Create it; `seconds` is the minimum interval between two updates of a bar."""
+        self._seconds = seconds
         self._ids: dict[str, Any] = {}
-        self._shown: dict[str, int] = {}
+        self._shown: dict[str, tuple[int, float]] = {}
 
     def __call__(self, name: str, percent: int, line: str) -> None:
         """Show the progress of a bar."""
-        if self._shown.get(name) != percent:
-            self._shown[name] = percent
+        now = time.monotonic()
+        before, then = self._shown.get(name, (-1, -math.inf))
+        if percent != before and (percent == 100 or now - then >= self._seconds):
+            self._shown[name] = percent, now
             _attempt(lambda: self._show(name, percent, line))
 
     def _show(self, name: str, percent: int, line: str) -> None:
@@ -58,9 +68,7 @@ def account(name: str, report: Path) -> None:
         for keys, value in _leaves(read_json(report))
         if isinstance(value, int)
     ]
-    _attempt(
-        lambda: create_table_artifact(rows, key=_key(name, "account"), description=f"What became of it all: `{report}`")
-    )
+    _attempt(lambda: create_table_artifact(rows, key=_key(name, "account"), description=f"Counts in `{report}`"))
 
 
 def figures(standing: Mapping[str, Any]) -> None:
@@ -81,7 +89,7 @@ def figures(standing: Mapping[str, Any]) -> None:
         rows.append(row)
     words = f"Test figures of version {standing['version']} of {standing['model']}"
     if champion:
-        same = "on the same test pictures" if champion["same_test"] else "on the test pictures of its day"
+        same = "on the same test pictures" if champion["same_test"] else "on its own test pictures"
         words += f" beside the champion, version {champion['version']}, measured {same}"
     place = standing["tracking_uri"] if standing["tracking_uri"].startswith("http") else _MLFLOW_HERE
     link = f"{place}/#/experiments/{standing['experiment_id']}/runs/{standing['run_id']}"
@@ -119,4 +127,4 @@ def _attempt(show: Callable[[], object]) -> None:
     try:
         show()
     except Exception as error:
-        get_run_logger().warning("not shown on Prefect's pages: %s", error)
+        get_run_logger().warning("not shown in Prefect's UI: %s", error)

@@ -9,18 +9,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
-from prefect import Flow
+from prefect import Flow, get_run_logger, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 
+from flows.exec import server
 from flows.exec.stages import TEMPORARY, StageError
 from pipeline.config.errors import PipelineError, TemporaryError
 from pipeline.runtime import process_identity, workspace_lock
 
-_NO_SERVER = "Failed to reach API"  # start of Prefect's message if its server is unreachable
 _POLL_SECONDS = 2.0
 _GRACE_SECONDS = 75.0  # for a training to save its state
 _DRAIN_SECONDS = 5.0
@@ -28,7 +30,7 @@ _REPORT_SECONDS = 10.0  # to report to Prefect, whose server may be gone too
 
 
 @contextmanager
-def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
+def workspace_locked(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock on the workspace in the current folder; wait while another process holds it.
 
     Raises:
@@ -45,7 +47,7 @@ def claimed(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Itera
             if time.monotonic() >= deadline:
                 raise
             if not told:
-                tell(f"waits: {busy}")
+                tell(f"waiting: {busy}")
                 told = True
             time.sleep(_POLL_SECONDS)
     if dead:
@@ -68,7 +70,16 @@ def end_with_the_scheduler() -> None:
         process_identity.end_with(others, _GRACE_SECONDS, _REPORT_SECONDS)
 
 
-def in_words(work: Callable[[], State | None]) -> State | None:
+def add_to_name(cause: str) -> None:
+    """Add what changed to the flow run's name in Prefect, like `eager-otter (data, params)`."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), name=f"{runtime.flow_run.name} ({cause})")
+    except Exception as error:  # only a name: it must not stop the work
+        get_run_logger().warning("the run is not renamed: %s", error)
+
+
+def with_failures(work: Callable[[], State | None]) -> State | None:
     """Run a flow's work. Return its final state; expected failures become a failed state with a one-line message."""
     end_with_the_scheduler()
     try:
@@ -96,13 +107,14 @@ def main(flow: Flow[[], State | None], done: str) -> int:
     try:
         state = flow(return_state=True)
     except KeyboardInterrupt:
-        print(f"flows.{flow.name}: interrupted; run it again, it goes on where it was", file=sys.stderr)
+        print(f"flows.{flow.name}: interrupted; run it again, it continues from there", file=sys.stderr)
         return TEMPORARY
-    except (PrefectHTTPStatusError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
+    except Exception as error:
+        if (why := server.failure(error)) is None:
             raise
-        why = str(error).splitlines()[0].rstrip("/")
-        print(f"flows.{flow.name}: {why}; start that server, or unset PREFECT_API_URL to do without", file=sys.stderr)
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # it logs the end of its server after our line
+        fix = "start that server, or unset PREFECT_API_URL to do without" if PREFECT_API_URL.value() else "run it again"
+        print(f"flows.{flow.name}: {why}; {fix}", file=sys.stderr)
         return TEMPORARY
     code, words = 0, state.message or done
     if not state.is_completed():

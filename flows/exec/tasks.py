@@ -20,7 +20,7 @@ from pipeline.config.params import Params
 T = TypeVar("T")
 
 TAG = "image-captioning"
-_BAR_SECONDS = 30  # minimum interval between two log lines of a progress bar
+_BAR_SECONDS = 30  # minimum interval between two log lines, and two artifact updates, of a progress bar
 
 
 def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
@@ -84,6 +84,6 @@ def _run(params: Params, name: str, work: Callable[[stages.Tell], T]) -> T:
         retry_condition_fn=worth_a_retry,
     )
     def tried() -> T:
-        return work(progress_log.Throttled(get_run_logger().info, artifacts.Progress(), _BAR_SECONDS))
+        return work(progress_log.Throttled(get_run_logger().info, artifacts.Progress(_BAR_SECONDS), _BAR_SECONDS))
 
     return tried()

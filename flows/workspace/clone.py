@@ -8,9 +8,7 @@ If the workspace has committed a change to one of them, the workspace's version 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
@@ -21,9 +19,10 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.workspace.dvc_repo import in_words
+from flows.workspace import untracked
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.runtime import dvc_files
 from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of, swapped_in
 
 FOLDER = paths.WORK / "clone"
@@ -111,11 +110,7 @@ def _mlflow(workspace: Path, uri: str | None) -> str:
 
 
 def synchronize(workspace: Path) -> None:
-    """Update the clone, which is the current folder, to the workspace's last commit.
-
-    This also brings what a run needs and git does not track: DVC's settings on this machine, the pictures that must
-    not be used, and a checkpoint in the workspace.
-    """
+    """Update the clone, the current folder, to the workspace's last commit; also bring untracked files it needs."""
     for left in Path(".git").glob("**/*.lock"):  # left by a killed git; no other process uses the clone
         left.unlink()
     git("remote", "set-url", "origin", str(workspace))  # the workspace may have been moved, or copied with its clone
@@ -134,10 +129,7 @@ def synchronize(workspace: Path) -> None:
     _bring_up_to_date(BEFORE, kept)
     git("update-ref", _BASE, _NEW)
     _remove_whole(_KEPT)
-    _configure_dvc(workspace)
-    params = _committed_params()
-    _bring_excluded(workspace, params)
-    _bring_checkpoint(workspace, params)
+    untracked.bring(workspace, _committed_params())
 
 
 def _committed_params() -> dict[str, Any]:
@@ -156,11 +148,7 @@ def _committed_params() -> dict[str, Any]:
 def _drop_torn() -> None:
     """Replace data files that are incomplete because DVC was killed; without an earlier version, only remove them."""
     for path in map(Path, data_files()):
-        try:
-            whole = isinstance(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")), dict)
-        except (YAMLError, UnicodeDecodeError):
-            whole = False
-        if not whole:
+        if dvc_files.is_torn(path):
             path.unlink()
             if (BEFORE / path).is_file():
                 _write(path, (BEFORE / path).read_bytes())
@@ -266,55 +254,6 @@ def _blobs(commit: str) -> dict[str, str]:
         return {}
     entries = [line.partition("\t") for line in lines if line]
     return {path: head.split()[2] for head, _, path in entries if path.endswith(".dvc") or path == str(paths.DVC_LOCK)}
-
-
-def _configure_dvc(workspace: Path) -> None:
-    """Configure the clone with the cache, remotes and settings that the workspace has on this machine."""
-    from dvc.config import Config, merge
-    from dvc.config import ConfigError as BadDvcConfig
-
-    theirs: dict[str, Any] = {}
-    try:
-        there = Config(str(workspace / ".dvc"), validate=False)
-        for level in ("repo", "local"):
-            merge(theirs, there.load_one(level))
-        cache = there.read()["cache"].get("dir")  # may be set for the whole machine
-    except BadDvcConfig as error:
-        raise ConfigError(f"{workspace / '.dvc'}: DVC can't read its config there: {in_words(error)}") from None
-    theirs.setdefault("cache", {})["dir"] = cache or str(workspace / ".dvc" / "cache")
-    place = Path(".dvc/config.local")
-    place.unlink(missing_ok=True)
-    place.touch(mode=0o600)  # it may contain a remote's credentials
-    with Config(".dvc", validate=False).edit("local") as mine:
-        mine.update(theirs)
-
-
-def _bring_excluded(workspace: Path, params: Mapping[str, Any]) -> None:
-    for name in (params.get("ingest") or {}).get("exclude") or []:
-        there = workspace / name
-        if there.is_dir() and not Path(name).is_absolute():
-            if ".." in Path(name).parts:  # otherwise the excluded pictures would be used
-                raise ConfigError(f"params.yaml: ingest.exclude: {name} leads out of here; name its whole path")
-            remove(Path(name))
-            shutil.copytree(there, name)
-
-
-def _bring_checkpoint(workspace: Path, params: Mapping[str, Any]) -> None:
-    """Bring the checkpoint that params name; every later check needs it."""
-    name = str((params.get("finetune") or {}).get("checkpoint", ""))
-    if not name or Path(name).exists():
-        return
-    if Path(name).is_symlink():  # points to where the workspace was before it was moved
-        Path(name).unlink()
-    if Path(f"{name}.dvc").is_file():
-        words = [str(Path(sys.executable).with_name("dvc")), "pull", "--quiet", f"{name}.dvc"]
-        quiet = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-        done = subprocess.run(words, env=quiet, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise TemporaryError(f"{name}: can't be brought by DVC: {' '.join(done.stderr.split())}")
-    elif (workspace / name).is_dir():
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).symlink_to((workspace / name).resolve())
 
 
 def commit(wanted: str, message: str) -> tuple[str, str | None]:

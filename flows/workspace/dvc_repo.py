@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import DataError, TemporaryError
+from pipeline.runtime import dvc_files
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -36,7 +37,8 @@ def opened(folder: Path = Path()) -> Iterator[Repo]:
     except (LockError, DownloadError, UploadError) as error:
         raise TemporaryError(in_words(error)) from None
     except DvcException as error:
-        raise DataError(in_words(error)) from None
+        hint = "; `image-captioning doctor` mends this" if dvc_files.torn_data_files() else ""
+        raise DataError(f"{in_words(error)}{hint}") from None
 
 
 def used_stages(repo: Repo) -> list[Stage]:

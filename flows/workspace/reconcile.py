@@ -1,7 +1,7 @@
 """Clean up after a crash, in Prefect's UI and in the workspace, at the next start, and report each step.
 
-Each flow run keeps a slip that names its process in .work/runs while it runs. A slip whose process is gone marks a
-dead run, which Prefect's UI would show as `Running` forever.
+Each flow run has a record with its process in .work/runs while it runs. A record whose process is gone marks a dead
+run, which Prefect's UI would show as `Running` forever.
 """
 
 from __future__ import annotations
@@ -27,21 +27,18 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
 from pipeline.config import paths
-from pipeline.runtime import process_identity
-from pipeline.runtime.atomic_files import PARTIAL, read_json, remove, write_json
+from pipeline.runtime import dvc_files, leftovers, process_identity
+from pipeline.runtime.atomic_files import read_json, write_json
 
 RUNS = paths.WORK / "runs"
 _BEGUN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-_PLACES = (paths.RAW, paths.INGEST, paths.INGEST_REPORTS, paths.DATASET.parent, paths.MODEL.parent, paths.REPORTS)
-
-_AT_WORK = Path(".dvc/tmp/rwlock")
 
 Tell = Callable[[str], None]
 
 
 @contextmanager
-def slip(folder: Path) -> Iterator[None]:
-    """Keep a slip for the current flow run in a workspace."""
+def recorded_run(folder: Path) -> Iterator[None]:
+    """Record the current flow run in a workspace while it runs."""
     place = folder / RUNS / f"{runtime.flow_run.id}.json"
     write_json(
         place,
@@ -95,14 +92,14 @@ def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
     state = run.state
     if state is None or state.type not in _BEGUN:
         return
-    words = "its process died; the next run goes on where it was"
+    words = "its process died; the next run continues from there"
     for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))):
         if task.state and task.state.type in _BEGUN:
             client.set_task_run_state(task.id, Crashed(message=words), force=True)
     was_asked = state.type == StateType.CANCELLING
     end: State = Cancelled(message="it was cancelled") if was_asked else Crashed(message=words)
     client.set_flow_run_state(run_id, end, force=True)
-    tell(f"the run {run.name} was {state.name}, but {words}; it is {end.name} now")
+    tell(f"the run {run.name} was {state.name}, but {words}; now {end.name}")
 
 
 def missed_runs(tell: Tell) -> None:
@@ -120,35 +117,19 @@ def missed_runs(tell: Tell) -> None:
         for run in waiting:
             due = run.next_scheduled_start_time or run.expected_start_time
             if due and due <= datetime.now(UTC):
-                words = f"{runtime.flow_run.name}, which looks at everything that is new, does for this one too"
+                words = f"{runtime.flow_run.name} covers this run too"
                 client.set_flow_run_state(run.id, Cancelled(message=words), force=True)
-                tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run does for all")
+                tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run covers all")
 
 
 def dead_lock(tell: Tell) -> None:
-    """Remove DVC's lock file in the current folder if no process holds it.
-
-    DVC identifies the holders by process id alone, and after a reboot another process may have that id.
-    """
-    try:
-        written, listed = _AT_WORK.stat().st_mtime, read_json(_AT_WORK)
-        readers = [reader for those in listed["read"].values() for reader in those]
-        pids = {int(one["pid"]) for one in [*listed["write"].values(), *readers]}
-    except FileNotFoundError:
-        return
-    except (ValueError, TypeError, AttributeError, KeyError):  # DVC was killed while writing the file
-        pids = set()
-    else:
-        if not pids:
-            return
-    if not any(process_identity.began_before(pid, written) for pid in pids):
-        _AT_WORK.unlink(missing_ok=True)
-        tell(f"removed {_AT_WORK}: the DVC that wrote it has died")
+    """Remove DVC's lock file in the current folder if no process holds it."""
+    if dvc_files.remove_dead_lock():
+        tell(f"removed {dvc_files.RWLOCK}: the DVC that wrote it has died")
 
 
 def half_written(tell: Tell) -> None:
     """Remove the partial outputs of killed stages in the current folder."""
-    for place in _PLACES:
-        for left in place.glob(f".*{PARTIAL}"):
-            remove(left)
-            tell(f"removed {left}, which a stage that was killed had begun to write")
+    for place in leftovers.half_written():
+        leftovers.put_right(place)
+        tell(f"removed {place}, an incomplete output of a killed stage")

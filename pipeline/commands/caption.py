@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.data.images import PictureError, decode
+from pipeline.serving.choice import choose
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,7 @@ def caption_photos(
         raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture")
 
     model, why = (model, "") if model else _default_model(params.register_.model)
-    folder = _checkpoint(model)
+    folder = _checkpoint(model, params.runtime.model_cache_gb)
     from pipeline.models.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
@@ -60,10 +61,43 @@ def caption_photos(
     return f"{captioned} of {len(photos)} photos captioned by {model}{why} ({folder})"
 
 
+def caption_folder(
+    params: Params, sources: Sequence[Path], out: Path, *, model: str | None = None, several: int = 1, seed: int = 0
+) -> str:
+    """Caption all pictures of a folder or a zip into `out`, and return the last line to print; see `bulk.caption_all`.
+
+    Args:
+        params: all of params.yaml.
+        sources: one folder or zip.
+        out: a `.jsonl` or `.parquet` file, or a folder for text files.
+        model: see `caption_photos`.
+        several: the maximum number of different captions per picture.
+        seed: random seed of the sampling if `several` is more than 1.
+
+    Raises:
+        ConfigError, DataError, TemporaryError: see `caption_photos` and `bulk.caption_all`.
+    """
+    if len(sources) != 1:
+        raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
+    from pipeline.models.captioner import Captioner
+    from pipeline.serving import bulk
+
+    def load() -> bulk.NamedCaptioner:
+        uri, why = (model, "") if model else _default_model(params.register_.model)
+        captioner = Captioner.from_folder(_checkpoint(uri, params.runtime.model_cache_gb))
+        print(f"caption: {uri}{why}", flush=True)
+        return bulk.NamedCaptioner(captioner, uri)
+
+    return bulk.caption_all(params, sources[0], out, load, several, seed)
+
+
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:
     """Yield the printable name and the picture of each readable photo; append the others' problems to `problems`."""
     for photo in photos:
         name = os.fsencode(photo).decode(errors="replace")
+        if photo.is_dir() or photo.suffix.lower() == ".zip":
+            problems.append(f"{name}: is not a picture; add `--out captions.jsonl` to caption a folder or zip")
+            continue
         try:
             image = decode(photo.read_bytes(), max_pixels)
         except OSError as error:
@@ -79,21 +113,17 @@ def _default_model(name: str) -> tuple[str, str]:
     from pipeline.tracking import registry, runs
 
     with runs.reachable():
-        store = runs.client()
-        champion = registry.champion(store, name)
-        if champion is not None:
-            return f"models:/{name}/{champion}", ", the champion"
-        numbers = registry.versions(store, name)
-    if not numbers:
+        choice = choose(runs.client(), name, registry.CHAMPION)
+    if choice is None:
         raise ConfigError(f"models:/{name}: has no version in MLflow; run `dvc repro`, or `make register` if you did")
-    return f"models:/{name}/{numbers[-1]}", ", the newest version: there is no champion"
+    return choice.uri, f", {choice.why}"
 
 
-def _checkpoint(model: str) -> Path:
+def _checkpoint(model: str, cache_gb: float) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if not model.startswith("models:/"):
         raise ConfigError(f"--model {model}: is not a folder; name one, or models:/NAME@ALIAS, or models:/NAME/VERSION")
-    from pipeline.tracking.registry import checkpoint_of
+    from pipeline.tracking.downloads import checkpoint_of
 
-    return checkpoint_of(model)
+    return checkpoint_of(model, cache_gb)

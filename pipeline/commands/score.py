@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands import java_metrics
+from pipeline.commands.caption_files import read_predictions, read_references
 from pipeline.config.errors import ConfigError, DataError
-from pipeline.evaluation import bootstrap, diversity, java
-from pipeline.evaluation.inputs import read_predictions, read_references
+from pipeline.evaluation import bootstrap, diversity
 from pipeline.evaluation.metrics.corpus import Words
 from pipeline.evaluation.metrics.registry import notes, score_names
 from pipeline.evaluation.metrics.scoring import statistics
@@ -26,9 +27,6 @@ _BEYOND = {
     "reference_words": "per reference",
     "emoji_recall": "share of the references' emoji, over pictures that have any",
     "hashtag_recall": "share of the references' hashtags, over pictures that have any",
-    "best_of ROUGE-L": "best caption of each picture",
-    "best_of CIDEr-D": "best caption of each picture",
-    "best_of CIDEr": "best caption of each picture",
     "self-CIDEr": "how much the captions of a picture differ, 0 to 1",
     "mBLEU": "BLEU-4 between the captions of a picture; lower is more diverse",
 }
@@ -114,7 +112,9 @@ def score_captions(
     people = [[ptb_tokenize(text) for text in several] for several in references]
     counted = statistics(predicted, people)
     by_java, not_computed = (
-        java.scores(predicted, people) if with_java else ({}, dict.fromkeys(java.NAMES, "left out by --no-java"))
+        java_metrics.scores(predicted, people)
+        if with_java
+        else ({}, dict.fromkeys(java_metrics.NAMES, "left out by --no-java"))
     )
     beyond = diversity.wording(texts, references)
     beyond["reference_words"] = diversity.mean_length([words for several in people for words in several])
@@ -155,7 +155,7 @@ def table(report: Mapping[str, Any]) -> str:
         "",
         f"{'':<18}{'score':>7}   95 % interval",
     ]
-    for name in (*score_names(), *java.NAMES):
+    for name in (*score_names(), *java_metrics.NAMES):
         if name in report["not_computed"]:
             lines.append(f"{name:<18}not computed: {report['not_computed'][name]}")
             continue
@@ -166,6 +166,7 @@ def table(report: Mapping[str, Any]) -> str:
     lines.append("")
     for name, value in report["beyond_overlap"].items():
         if value is not None:
-            lines.append(f"{name.replace('_', ' '):<18}{value:7.3f}   {_BEYOND[name]}")
+            note = "best caption of each picture" if name.startswith("best_of ") else _BEYOND[name]
+            lines.append(f"{name.replace('_', ' '):<18}{value:7.3f}   {note}")
     lines += [f"warning: {words}" for words in report["warnings"]]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import status_text
+from pipeline.commands import doctor, status_text
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.params import Params, load
@@ -64,6 +64,7 @@ def read_status(with_dvc: bool = False) -> Part:
         "workspace": os.fsencode(Path.cwd()).decode(errors="replace"),
         "git": _git(),
         "running": _running(),
+        "faults": doctor.visible_faults(),
         "params": {"problem": problem} if problem else None,
         "data": _part(lambda: _data(params), "reports of the data") if params else _UNKNOWN,
         "model": _part(_model, "reports of the model"),
@@ -190,7 +191,7 @@ def _registry(params: Params) -> Part | None:
     """Return the versions and the last runs; None if MLflow has no database yet."""
     if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").is_file():
         return None
-    from pipeline.tracking import promotion, registry, runs
+    from pipeline.tracking import decision, registry, runs
 
     name = params.register_.model
     with runs.reachable():
@@ -214,8 +215,8 @@ def _registry(params: Params) -> Part | None:
                 "version": version.number,
                 "created": _time(version.created),
                 "model_sha256": version.tags.get(registry.MODEL_SHA256),
-                "decision": version.tags.get(promotion.DECISION),
-                "reasons": version.tags.get(promotion.REASONS),
+                "decision": version.tags.get(decision.DECISION),
+                "reasons": version.tags.get(decision.REASONS),
                 "rolled_back": registry.ROLLED_BACK in version.tags,
             }
             for version in sorted(shown, key=lambda version: -version.number)
@@ -265,6 +266,8 @@ def _next_steps(params: Params | None, status: Part) -> Iterator[tuple[str, str]
     if status["running"]:
         yield "image-captioning ui", "follow the training that is running"
         return
+    if status["faults"]:
+        yield doctor.NAME, f"mend the fault{'s' if len(status['faults']) > 1 else ''} named above"
     if params is None:
         if not Path(DEMO_CHECKPOINT).is_dir() and Path(f"{DEMO_CHECKPOINT}.dvc").is_file():
             yield "make setup", "fetch the sample pictures and git-demo"

@@ -28,6 +28,7 @@ def render(status: Part) -> str:
     lines = [
         *_block("Workspace", _workspace(status)),
         *(_block("Params", _wrap(status["params"]["problem"])) if status["params"] else ()),
+        *_block("Faults", _faults(status["faults"])),
         "",
         *_block("Data", _data(status["data"])),
         "",
@@ -56,6 +57,11 @@ def _workspace(status: Part) -> Iterator[str]:
     yield f"{status['workspace']} ({commit})"
     running = status["running"]
     yield f"running now: {running['name']} (process {running['pid']})" if running else "running now: nothing"
+
+
+def _faults(faults: Iterable[str]) -> Iterator[str]:
+    for fault in faults:
+        yield from _wrap(f"{fault}; `image-captioning doctor` mends this")
 
 
 def _data(data: Part) -> Iterator[str]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.config import paths
+from pipeline.config.bounded_yaml import read_yaml
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.base import Section
 from pipeline.config.sections.build import Build
@@ -26,6 +25,7 @@ from pipeline.config.sections.promote import Promote
 from pipeline.config.sections.register import Register
 from pipeline.config.sections.retrain import Retrain
 from pipeline.config.sections.runtime import Runtime
+from pipeline.config.sections.serving import Serving
 
 # Keys of older versions of params.yaml, and where they are now.
 MOVED = {
@@ -34,6 +34,10 @@ MOVED = {
     "finetune.launch": "runtime.launch",
     "evaluate.batch_size": "runtime.caption_batch_size",
 }
+
+# Limits of an error message.
+_MOST_SHOWN = 20  # wrong values
+_MOST_CHARACTERS = 100  # of a value or key
 
 
 class Params(Section):
@@ -48,6 +52,7 @@ class Params(Section):
     runtime: Runtime
     flow: Flow
     retrain: Retrain
+    serving: Serving
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections by their dotted keys, as MLflow shows them."""
@@ -72,27 +77,26 @@ def flatten(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and check `params.yaml`.
 
-    It is read as YAML 1.2, as DVC does: `1e-3` is a number, `no` is a word.
-
     Raises:
-        ConfigError: the file is missing or is not YAML, or a key or value is wrong. The message names each key, the
-            value found, and what is allowed.
+        ConfigError: the file is missing, is not YAML or exceeds a limit (see `read_yaml`), or a key or value is
+            wrong. The message names each key, the value found, and what is allowed.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found in {Path.cwd()}; run this in the root of the repository") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}; correct the line") from None
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(path, problem) for problem in error.errors())) from None
+        problems = error.errors()
+        more = [f"{len(problems) - _MOST_SHOWN} more wrong values"] if len(problems) > _MOST_SHOWN else []
+        described = [_describe(path, problem) for problem in problems[:_MOST_SHOWN]]
+        raise ConfigError("; ".join(described + more)) from None
 
 
 def _describe(path: Path, problem: object) -> str:
     assert isinstance(problem, dict)
-    key = ".".join(str(part) for part in problem["loc"])
+    key = _shortened(".".join(str(part) for part in problem["loc"]))
     place = f"{path}: {key}" if key else f"{path}"
     kind, message = problem["type"], problem["msg"]
     if kind == "extra_forbidden" and key in MOVED:
@@ -103,4 +107,8 @@ def _describe(path: Path, problem: object) -> str:
         return f"{place}: is missing; add it (the shipped params.yaml has every key)"
     if kind == "value_error":
         return f"{place}: {message.removeprefix('Value error, ')}"
-    return f"{place}: found {problem['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{place}: found {_shortened(repr(problem['input']))}; {message[0].lower()}{message[1:]}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."

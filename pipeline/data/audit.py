@@ -32,10 +32,11 @@ FILE_REASONS = {
     "too_small": "the shorter side has fewer pixels than ingest.min_side",
     "same_bytes": "same bytes as another picture of the source, which keeps the captions of both",
     "no_caption": "no row has a caption for it",
+    "corrections_undone": "all corrections of it were undone, replaced or rejected",
     # build
     "in_several_sources": "same bytes as a picture of another source, which keeps the captions of both",
     "excluded": "it, or a near-duplicate, is listed in ingest.exclude",
-    "no_caption_left": "build.captions removed all its captions",
+    "no_caption_left": "build.captions or corrections removed all its captions",
     "near_duplicate": "near-duplicate of a picture in another split (test has priority, then validation)",
 }
 ROW_REASONS = {
@@ -46,6 +47,10 @@ ROW_REASONS = {
     "picture_ambiguous": "the source has several pictures of that name",
     "picture_set_aside": "its picture was set aside, for the reason that its own line says",
     "video": "it belongs to a video",
+    "superseded": "a correction that its author undid or replaced later",
+    "no_caption_of_its_own": "a rejection, or the undoing of a correction",
+    # ingest and build
+    "corrected": "a correction replaced or rejected it",
     # build
     "too_few_words": "fewer words than build.captions.min_words after cleaning",
     "too_many_words": "more words than build.captions.max_words, or over 50 times as many characters, after cleaning",
@@ -54,7 +59,10 @@ ROW_REASONS = {
 
 # Reasons that lose no data: duplicates, and files that are no data or that the user excludes.
 _DUPLICATES = {"same_bytes", "in_several_sources", "same_caption"}
-_INTENDED = {"not_a_picture_file", "not_captions", "excluded", "video"}
+_INTENDED = {
+    *("not_a_picture_file", "not_captions", "excluded", "video"),
+    *("corrections_undone", "superseded", "no_caption_of_its_own", "corrected"),
+}
 
 _STOPPED = paths.WORK / "set_aside"  # the lists of runs that stopped; nothing reads them but people
 _COLUMNS = ["kind", "source", "file", "row", "reason", "in_words", "names"]

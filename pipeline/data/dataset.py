@@ -31,6 +31,7 @@ from pipeline.runtime.atomic_files import read_json_lines, write_json_lines
 SHARD_PICTURES = 1_000  # few files for DVC, and little to rewrite when a data set grows
 _RECORDS = "records.jsonl"
 _EXAMPLES = "captions.jsonl"
+_WITHDRAWN = "withdrawn.jsonl"  # only of sources whose layout has such a thing
 _METADATA = "metadata.jsonl"  # the file name that imagefolder expects
 
 
@@ -38,6 +39,22 @@ _METADATA = "metadata.jsonl"  # the file name that imagefolder expects
 class RawCaption:
     """A caption as written in its source: the text, and the file and row (a header is row 1) that it comes from."""
 
+    text: str
+    file: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """A caption that people replaced or rejected: its picture loses it, whichever source it is from.
+
+    Attributes:
+        sha256: of the picture's raw bytes.
+        text: the caption.
+        file, row: where that was said.
+    """
+
+    sha256: str
     text: str
     file: str
     row: int
@@ -119,6 +136,17 @@ def read_ingested(folder: Path) -> Iterator[IngestedPicture]:
         raise DataError(f"{folder / _RECORDS}: not found; run `dvc repro`, which ingests every source first")
     for value in read_json_lines(folder / _RECORDS):
         yield IngestedPicture(**{**value, "captions": [RawCaption(**caption) for caption in value["captions"]]})
+
+
+def write_withdrawn(folder: Path, withdrawn: Iterable[Withdrawn]) -> None:
+    """Write the captions that a source withdraws from pictures of other sources."""
+    write_json_lines(folder / _WITHDRAWN, map(vars, withdrawn))
+
+
+def read_withdrawn(folder: Path) -> list[Withdrawn] | None:
+    """Return what `write_withdrawn` wrote; None if the source is not one of corrections."""
+    file = folder / _WITHDRAWN
+    return [Withdrawn(**value) for value in read_json_lines(file)] if file.is_file() else None
 
 
 def write_split(

@@ -1,7 +1,7 @@
 """Decode untrusted picture files to upright RGB, and normalise them for the data set.
 
 No other module decodes pictures from outside. This module imports nothing else of `pipeline.data`, so that changes
-there do not make training stale.
+there do not make training stale. `OpenedPicture.memory` says how much memory a picture takes before it is decoded.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import base64
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pillow_heif
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
+
+from pipeline.runtime.memory_budget import MemoryBudget
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
@@ -42,6 +45,13 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # A very thin picture, resized so that its shorter side fits a model, would be huge before it is cropped.
 _MAX_ASPECT = 50
+
+# Upper bounds of the memory that decoding takes, measured per format and mode (tests/data/test_memory.py).
+_BYTES_PER_PIXEL = 10  # Pillow's 4, 4 more for a copy in RGB or turned upright, and 2 for a reduced copy
+# libwebp's canvas and two copies; the planes of libheif and libavif, with up to 16 bits per channel.
+_EXTRA_BYTES_PER_PIXEL = {"WEBP": 8, "HEIF": 14, "AVIF": 14}
+_TIFF_BYTES_PER_PIXEL = 8  # libtiff's strip or tile, at 4 channels of 16 bits
+_BAND_PIXELS = 2**20
 
 THUMBNAIL = 8  # cells per side
 _JPEG_QUALITY = 95
@@ -80,42 +90,114 @@ class Normalised:
         return replace(self, jpeg=b"")
 
 
-def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:
-    """Return the picture in RGB, turned upright by its EXIF orientation, on a white background if it is transparent.
+class OpenedPicture:
+    """A picture of which only the header has been read.
 
-    Args:
-        data: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, HEIC or AVIF file.
-        max_pixels: larger pictures are rejected by their header, before they are decoded.
-        at_least: a JPEG may be decoded at a reduced size, with no side shorter than this (pixels).
-
-    Raises:
-        PictureError: `not_a_picture`, `too_many_pixels`, `extreme_shape`, or `damaged`.
+    Attributes:
+        memory: an upper bound of the bytes that `decode` takes, its result included. Reserve them in a `MemoryBudget`.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises many types of exceptions on damaged files
-        raise PictureError("not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture") from None
-    if image.width * image.height > max_pixels:
-        raise PictureError(
-            "too_many_pixels", f"has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed"
-        )
-    if max(image.size) > _MAX_ASPECT * min(image.size):
-        raise PictureError(
-            "extreme_shape",
-            f"has {image.width} x {image.height} pixels; one side is over {_MAX_ASPECT}x the other",
-        )
-    try:
-        if at_least:
-            image.draft("RGB", (at_least, at_least))
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        return _to_rgb(_to_srgb(image if turn is None else image.transpose(turn)))
-    except MemoryError:
-        raise
-    except Exception:
-        raise PictureError("damaged", "is cut off or damaged") from None
+
+    def __init__(self, data: bytes, max_pixels: int, at_least: int | None = None) -> None:
+        """Read the header.
+
+        Args:
+            data: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, HEIC or AVIF file.
+            max_pixels: larger pictures are rejected.
+            at_least: a JPEG may be decoded at a reduced size, with no side shorter than this (pixels).
+
+        Raises:
+            PictureError: `not_a_picture`, `too_many_pixels`, `extreme_shape`, or `damaged`.
+        """
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except MemoryError:
+            raise
+        except Exception:  # Pillow raises many types of exceptions on damaged files
+            raise PictureError(
+                "not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture"
+            ) from None
+        _check_size(image.width, image.height, max_pixels)
+        if max(image.size) > _MAX_ASPECT * min(image.size):
+            raise PictureError(
+                "extreme_shape",
+                f"has {image.width} x {image.height} pixels; one side is over {_MAX_ASPECT}x the other",
+            )
+        try:
+            tile = _tile_size(image)
+            _check_size(*tile, max_pixels)
+            pixels, bands = image.width * image.height, len(image.getbands())
+            if at_least:
+                image.draft("RGB", (at_least, at_least))
+            decoded = image.width * image.height
+        except (MemoryError, PictureError):
+            raise
+        except Exception:
+            raise PictureError("damaged", "is cut off or damaged") from None
+        self._image = image
+        self.memory = _BYTES_PER_PIXEL * decoded + _EXTRA_BYTES_PER_PIXEL.get(image.format or "", 0) * pixels
+        if image.format == "JPEG":
+            self.memory += 2 * bands * pixels  # the coefficients of a progressive JPEG, whatever size is decoded
+        if image.format == "TIFF":
+            self.memory += _TIFF_BYTES_PER_PIXEL * tile[0] * tile[1]
+
+    def decode(self) -> Image.Image:
+        """Return the picture in sRGB, turned upright by its EXIF orientation, on white if it is transparent.
+
+        Raises:
+            PictureError: `damaged`.
+        """
+        image: Image.Image = self._image
+        try:
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            if turn is not None:
+                image = image.transpose(turn)
+                self._image.close()
+            return _to_rgb(image)
+        except MemoryError:
+            raise
+        except Exception:
+            raise PictureError("damaged", "is cut off or damaged") from None
+
+    def close(self) -> None:
+        """Free the decoded picture, which `decode` may have returned itself."""
+        self._image.close()
+
+
+@contextmanager
+def opened(
+    data: bytes, max_pixels: int, budget: MemoryBudget | None = None, at_least: int | None = None
+) -> Iterator[OpenedPicture]:
+    """Open a picture, reserve the memory that decoding it takes in `budget`, and free it after the block.
+
+    Decode it within the block, and keep no large picture beyond it. For the other arguments and the errors see
+    `OpenedPicture`.
+    """
+    picture = OpenedPicture(data, max_pixels, at_least)
+    with budget.reserve(picture.memory) if budget else nullcontext():
+        try:
+            yield picture
+        finally:
+            picture.close()
+
+
+def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:
+    """Return the picture as `OpenedPicture.decode` does; for the arguments and errors see there."""
+    return OpenedPicture(data, max_pixels, at_least).decode()
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise PictureError("too_many_pixels", f"has {width} x {height} pixels, more than the {max_pixels:,} allowed")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of what is decoded at once: a TIFF's tile may be larger than the picture."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.size
+    tags = image.tag_v2
+    sides = (tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0))
+    return max(image.width, int(sides[0])), max(image.height, int(sides[1]))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -131,25 +213,52 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Return the picture with its colours converted from its ICC profile to sRGB, if it has another profile.
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture in sRGB, converted in bands: all at once would take up to five more copies of a large one."""
+    transform = _transform_of(image)
+    if image.mode == "RGB" and not image.has_transparency_data and transform is None:
+        return image
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_band_to_rgb(band, transform), (0, top))
+    return result
+
+
+def _band_to_rgb(image: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits per pixel: `convert` would clip instead of scale
+        scaled = np.asarray(image, dtype=np.float32) / 257
+        image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    if transform is not None:
+        image = transform.apply(image)
+    if image.mode == "RGBA":
+        page = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(page, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a picture's colours to sRGB; None if they need none.
 
     A profile that cannot be used (damaged, or of another kind of picture) is ignored, as browsers do.
     """
     profile = image.info.get("icc_profile")
-    if not isinstance(profile, bytes) or not 0 < len(profile) <= _MAX_PROFILE_BYTES or image.mode not in _PROFILED:
-        return image
+    mode = "RGBA" if image.has_transparency_data else image.mode  # see `_band_to_rgb`
+    if not isinstance(profile, bytes) or not 0 < len(profile) <= _MAX_PROFILE_BYTES or mode not in _PROFILED:
+        return None
     try:
-        transform = _transform_to_srgb(profile, image.mode)
-        return image if transform is None else ImageCms.applyTransform(image, transform) or image
+        return _transform_to_srgb(profile, mode)
     except MemoryError:
         raise
     except Exception:
-        return image
+        return None
 
 
 @lru_cache(maxsize=32)
-def _transform_to_srgb(profile: bytes, mode: str) -> Any:
+def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the transform to sRGB for pictures of a mode; None if the profile is sRGB itself."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if "srgb" in ImageCms.getProfileDescription(opened).lower():
@@ -158,31 +267,31 @@ def _transform_to_srgb(profile: bytes, mode: str) -> Any:
     return ImageCms.buildTransform(opened, target, mode, _PROFILED[mode], ImageCms.Intent.RELATIVE_COLORIMETRIC)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits per pixel: `convert` would clip instead of scale
-        scaled = np.asarray(image, dtype=np.float32) / 257
-        image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(page, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def identity(data: bytes) -> str:
     """Return the identity of a picture: the SHA-256 (hexadecimal) of its raw bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
-def normalise(data: bytes, size: int, max_pixels: int) -> Normalised:
+def normalise(data: bytes, size: int, max_pixels: int, budget: MemoryBudget | None = None) -> Normalised:
     """Decode a picture, reduce its shorter side to `size` pixels (never enlarge it), and encode it as JPEG.
 
+    Args:
+        data: the file.
+        size: pixels.
+        max_pixels: larger pictures are rejected by their header.
+        budget: the memory of the decoded picture is reserved in it.
+
     Raises:
-        PictureError: see `decode`.
+        PictureError: see `OpenedPicture`.
     """
+    with opened(data, max_pixels, budget, at_least=2 * size) as picture:
+        return _normalise(picture, size)
+
+
+def _normalise(picture: OpenedPicture, size: int) -> Normalised:
     import imagehash  # takes 0.2 s (SciPy), and only ingest needs it
 
-    image = decode(data, max_pixels, at_least=2 * size)
+    image = picture.decode()
     shorter = min(image.size)
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in image.size)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.evaluation.metrics.cider import cider
 from pipeline.evaluation.metrics.corpus import Integers, Words
+from pipeline.evaluation.metrics.registry import names_of_means
 from pipeline.evaluation.metrics.scoring import corpus_scores, statistics
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 
@@ -115,7 +116,7 @@ def recall(captions: Sequence[str], references: Sequence[Sequence[str]], of: Cal
 
 
 def best_of(several: Sequence[Sequence[Words]], references: Sequence[Sequence[Words]]) -> dict[str, float]:
-    """Return the best `ROUGE-L`, `CIDEr-D` and `CIDEr` of each picture's captions, averaged over pictures.
+    """Return for each metric that scores single pictures the best score of each picture's captions, averaged.
 
     Args:
         several: one or more captions per picture.
@@ -126,7 +127,7 @@ def best_of(several: Sequence[Sequence[Words]], references: Sequence[Sequence[Wo
     each = statistics(captions, repeated, idf_from=references).each()
     lengths = np.array([*map(len, several)], dtype=np.int64)
     starts: Integers = np.cumsum(lengths) - lengths
-    return {name: float(np.maximum.reduceat(each[name], starts).mean()) for name in ("ROUGE-L", "CIDEr-D", "CIDEr")}
+    return {name: float(np.maximum.reduceat(each[name], starts).mean()) for name in names_of_means()}
 
 
 def self_cider(several: Sequence[Sequence[Words]], idf_from: Sequence[Sequence[Words]]) -> list[float]:

@@ -123,6 +123,15 @@ class CaptionModel(torch.nn.Module, ABC):
         Pass either pixels or features.
         """
 
+    def generate_with_scores(
+        self, features: torch.Tensor, decoding: Decoding
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the tokens of `generate_captions`, and the mean log-probability per token of each caption (nats).
+
+        The scores are None if the architecture has no cheaper way to compute them than `likelihood`.
+        """
+        return self.generate_captions(None, features, decoding), None
+
     @abstractmethod
     def lora_targets(self, with_image_encoder: bool) -> str:
         """Return a regular expression for the full names of the linear layers that LoRA adapts.

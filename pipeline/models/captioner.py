@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,14 @@ from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
 from pipeline.models.precision import autocast, compute_dtype
 from pipeline.runtime.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A caption and its mean log-probability per token (nats)."""
+
+    text: str
+    score: float
 
 
 class Captioner:
@@ -79,27 +88,81 @@ class Captioner:
         sampled = self._generate(pictures, Decoding(samples=2 * count, top_p=0.9))
         return self._rank(pictures, [list(dict.fromkeys(captions)) for captions in sampled], count)
 
+    def prepare(self, picture: Image.Image) -> torch.Tensor:
+        """Return a picture at the size of the model's input, `(3, height, width)` uint8."""
+        return resize_and_crop(self._checkpoint.image_processor, [picture])[0]
+
+    @torch.inference_mode()
+    def scored(
+        self, prepared: Sequence[torch.Tensor], seeds: Sequence[int], *, count: int, beams: int, sampling: bool
+    ) -> list[list[Scored]]:
+        """Return up to `count` different captions per picture with their scores. A batch doesn't change an answer.
+
+        The likeliest caption by beam search comes first; the others are sampled (top-p 0.9) and ranked by score. With
+        `sampling` all are sampled, as in `several`. Sets torch's global seed.
+
+        Args:
+            prepared: pictures from `prepare`.
+            seeds: random seed of each picture's samples.
+            count: number of captions.
+            beams: width of beam search.
+            sampling: whether no caption comes from beam search.
+        """
+        resized = torch.stack(list(prepared))
+        pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
+        with autocast(self._device, self._dtype):
+            features = self._model.encode(pixels)
+        found: list[list[Scored]] = [[] for _ in seeds]
+        if not sampling:
+            found = self._generate_scored(resized, features, Decoding(beams=beams))
+        if sampling or count > 1:
+            for index, seed in enumerate(seeds):  # each by itself, so that its random draws are its own
+                torch.manual_seed(seed)
+                one, decoding = slice(index, index + 1), Decoding(samples=2 * count, top_p=0.9)
+                (samples,) = self._generate_scored(resized[one], features[one], decoding)
+                samples.sort(key=lambda caption: caption.score, reverse=True)
+                distinct: dict[str, Scored] = {}
+                for caption in found[index] + samples:
+                    distinct.setdefault(caption.text, caption)
+                found[index] = list(distinct.values())[:count]
+        return found
+
+    def _generate_scored(self, resized: torch.Tensor, features: torch.Tensor, decoding: Decoding) -> list[list[Scored]]:
+        """Return the captions of each picture with their scores, as they were generated."""
+        with autocast(self._device, self._dtype):
+            tokens, scores = self._model.generate_with_scores(features, decoding)
+        texts = self._decode(tokens, len(features))
+        if scores is None:
+            return self._scored(resized, texts)
+        numbers = iter(scores.tolist())
+        return [[Scored(text, next(numbers)) for text in captions] for captions in texts]
+
     def _rank(self, pictures: Sequence[Image.Image], captions: list[list[str]], count: int) -> list[list[str]]:
         """Return the `count` likeliest captions of each picture, the likeliest first."""
+        scored = self._scored(resize_and_crop(self._checkpoint.image_processor, pictures), captions)
+        ranked = [sorted(texts, key=lambda caption: caption.score, reverse=True) for texts in scored]
+        return [[caption.text for caption in texts[:count]] for texts in ranked]
+
+    def _scored(self, resized: torch.Tensor, captions: list[list[str]]) -> list[list[Scored]]:
+        """Return captions of resized pictures, `(pictures, 3, height, width)` uint8, with their scores."""
         tokens = caption_tokens(self._checkpoint, captions, self._model.max_tokens)
-        resized = resize_and_crop(self._checkpoint.image_processor, pictures)
         batch = collate(self._checkpoint, resized, tokens).to(self._device)
         assert batch.pixel_values is not None
         with autocast(self._device, self._dtype):
             means = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
-        likelihoods = iter(means.tolist())
-        ranked = [
-            sorted(texts, key={text: next(likelihoods) for text in texts}.__getitem__, reverse=True)
-            for texts in captions
-        ]
-        return [texts[:count] for texts in ranked]
+        scores = iter(means.tolist())
+        return [[Scored(text, next(scores)) for text in texts] for texts in captions]
 
     def _generate(self, pictures: Sequence[Image.Image], decoding: Decoding) -> list[list[str]]:
         """Return the captions of each picture."""
-        processor, tokenizer = self._checkpoint.image_processor, self._checkpoint.tokenizer
+        processor = self._checkpoint.image_processor
         pixels = normalize(processor, resize_and_crop(processor, pictures)).to(self._device)
         with autocast(self._device, self._dtype):
             tokens = self._model.generate_captions(pixels, None, decoding)
-        texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        each = len(texts) // len(pictures)
+        return self._decode(tokens, len(pictures))
+
+    def _decode(self, tokens: torch.Tensor, pictures: int) -> list[list[str]]:
+        """Return the texts of generated tokens, by picture."""
+        texts = [text.strip() for text in self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        each = len(texts) // pictures
         return [texts[i : i + each] for i in range(0, len(texts), each)]

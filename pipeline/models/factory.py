@@ -9,7 +9,6 @@ To add an architecture:
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
 from pipeline.config.sections.finetune import Scratch
+from pipeline.models import checkpoint_files
 from pipeline.models.base import Architecture, Checkpoint
 
 SCRATCH = "scratch"  # the name of a checkpoint that is created on the spot
@@ -77,7 +77,8 @@ def load(folder: Path) -> Checkpoint:
     """Load a checkpoint from a folder.
 
     Raises:
-        ConfigError: the folder has no checkpoint of a known architecture with safetensors weights, or it is damaged.
+        ConfigError: the folder has no checkpoint of a known architecture with safetensors weights, it is damaged, or
+            its parts do not fit each other.
     """
     model_type = _model_type(folder)
     if not any(folder.glob("*.safetensors")):
@@ -87,8 +88,11 @@ def load(folder: Path) -> Checkpoint:
         )
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # architectures check what it would warn about
+    checkpoint_files.check_json_sizes(folder)
     try:
-        return _ARCHITECTURES[model_type]().load(folder)
+        checkpoint = _ARCHITECTURES[model_type]().load(folder)
+        checkpoint_files.check_image_processor(folder, checkpoint)
+        return checkpoint
     except PipelineError:
         raise
     except Exception as error:  # the libraries raise many kinds, down to the safetensors reader's own
@@ -119,16 +123,11 @@ def self_check(folder: Path | None) -> None:
 
 def _model_type(folder: Path) -> str:
     config_file = folder / "config.json"
-    try:
-        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError:
-        raise ConfigError(f"{config_file}: not found; name a folder with a checkpoint") from None
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{config_file}: is no JSON object; download or copy the checkpoint again") from None
-    if model_type not in _ARCHITECTURES:
+    model_type = checkpoint_files.read_object(config_file).get("model_type")
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
         known = " or ".join(map(repr, _ARCHITECTURES))
         raise ConfigError(
-            f"{config_file}: model_type is {model_type!r}, not {known}; name a checkpoint of such a model, like"
-            " microsoft/git-base"
+            f"{config_file}: model_type is {str(model_type)[:80]!r}, not {known}; name a checkpoint of such a model,"
+            " like microsoft/git-base"
         )
-    return str(model_type)
+    return model_type

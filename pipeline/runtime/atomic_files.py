@@ -25,7 +25,7 @@ def swapped_in(*targets: Path) -> Iterator[tuple[Path, ...]]:
     places = tuple(target.parent / f".{target.name}{PARTIAL}" for target in targets)
     for target, place in zip(targets, places, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _recover(target)
+        recover(target)
         remove(place)
     try:
         yield places
@@ -60,11 +60,13 @@ def _swap(targets: Sequence[Path], places: Sequence[Path]) -> None:
         remove(_replaced(target))
 
 
-def _recover(target: Path) -> None:
-    """Restore the old folder if a run was killed between the two renames."""
-    if _replaced(target).exists() and not target.exists():
+def recover(target: Path) -> bool:
+    """Restore the old output if a run was killed between the two renames, else remove it; return whether it was."""
+    restored = _replaced(target).exists() and not target.exists()
+    if restored:
         _replaced(target).rename(target)
     remove(_replaced(target))
+    return restored
 
 
 def remove(path: Path) -> None:

@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from pipeline.config import paths
-from pipeline.config.errors import PipelineError, TemporaryError, is_out_of_memory
+from pipeline.config.errors import PipelineError, TemporaryError, is_disk_full, is_out_of_memory
 from pipeline.config.params import Params, load
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import write_json
+from pipeline.runtime.threads import wait_passively
 
 RESULT = "IMAGE_CAPTIONING_RESULT"  # environment: the file to which a command writes its result as JSON
 _GRACE_SECONDS = 60.0  # to write the state of a training
@@ -100,11 +101,12 @@ def execute(
         name: stands before every line that is printed.
         work: takes the params (nothing if `needs_params` is false), and returns the last line to print.
         lock: the name of the lock that keeps a second run out; None if any number may run.
-        prints: whether the last line is printed.
+        prints: whether the last line is printed, if it is not empty.
         needs_params: whether it runs in a workspace with a `params.yaml`.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
+    wait_passively()
     result = os.environ.pop(RESULT, None)  # what this starts must not write to it
     try:
         signal.signal(signal.SIGTERM, _terminate)
@@ -116,7 +118,7 @@ def execute(
             done = Done(done, None)
         if result:
             write_json(Path(result), done.result)
-        if prints:
+        if prints and done.line:
             print(f"{name}: {done.line}", flush=True)
         return 0
     except PipelineError as error:
@@ -127,7 +129,7 @@ def execute(
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(name, "out of memory; lower the batch size in params.yaml or free memory, then run again", 75)
-        if _is_disk_full(error):
+        if is_disk_full(error):
             where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
             message = f"the disk is full{where}; the outputs of the last good run are unchanged"
             return _fail(name, f"{message}; free some space, then run again", 75)
@@ -135,13 +137,6 @@ def execute(
             where = f"{error.filename}: " if error.filename else ""
             return _fail(name, f"{where}{error.strerror}; fix that, then run again", 75)
         raise
-
-
-# Safetensors and others raise their own exceptions for it, recognisable only by their message.
-def _is_disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in ("os error 28", "No space left on device", "disk is full"))
 
 
 def _fail(name: str, message: str, code: int) -> int:

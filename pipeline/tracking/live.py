@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config.errors import TemporaryError
-from pipeline.tracking import runs
+from pipeline.models.factory import SCRATCH
+from pipeline.tracking import run_metrics, runs
 
 
 class Live:
@@ -26,6 +27,7 @@ class Live:
     def __init__(self, experiment_name: str, training_key: str, params: Mapping[str, Any], name: str) -> None:
         self._stack = contextlib.ExitStack()
         self._run: runs.TrainingRun | None = None
+        self._reported = False
         with self._failures_reported():
             store = runs.client()
             experiment_id = runs.experiment(store, experiment_name)
@@ -33,6 +35,7 @@ class Live:
                 print(f"finetune: closed the MLflow run {dead}, whose process had died", file=sys.stderr)
             self._run = self._stack.enter_context(runs.training_run(store, experiment_id, training_key, {}, name))
             self._run.params(params)
+            self._run.reserve_metrics(run_metrics.expected(params.get("finetune.checkpoint") == SCRATCH))
             self._stack.enter_context(self._run.system_metrics())
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -60,7 +63,11 @@ class Live:
             yield
         except (*runs.FAILURES, TemporaryError) as error:
             self._run = None
+            if self._reported:
+                return
+            self._reported = True
+            why = runs.damage() or runs.first_line(error)
             print(
-                f"finetune: no live curves: {runs.first_line(error)} (training goes on; `register` will log the run)",
+                f"finetune: no live curves: {why} (training goes on; `register` will log the run)",
                 file=sys.stderr,
             )

@@ -22,16 +22,16 @@ from pipeline.config.params import Params
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.fingerprints import fingerprints_of, read_fingerprints
 from pipeline.evaluation.diversity import distinct_captions
-from pipeline.evaluation.gate import Verdict, check_metric, gain, verdict
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
-from pipeline.tracking import registry
+from pipeline.tracking import downloads, model_card, registry
+from pipeline.tracking.comparison import comparisons_of_version
+from pipeline.tracking.decision import AGAINST, AT, DECISION, REASONS
+from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
 
 _KEPT = 16  # files of captions; the newest stay
-# Tags of a version: the last decision about it, the reasons, and the time in whole seconds.
-DECISION, REASONS, AT = "gate.decision", "gate.reasons", "gate.at"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def promote(
     unless_rolled_back: bool = False,
     since: float = math.inf,
     dry_run: bool = False,
+    force: bool = False,
 ) -> Done:
     """Compare a version with the champion, and make it the champion if it is better.
 
@@ -62,6 +63,7 @@ def promote(
         since: if the challenger became champion after this time (seconds since 1970), report that promotion again:
             the run that decided it was cut off.
         dry_run: whether to change nothing.
+        force: whether to promote the version even if the rule is against it; the reasons are recorded all the same.
 
     Returns:
         the last line to print, and the report that is also written to reports/promote.json.
@@ -87,10 +89,13 @@ def promote(
             return _finish(
                 report or _report(model, "kept", champion, champion, ["it is already champion"], {}), dry_run
             )
-        if (challenger is None or unless_rolled_back) and registry.ROLLED_BACK in registry.tags(store, model, number):
+        rolled_back = registry.ROLLED_BACK in registry.tags(store, model, number)
+        if rolled_back and not force and (challenger is None or unless_rolled_back):
             reasons = [f"it was rolled back; compare it again with `--challenger {number}`"]
             return _finish(_report(model, "kept", number, champion, reasons, {}), dry_run)
         outcome, figures = _compare(store, params, number, champion)
+        if force and not outcome.promoted:
+            outcome = Verdict(True, ["forced with --force", *outcome.reasons])
         decision = "kept" if not outcome.promoted else "first" if champion is None else "promoted"
         report = _report(model, decision, number, champion, outcome.reasons, figures)
         if not dry_run:
@@ -128,6 +133,7 @@ def roll_back(params: Params, *, dry_run: bool = False) -> str:
         if not dry_run:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             registry.note(store, model, champion, {registry.ROLLED_BACK: now})
+            _describe(store, model, champion)
             registry.make_champion(store, model, int(before))
     return f"version {champion} {'would be' if dry_run else 'is'} rolled back: the champion is version {before} again"
 
@@ -156,6 +162,7 @@ def _apply(store: Any, report: dict[str, Any]) -> None:
     if report["decision"] != "kept":
         registry.make_champion(store, model, challenger)
         registry.forget(store, model, challenger, registry.ROLLED_BACK)
+        _describe(store, model, challenger)
 
 
 def _promoted_since(store: Any, model: str, champion: int, since: float) -> dict[str, Any] | None:
@@ -192,14 +199,19 @@ def _compare(
     roles = ("challenger", "champion")
     figures = {role: version.figures() for role, version in zip(roles, versions, strict=False)}
     difference = None if champion is None else gain(versions[0].statistics, versions[1].statistics, rule)
-    return verdict(rule, figures["challenger"]["distinct_captions"], len(compared), difference), figures
+    evaluated = comparisons_of_version(store, params.register_.model, challenger, rule.metric)
+    if not evaluated:
+        print(
+            f"promote: version {challenger} has no comparison with naive answers in its run; it is judged without one"
+        )
+    return verdict(rule, figures["challenger"]["distinct_captions"], len(compared), difference, evaluated), figures
 
 
 def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example]) -> set[int]:
     """Return the indices of test pictures that a version was trained on, or on a near-duplicate."""
     pictures, model, seen = fingerprints_of(test), params.register_.model, set()
     for number in numbers:
-        listed = registry.training_pictures(model, number)
+        listed = downloads.training_pictures(model, number, params.runtime.model_cache_gb)
         if listed is None:
             print(f"promote: version {number} has no list of its training pictures; all test pictures count for it")
         else:
@@ -229,7 +241,8 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
         return list(read_json(kept))
     from pipeline.models.captioner import Captioner
 
-    captioner = Captioner.from_folder(registry.checkpoint_of(f"models:/{model}/{number}"))
+    checkpoint = downloads.checkpoint_of(f"models:/{model}/{number}", params.runtime.model_cache_gb)
+    captioner = Captioner.from_folder(checkpoint)
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
     captions = captioner.caption_all(
@@ -274,13 +287,22 @@ def _record(store: Any, report: dict[str, Any]) -> None:
         "gate.test_sha256": report["test_sha256"],
         AT: datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    against = {} if champion is None else {"gate.against": str(champion)}
+    against = {} if champion is None else {AGAINST: str(champion)}
     if report["decision"] == "promoted":
         against[registry.BEFORE] = str(champion)
     registry.note(store, model, challenger, {**why, **against})
+    _describe(store, model, challenger)
     if champion is not None:
         outcome = "replaced" if report["decision"] == "promoted" else "stays"
-        registry.note(store, model, champion, {**why, DECISION: outcome, "gate.against": str(challenger)})
+        registry.note(store, model, champion, {**why, DECISION: outcome, AGAINST: str(challenger)})
+        _describe(store, model, champion)
+
+
+def _describe(store: Any, model: str, number: int) -> None:
+    """Bring the decision in the description of a version up to date with its tags."""
+    version = store.get_model_version(model, str(number))
+    text = model_card.description(version.description or "", dict(version.tags))
+    store.update_model_version(model, str(number), text)
 
 
 def _finish(report: dict[str, Any], dry_run: bool) -> Done:

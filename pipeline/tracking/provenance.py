@@ -11,8 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.config import paths
+from pipeline.config.errors import DataError
 from pipeline.config.params import Params, flatten
 from pipeline.data.dataset import read_examples
+from pipeline.runtime import dvc_files
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.runtime.import_closure import deciding
 from pipeline.tracking import registry, runs
@@ -42,9 +44,15 @@ def tags_of(training: Mapping[str, Any], model_sha256: str, params: Params) -> d
 
 
 def _dvc_hashes() -> dict[str, str]:
-    """Return DVC's hashes of the data set and of its raw sources, from `dvc.lock`."""
+    """Return DVC's hashes of the data set and of its raw sources, from `dvc.lock`.
+
+    Raises:
+        DataError: `dvc.lock` is cut off.
+    """
     if not paths.DVC_LOCK.is_file():
         return {"dvc": "no dvc.lock: run without DVC"}
+    if dvc_files.is_torn(paths.DVC_LOCK):
+        raise DataError(f"{paths.DVC_LOCK}: is cut off; `image-captioning doctor` mends this")
     stages = YAML(typ="safe", pure=True).load(paths.DVC_LOCK.read_text(encoding="utf-8")).get("stages", {})
     hashes: dict[str, str] = {}
     # dvc.lock keeps sources that are no longer used, so the data set decides which ones count.

@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import base64
 import binascii
+import numbers
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipeline.data.images import PictureError, decode
+from pipeline.data.images import OpenedPicture, PictureError
 from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
+DEFAULT_BEAMS, MAX_BEAMS = 3, 8
 _BATCH = 8
+_NO_WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
-def picture(value: Any, side: int) -> Image.Image:
+def picture(value: Any, side: int, budget: MemoryBudget) -> Image.Image:
     """Return the picture that a client sent, resized so that its shorter side has at most 2 x `side` pixels.
+
+    Its memory is reserved in `budget` while it is decoded.
 
     Raises:
         ValueError: it is not a valid picture; the message is for the client.
@@ -35,10 +42,11 @@ def picture(value: Any, side: int) -> Image.Image:
             head, _, value = value.partition(",")
             if not head.endswith(";base64"):
                 raise ValueError("a data: URL must be base64, like data:image/jpeg;base64,...")
-        if len(value) > MAX_BYTES * 4 // 3 + 4:
+        if len(value) > MAX_BYTES * 3 // 2:  # base64 with line breaks is 1.36 times as large
             raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
         try:
-            value = base64.b64decode(value, validate=True)
+            # GNU base64 breaks its output into lines.
+            value = base64.b64decode(value.translate(_NO_WHITE_SPACE), validate=True)
         except (binascii.Error, ValueError):
             raise ValueError("is not base64; send a picture's bytes in base64 or as a data: URL, not a path") from None
     if not isinstance(value, bytes | bytearray | memoryview):
@@ -46,11 +54,20 @@ def picture(value: Any, side: int) -> Image.Image:
     if len(value) > MAX_BYTES:
         raise ValueError(f"is larger than {MAX_BYTES // 2**20} MB")
     try:
-        image = decode(bytes(value), MAX_PIXELS, at_least=2 * side)
+        opened = OpenedPicture(bytes(value), MAX_PIXELS, at_least=2 * side)
+        with budget.reserve(opened.memory):
+            try:
+                return _reduced(opened, side)
+            finally:
+                opened.close()
     except PictureError as error:
         raise ValueError(str(error)) from None
+
+
+def _reduced(opened: OpenedPicture, side: int) -> Image.Image:
+    image = opened.decode()
     scale = 2 * side / min(image.size)
-    return image if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
+    return image.copy() if scale >= 1 else image.resize((round(image.width * scale), round(image.height * scale)))
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's class is untyped
@@ -58,11 +75,17 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint that is packaged with the model."""
+        return_large_blocks()
+        self._budget = MemoryBudget(bytes_of(0))
         self._captioner = Captioner.from_folder(Path(context.artifacts["checkpoint"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return one row per picture: its `caption`, or "" and the reason in `error`."""
-        beams = max(1, min(8, int((params or {}).get("beams", 3))))
+        """Return one row per picture: its `caption`, or "" and the reason in `error`.
+
+        Raises:
+            MlflowException: `params` has a wrong value. The server answers 400 with the message and no stack trace.
+        """
+        beams = _beams(params)
         values = list(model_input["image"])
         rows: list[dict[str, str]] = []
         for first in range(0, len(values), _BATCH):  # bounds the number of decoded pictures
@@ -73,12 +96,27 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
         rows, good = [], []
         for value in values:
             try:
-                good.append(picture(value, self._captioner.image_size))
+                good.append(picture(value, self._captioner.image_size, self._budget))
                 rows.append({"caption": "", "error": ""})
             except ValueError as error:
                 rows.append({"caption": "", "error": str(error)})
         captions = iter(self._captioner.caption(good, beams=beams) if good else [])
         return [row if row["error"] else {**row, "caption": next(captions)} for row in rows]
+
+
+def _beams(params: dict[str, Any] | None) -> int:
+    """Return the beam width that a client asks for.
+
+    Raises:
+        MlflowException: it is no whole number from 1 to `MAX_BEAMS`.
+    """
+    value = (params or {}).get("beams", DEFAULT_BEAMS)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and 1 <= int(value) <= MAX_BEAMS:
+        return int(value)
+    found = "null" if value is None else str(value)[:40]
+    raise MlflowException.invalid_parameter_value(
+        f"params.beams: found {found}; send a whole number from 1 to {MAX_BEAMS}"
+    )
 
 
 mlflow.models.set_model(CaptionModel())

@@ -6,7 +6,7 @@
     python -m pipeline.tracking.retention tidy --keep 8
 
 * `close` closes the MLflow runs of trainings that died.
-* `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` if there is none.
+* `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` without a champion.
 * `note` tags the version of this workspace's model with the commit of its data. If the version was created at or after
   SECONDS, it is also tagged as made by a retraining; a version that a person registered earlier is not.
 * `tidy` deletes old versions made by retrainings, with their files. It keeps the newest, those with an alias, and the
@@ -23,7 +23,7 @@ from pipeline.config.params import Params
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json
 from pipeline.runtime.entrypoint import Done
-from pipeline.tracking import registry
+from pipeline.tracking import deletion, registry
 
 COMMIT, BRANCH = "retrain.commit", "retrain.branch"  # tags of every version that a retraining handled
 MADE = "retrain.made"  # tag of versions that a retraining registered
@@ -87,13 +87,15 @@ def _tidy(params: Params, keep: int) -> Done:
     newest = {version.number for version in ours[-keep:]}
     old = [version for version in ours if version.number not in newest | named]
     for version in old:
-        registry.delete_version(store, name, version.number)
-    orphans = registry.delete_orphaned_models(store, runs.experiment(store, params.register_.experiment))
+        deletion.delete_version(store, name, version.number)
+    orphans = deletion.orphaned_models(store, runs.experiment(store, params.register_.experiment), of_a_day=True)
+    for logged in orphans:
+        deletion.delete_logged_model(store, logged.model_id)
     kept = [version for version in ours if version not in old]
     commits = [version.tags[COMMIT] for version in noted if version not in old]
     return Done(
-        f"deleted {len(old)} versions of {name} and {orphans} models without a version; kept {len(kept)} versions of"
-        f" retrainings ({', '.join(str(version.number) for version in kept) or 'none'})",
+        f"deleted {len(old)} versions of {name} and {len(orphans)} models without a version; kept {len(kept)} versions"
+        f" of retrainings ({', '.join(str(version.number) for version in kept) or 'none'})",
         {"commits": commits},
     )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import io
 import logging
+import math
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,42 +24,40 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported
 
 import mlflow
-import numpy as np
-from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.config import paths
-from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.config.errors import ConfigError, TemporaryError, is_disk_full
 from pipeline.runtime import process_identity
+from pipeline.tracking import database
 
 TRAINING_KEY = "training_key"
 RESTORED = "restored"  # a tag: `register` made the run from the files of a training
 
 _HEARTBEAT_SECONDS = 60
 _DEAD_AFTER_SECONDS = 15 * _HEARTBEAT_SECONDS
-_LOCK_SECONDS = 120
-_SQLITE = "sqlite:///"
-FAILURES = (MlflowException, OSError)  # raised if MLflow can't be reached
+_MACHINE = "machine/"  # prefix of the metrics of the machine
+FAILURES = (MlflowException, OSError, SQLAlchemyError)  # raised if MLflow can't be reached
 
 
 def client() -> mlflow.MlflowClient:
     """Return a client of the store; create and migrate our own SQLite file first.
 
     Raises:
-        TemporaryError: the store can't be reached.
+        TemporaryError: the store can't be reached, or its SQLite file is damaged.
+        ConfigError: the folder of its SQLite file does not exist.
     """
-    # Alembic logs every step of creating the tables.
+    # Alembic logs every step of creating the tables, and MLflow each failure with its traceback.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")
-    lock = _home() / paths.WORK / "locks" / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    if file := database.file_of(uri()):
+        database.check(file)
     try:
         # Several processes that create one SQLite file at once corrupt it, so they take turns.
-        with FileLock(lock, timeout=_LOCK_SECONDS):
+        with database.locked(_home()):
             store = mlflow.MlflowClient()
             store.search_experiments(max_results=1)
         return store
@@ -73,7 +72,8 @@ def uri() -> str:
 
 def _home() -> Path:
     """Return the folder of our own SQLite file and its artifacts; with a server, the current folder."""
-    return Path(uri().removeprefix(_SQLITE)).parent if uri().startswith(_SQLITE) else Path()
+    file = database.file_of(uri())
+    return file.parent if file else Path()
 
 
 def first_line(error: Exception) -> str:
@@ -86,7 +86,16 @@ def shown(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
+def damage() -> str | None:
+    """Return what is wrong with the SQLite file of the store, and what mends it; None if nothing is."""
+    file = database.file_of(uri())
+    why = database.damage(file, thorough=True) if file else None
+    return f"{file}: MLflow's database is damaged ({why}); {database.DOCTOR}" if why else None
+
+
 def _unreachable(error: Exception) -> TemporaryError:
+    if damaged := damage():
+        return TemporaryError(damaged)
     return TemporaryError(
         f"MLflow at {shown(uri())} can't be used ({first_line(error)}); start that server or"
         " set MLFLOW_TRACKING_URI to one that runs (unset: mlflow.db in this folder), then run it again"
@@ -98,15 +107,17 @@ def reachable() -> Iterator[None]:
     """Turn failures of MLflow into `TemporaryError`.
 
     Raises:
-        TemporaryError: MLflow failed within the block.
+        TemporaryError: MLflow failed within the block, or the disk is full.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is not None:  # an error of this machine's disk; errors of `requests` have no errno
+    except FAILURES as error:
+        if is_disk_full(error):
+            where = getattr(error, "filename", None) or database.fullest(_home(), Path(tempfile.gettempdir()))
+            raise TemporaryError(f"the disk is full at {where}; free some space, then run it again") from None
+        # An error of this machine's disk; errors of `requests` have no errno.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise _unreachable(error) from None
-    except MlflowException as error:
         raise _unreachable(error) from None
 
 
@@ -118,9 +129,14 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
     """
     found = store.get_experiment_by_name(name)
     if found is None:
-        own = uri().startswith(_SQLITE)
-        location = ((_home() / "mlartifacts").absolute() / name).as_uri() if own else None
-        return str(store.create_experiment(name, artifact_location=location))
+        own = database.file_of(uri())
+        location = ((own.parent / database.ARTIFACTS).absolute() / name).as_uri() if own else None
+        try:
+            return str(store.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = store.get_experiment_by_name(name)  # another process has just created it
     if found.lifecycle_stage != "active":
         raise ConfigError(
             f"params.yaml: register.experiment: the experiment {name} was deleted in MLflow; restore it"
@@ -130,17 +146,17 @@ def experiment(store: mlflow.MlflowClient, name: str) -> str:
 
 
 def find_run(store: mlflow.MlflowClient, experiment_id: str, training_key: str) -> Run | None:
-    """Return the run of a training, or None."""
-    runs = store.search_runs([experiment_id], f"tags.{TRAINING_KEY} = '{training_key}'", max_results=1)
-    return runs[0] if runs else None
+    """Return the run of a training, the oldest if there are several, or None."""
+    runs = store.search_runs([experiment_id], f"tags.{TRAINING_KEY} = '{training_key}'")
+    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
-    """Close the runs with status RUNNING whose process died, and return their names.
+def dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[Run]:
+    """Return the runs with status RUNNING whose process died.
 
     For runs of this host the process is checked, for runs of other hosts the heartbeat.
     """
-    closed = []
+    found = []
     for run in store.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         tags = run.data.tags
         if "process" not in tags:
@@ -149,11 +165,22 @@ def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]
             dead = not process_identity.is_alive(tags["process"])
         else:
             dead = time.time() - float(tags.get("heartbeat", 0)) > _DEAD_AFTER_SECONDS
-        if dead:
-            store.set_tag(run.info.run_id, "closed_because", "its process died")
-            store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
-            closed.append(run.info.run_name or run.info.run_id)
-    return closed
+        found += [run] if dead else []
+    return found
+
+
+def close(store: mlflow.MlflowClient, run: Run) -> None:
+    """Close a run whose process died."""
+    store.set_tag(run.info.run_id, "closed_because", "its process died")
+    store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
+
+
+def close_dead_runs(store: mlflow.MlflowClient, experiment_id: str) -> list[str]:
+    """Close the runs with status RUNNING whose process died, and return their names."""
+    dead = dead_runs(store, experiment_id)
+    for run in dead:
+        close(store, run)
+    return [run.info.run_name or run.info.run_id for run in dead]
 
 
 def _user() -> str:
@@ -204,6 +231,13 @@ class TrainingRun:
         now = int(time.time() * 1000)
         self._store.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
 
+    def reserve_metrics(self, names: Sequence[str]) -> None:
+        """Log NaN for metrics without a value: MLflow's page of a run shows metrics in the order of their first values.
+
+        `replace_metrics` gives them their values.
+        """
+        self.metrics(dict.fromkeys(names, math.nan))
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Set the tags that the run does not have yet: the origin of a training does not change."""
         self._store.log_batch(self.id, tags=[RunTag(k, v) for k, v in values.items() if k not in self._tags])
@@ -218,11 +252,20 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def system_metrics(self) -> Iterator[None]:
-        """Log this machine's CPU, memory, disk, network and GPUs every ten seconds until the block ends."""
+        """Log this machine's CPU, memory and GPUs every ten seconds until the block ends.
+
+        MLflow shows metrics below `system/` above all others, so these have another prefix.
+        """
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # start and stop messages
-        monitor = SystemMetricsMonitor(self.id, resume_logging=True)
+        monitor = SystemMetricsMonitor(self.id)
+        monitor.monitors = [m for m in monitor.monitors if not isinstance(m, DiskMonitor | NetworkMonitor)]
+        # Private attributes: there is no public way to choose the prefix. tests/tracking/test_runs.py checks them.
+        monitor._metrics_prefix = _MACHINE
+        monitor._logging_step = monitor._get_next_logging_step(self.id)
         monitor.start()
         try:
             yield
@@ -245,16 +288,6 @@ class TrainingRun:
     def _has(self, name: str) -> bool:
         return any(found.path == name for found in self._store.list_artifacts(self.id))
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Log a table, unless the run already has one of that name; bytes are shown as pictures."""
-        if self._has(name):
-            return  # log_table would append the rows again
-        shown = {
-            key: [mlflow.Image(_array(value)) if isinstance(value, bytes) else value for value in values]
-            for key, values in columns.items()
-        }
-        self._store.log_table(self.id, shown, name)
-
     def _last(self, key: str) -> int:
         if key not in self._last_step:
             history = self._store.get_metric_history(self.id, key) if key in self._had else []
@@ -262,14 +295,14 @@ class TrainingRun:
         return self._last_step[key]
 
 
-def _array(picture: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(picture)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 @contextlib.contextmanager
 def training_run(
-    store: mlflow.MlflowClient, experiment_id: str, training_key: str, tags: Mapping[str, str], name: str = ""
+    store: mlflow.MlflowClient,
+    experiment_id: str,
+    training_key: str,
+    tags: Mapping[str, str],
+    name: str = "",
+    settle_seconds: float = 0.0,
 ) -> Iterator[TrainingRun]:
     """Yield the run of a training, open for writing: the existing one, or a new one with `name` and `tags`.
 
@@ -281,17 +314,18 @@ def training_run(
         training_key: identifies the training.
         tags: tags of a new run.
         name: name of a new run, see `run_name` (default: the start of the training key).
+        settle_seconds: how long to wait for runs that other machines create at the same time; all use the oldest.
     """
-    process = {
-        "host": socket.gethostname(),
-        "process": process_identity.identity(),
-        "heartbeat": f"{time.time():.0f}",
-    }
+    process = {"host": socket.gethostname(), "process": process_identity.identity(), "heartbeat": f"{time.time():.0f}"}
     run = find_run(store, experiment_id, training_key)
     if run is None:
         who = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline.finetune"}
         all_tags = {**who, **tags, TRAINING_KEY: training_key, **process}
-        run = store.create_run(experiment_id, run_name=name or training_key[:8], tags=all_tags)
+        made = store.create_run(experiment_id, run_name=name or training_key[:8], tags=all_tags)
+        time.sleep(settle_seconds)
+        run = find_run(store, experiment_id, training_key) or made
+        if run.info.run_id != made.info.run_id:
+            store.delete_run(made.info.run_id)
     else:
         store.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         for key, value in process.items():

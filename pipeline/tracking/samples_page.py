@@ -14,13 +14,16 @@ _REFERENCES = 5  # shown per picture
 _SIDE = 224  # pixels
 
 
-def render(examples: Sequence[Example], reader: PictureReader, captions: Sequence[Sequence[str]]) -> str:
+def render(
+    examples: Sequence[Example], reader: PictureReader, captions: Sequence[Sequence[str]], best_epoch: int
+) -> str:
     """Return the page of the first examples, as many as have captions.
 
     Args:
         examples: the validation split.
         reader: reads their pictures.
         captions: `captions[e][i]` is the caption of example i after epoch e + 1.
+        best_epoch: the epoch whose weights are kept; the page marks its captions.
     """
     shown = [
         {
@@ -30,4 +33,4 @@ def render(examples: Sequence[Example], reader: PictureReader, captions: Sequenc
         }
         for i, example in enumerate(examples[: len(captions[-1])])
     ]
-    return templates.render(_TEMPLATE, shown=shown, epochs=len(captions))
+    return templates.render(_TEMPLATE, shown=shown, epochs=len(captions), best_epoch=best_epoch)

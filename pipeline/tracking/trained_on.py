@@ -9,19 +9,34 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
 from pipeline.data import images
 from pipeline.data.fingerprints import PictureFingerprints, ingested_fingerprints, read_fingerprints
 from pipeline.data.near_duplicates import Fingerprints
-from pipeline.tracking import registry
+from pipeline.tracking import downloads, registry
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
-def report_versions(params: Params, pictures: Sequence[str]) -> str:
-    """Print which versions were trained on each picture, and return the last line to print.
+class FoundVersions(NamedTuple):
+    """Which versions were trained on pictures.
+
+    Attributes:
+        pictures: for each picture its SHA-256, the versions trained on it, and those trained on a near-duplicate.
+        versions: how many versions were checked.
+        unknown: versions without a list of training pictures.
+    """
+
+    pictures: list[tuple[str, list[int], list[int]]]
+    versions: int
+    unknown: list[int]
+
+
+def find_versions(params: Params, pictures: Sequence[str]) -> FoundVersions:
+    """Return which registered versions were trained on each picture.
 
     Args:
         params: all of params.yaml.
@@ -36,9 +51,11 @@ def report_versions(params: Params, pictures: Sequence[str]) -> str:
     model = params.register_.model
     with runs.reachable():
         lists = {
-            number: registry.training_pictures(model, number) for number in registry.versions(runs.client(), model)
+            number: downloads.training_pictures(model, number, params.runtime.model_cache_gb)
+            for number in registry.versions(runs.client(), model)
         }
     known = {number: read_fingerprints(path) for number, path in lists.items() if path}
+    found = []
     for name in pictures:
         picture = _look_up(name, [*known.values(), ingested_fingerprints()], params)
         (sha256,) = picture.sha256s
@@ -48,14 +65,22 @@ def report_versions(params: Params, pictures: Sequence[str]) -> str:
             for number, trained in known.items()
             if number not in exactly and trained.matches(picture, params.build.near_duplicate_bits)
         ]
+        found.append((sha256, exactly, nearly))
+    return FoundVersions(found, len(lists), [number for number in lists if number not in known])
+
+
+def report_versions(params: Params, pictures: Sequence[str]) -> str:
+    """Print which versions were trained on each picture, and return the last line to print; see `find_versions`."""
+    found = find_versions(params, pictures)
+    for name, (sha256, exactly, nearly) in zip(pictures, found.pictures, strict=True):
         print(
             f"{name} ({sha256[:12]}...): trained on it: {_numbers(exactly)};"
             f" trained on a near-duplicate: {_numbers(nearly)}"
         )
-    unknown = [f"{number}" for number in lists if number not in known]
+    unknown = ", ".join(map(str, found.unknown))
     return (
-        f"checked {len(lists)} versions of {model}"
-        + (f" (versions {', '.join(unknown)} have no list of training pictures)" if unknown else "")
+        f"checked {found.versions} versions of {params.register_.model}"
+        + (f" (versions {unknown} have no list of training pictures)" if unknown else "")
         + "; to stop using a picture, add it to ingest.exclude and run `dvc repro`"
     )
 

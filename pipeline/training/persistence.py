@@ -1,19 +1,38 @@
-"""Saving and restoring a training's state: weights, optimizer, schedule, position and every random state."""
+"""A training's state, and how it is saved and restored: position, weights, optimizer, schedule and random states."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from pipeline.runtime.state_store import StateStore
 from pipeline.training.history import EpochMetrics
 from pipeline.training.processes import Processes
-from pipeline.training.state import StateStore, TrainingState
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass
+class TrainingState:
+    """The position of a training, and its results so far; saved with the weights, optimizer and random states.
+
+    Attributes:
+        step: optimizer steps taken.
+        epochs: metrics of the completed epochs.
+        loss_sum: summed loss of the current epoch, nats.
+        tokens: tokens in that sum.
+        samples: for each completed epoch, generated captions of the first validation pictures.
+    """
+
+    step: int = 0
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    loss_sum: float = 0.0
+    tokens: int = 0
+    samples: list[list[str]] = field(default_factory=list)
 
 
 def save_state(

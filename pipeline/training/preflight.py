@@ -10,8 +10,8 @@ from typing import NoReturn
 import torch
 
 from pipeline.config.errors import ConfigError, is_out_of_memory
+from pipeline.runtime.torch_memory import peak_memory
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
-from pipeline.training.memory import peak_memory
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.trainer import Trainer
 

@@ -31,12 +31,12 @@ from pipeline.models.weights import weights_hash
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import remove, sha256_of, write_json
 from pipeline.runtime.import_closure import deciding
+from pipeline.runtime.state_store import StateStore
+from pipeline.runtime.torch_memory import keep_freed_memory
 from pipeline.training import preflight
 from pipeline.training.data import open_pictures, read_splits
 from pipeline.training.history import write_history
-from pipeline.training.memory import keep_freed_memory
 from pipeline.training.processes import Processes
-from pipeline.training.state import StateStore
 from pipeline.training.trainer import StoppedError, Trainer, TrainingLogger
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
@@ -86,7 +86,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     dtype = compute_dtype(settings.precision, processes.device)
     computed_in = describe(processes.device, dtype, processes.world)
     if processes.is_first:
-        print(f"finetune: computes in {computed_in}")
+        print(f"finetune: computes in {computed_in}, {_threads()}")
     start = None if settings.checkpoint == factory.SCRATCH else locate(settings.checkpoint, settings.revision)
     factory.self_check(start)
     train, validation = read_splits(settings.validation_captions)
@@ -107,6 +107,12 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     if processes.is_first:
         print(f"finetune: {forecast}")
     return Session(trainer, facts, folder)
+
+
+def _threads() -> str:
+    """Return how many CPU threads compute, and how they wait for each other."""
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    return f"CPU threads: {torch.get_num_threads()}{f' (OMP_WAIT_POLICY={policy})' if policy else ''}"
 
 
 def resume(session: Session) -> None:
@@ -142,20 +148,24 @@ def fit(session: Session, logger: TrainingLogger) -> None:
                 raise TemporaryError("another process of this training was asked to stop; run it again") from None
 
 
-def write(session: Session, folder: Path, report: Path, history: Path) -> None:
-    """Write the best epoch's checkpoint, the report and the history."""
+def write(session: Session, folder: Path, report: Path, metrics: Path, history: Path) -> None:
+    """Write the best epoch's checkpoint, the report, the metrics that `dvc metrics` shows, and the history."""
     trainer, best = session.trainer, session.trainer.best_epoch
     shutil.copytree(StateStore(session.folder).best, folder)
     write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch})
     write_history(history, trainer.state.epochs)
+    shown = {
+        "best_epoch": best.epoch,
+        "train_loss": best.train_loss,
+        "validation_loss": best.validation_loss,
+        "validation_CIDEr-D": None if math.isnan(best.validation_cider) else best.validation_cider,
+    }
+    write_json(metrics, shown)
     write_json(
         report,
         {
-            "best_epoch": best.epoch,
+            **shown,
             "best_by": "CIDEr-D" if trainer.selects_by_cider else "loss",
-            "train_loss": best.train_loss,
-            "validation_loss": best.validation_loss,
-            "validation_CIDEr-D": None if math.isnan(best.validation_cider) else best.validation_cider,
             "parameters": trainer.parameters,
             "trained_parameters": trainer.trained_parameters,
             "model_sha256": weights_hash(folder),

@@ -24,14 +24,14 @@ from pipeline.models.base import Checkpoint
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.lora import inject_lora, merged_weights
 from pipeline.runtime.progress import progress_bar
+from pipeline.runtime.state_store import StateStore
+from pipeline.runtime.torch_memory import memory_in_use
 from pipeline.training.data import TrainingData
 from pipeline.training.history import EpochMetrics, best_by_cider
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
-from pipeline.training.memory import memory_in_use
 from pipeline.training.optimization import CaptionLoss, adamw
-from pipeline.training.persistence import load_state, save_state
+from pipeline.training.persistence import TrainingState, load_state, save_state
 from pipeline.training.processes import Processes
-from pipeline.training.state import StateStore, TrainingState
 from pipeline.training.validation import Validation
 
 LOG_STEPS = 10  # steps between two logged values of step metrics
@@ -46,8 +46,8 @@ class TrainingLogger(Protocol):
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Log metrics of a step or an epoch."""
 
-    def samples(self, captions: Sequence[Sequence[str]]) -> None:
-        """Show captions of the first validation pictures, for each completed epoch."""
+    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
+        """Show captions of the first validation pictures, for each completed epoch; `best_epoch` is the kept one."""
 
 
 class StoppedError(Exception):
@@ -126,7 +126,7 @@ class Trainer:
                 with self._store.new_best() as folder:
                     self.checkpoint.save(folder, merged_weights(self.model) if self.settings.lora.rank else None)
             logger.metrics(metrics.metrics(), epoch)
-            logger.samples(state.samples)
+            logger.samples(state.samples, self.best_epoch.epoch)
             if self.processes.is_first:
                 bar.write(metrics.log_line(self.settings.epochs))
             self._write_state_if_due()

@@ -186,7 +186,7 @@ def test_meteor_and_spice_are_not_computed_without_java_or_models(
     command(*files, java=True)
     assert capsys.readouterr().out.count("not computed: needs Java") == 2
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/java")
-    monkeypatch.setattr("pipeline.evaluation.java._computed", lambda name, people, said: float("no number"))
+    monkeypatch.setattr("pipeline.commands.java_metrics._computed", lambda name, people, said: float("no number"))
     command(*files, java=True)
     out = capsys.readouterr().out
     assert "METEOR            not computed: pycocoevalcap failed: could not convert string to float" in out

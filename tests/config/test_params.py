@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ def test_the_shipped_params_are_valid() -> None:
         ("finetune.freeze", "image_encoder", ["finetune", "random weights of `scratch`", "none"]),
         ("finetune.precision", "float16", ["finetune.precision", "'bfloat16'"]),
         ("build.test", 0.95, ["build", "nothing to train on"]),
+        ("ingest.max_pixels", 10**9, ["ingest.max_pixels", "less than or equal to 500000000"]),
+        ("runtime.memory_gb", -1, ["runtime.memory_gb", "greater than or equal to 0"]),
         ("ingest.sources", [], ["ingest.sources", "at least 1 item"]),
         ("ingest.sources", ["../outside"], ["ingest.sources.0", "'../outside'"]),
         ("ingest.sources", ["a", "a"], ["ingest", "twice"]),
@@ -76,6 +80,64 @@ def test_no_yaml_and_no_file_are_told(workspace: Path) -> None:
         params.load()
     (workspace / "params.yaml").unlink()
     with pytest.raises(ConfigError, match="not found"):
+        params.load()
+
+
+def bomb() -> str:
+    """Nine levels of ten aliases each: a billion values in 600 bytes."""
+    levels = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for above, name in itertools.pairwise("abcdefghi"):
+        levels.append(f"{name}: &{name} [{', '.join([f'*{above}'] * 10)}]")
+    return "\n".join(levels)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ingest: " + "[" * 10_000, "line 1: is nested more than 32 deep"),
+        ("\n".join(" " * level + "a:" for level in range(10_000)), "is larger than 256 kB"),
+        ("\n".join(" " * level + "a:" for level in range(700)), "line 33: is nested more than 32 deep"),
+        ("finetune:\n  seed: " + "9" * 5000, "is not valid YAML: Exceeds the limit"),
+        (bomb(), "line 4: the file has more than 10,000 values, aliases included"),
+        ("a: &a [*a]", "unknown key"),
+        ("a: &a\n  b: *a", "unknown key"),
+        ("a: 2026-02-30", "is not valid YAML"),
+        ("a: [" + "x, " * 20_000 + "]", "line 1: the file has more than 10,000 values"),
+        ("\n".join(f"key{number}: 1" for number in range(4000)), "more wrong values"),
+    ],
+)
+def test_a_hostile_file_is_refused_in_one_short_line(workspace: Path, text: str, words: str) -> None:
+    (workspace / "params.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=words) as caught:
+        params.load()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 5000
+    assert time.monotonic() - start < 5
+
+
+def test_a_long_value_is_shortened_in_the_message(workspace: Path) -> None:
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("  seed: 17\n", f"  seed: {'9' * 4000}\n"))
+    with pytest.raises(ConfigError, match=r"finetune\.seed: found 9{100} \.\.\.; input should be less than"):
+        params.load()
+
+
+def test_aliases_are_allowed(workspace: Path) -> None:
+    text = (workspace / "params.yaml").read_text()
+    assert "  validation: 0.1\n" in text
+    text = text.replace("  validation: 0.1\n", "  validation: &fraction 0.1\n").replace(
+        "  test: 0.15", "  test: *fraction"
+    )
+    (workspace / "params.yaml").write_text(text)
+    assert params.load().build.test == 0.1
+
+
+def test_a_folder_in_place_of_the_file_is_reported(workspace: Path) -> None:
+    (workspace / "params.yaml").unlink()
+    (workspace / "params.yaml").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
         params.load()
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer that coco-caption runs, for tests to hold ours against: needs Java and `pycocoevalcap`."""
+"""The Java tokenizer that coco-caption runs, to compare ours with; needs Java and `pycocoevalcap`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PUNCTUATION = ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?
 
 
 def needed() -> Path:
-    """The jar; where there is none, or no Java, the test is skipped."""
+    """Return the path of the jar; skip the test without it or without Java."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations or shutil.which("java") is None:
         pytest.skip("needs Java and pycocoevalcap 1.2 (pip install --no-deps pycocoevalcap==1.2)")
@@ -23,11 +23,11 @@ def needed() -> Path:
 
 
 def tokenized(captions: Sequence[str], apart: bool = True) -> list[list[str]]:
-    """The words of captions, none of which has a line separator.
+    """Return the words of each caption.
 
     Args:
-        captions: a line each.
-        apart: put a line between them, so that none depends on the one after it.
+        captions: texts without line separators.
+        apart: whether to put a line between captions, so that none depends on the next.
     """
     jar = needed()
     lines = [line for caption in captions for line in ((caption, "q") if apart else (caption,))]

@@ -40,14 +40,14 @@ PIECES = [piece.replace("~", " ") for line in _TEXT.strip("\n").split("\n") for 
 
 
 def mutated(caption: str, rng: random.Random) -> str:
-    """The caption with one to four changes: mostly a piece put in, with or without spaces."""
+    """Return the caption with one to four random changes, mostly an inserted piece with or without spaces."""
     for _ in range(rng.randint(1, 4)):
-        caption = rng.choices((_with_piece, _with_signs, _otherwise_written), (6, 2, 2))[0](caption, rng)
+        caption = rng.choices((_with_piece, _with_signs, _with_other_characters), (6, 2, 2))[0](caption, rng)
     return caption
 
 
-def soup(rng: random.Random) -> str:
-    """Pieces and signs side by side, mostly without a space."""
+def random_pieces(rng: random.Random) -> str:
+    """Return random pieces and signs, mostly without spaces between them."""
     return "".join(
         rng.choice(PIECES if rng.random() < 0.7 else _SIGNS) + rng.choice(("", " ", ""))
         for _ in range(rng.randint(1, 7))
@@ -71,7 +71,7 @@ def _with_signs(caption: str, rng: random.Random) -> str:
     return caption[:place] + signs + caption[place + rng.randint(0, 1) :]
 
 
-def _otherwise_written(caption: str, rng: random.Random) -> str:
+def _with_other_characters(caption: str, rng: random.Random) -> str:
     changes = (
         str.upper,
         str.title,

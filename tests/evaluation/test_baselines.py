@@ -11,12 +11,12 @@ def example(*captions: str) -> Example:
     return Example("x.jpg", list(captions), "0" * 64, ["s"], ["o"])
 
 
-def test_the_most_frequent_caption_of_equals_the_first_in_the_alphabet() -> None:
+def test_ties_for_the_most_frequent_caption_go_to_the_first_in_the_alphabet() -> None:
     assert baselines.most_frequent([example("b", "c"), example("c"), example("b", "a")]) == "b"
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
-def test_the_nearest_picture_is_found_whatever_the_chunk(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_the_chunk_size_does_not_change_the_nearest_picture(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(baselines, "_CHUNK", chunk)
     train = [example("red"), example("green"), example("blue")]
     pictures = [jpeg("red"), jpeg("green"), jpeg("blue")]

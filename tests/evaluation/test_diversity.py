@@ -7,6 +7,7 @@ import pytest
 from pipeline.evaluation import diversity
 from pipeline.evaluation.diversity import best_of, emoji_of, hashtags_of, mutual_bleu, recall, self_cider, wording
 from pipeline.evaluation.metrics.cider import cider, cider_d
+from pipeline.evaluation.metrics.registry import METRICS, Metric
 from pipeline.evaluation.metrics.rouge_l import rouge_l
 
 PEOPLE = [["a red dog runs".split()], ["two blue cats sit here".split()], ["an old green boat".split()]]
@@ -19,7 +20,7 @@ def test_distinct_n_grams_by_hand() -> None:
     assert diversity.distinct([[], ["a"]], 2) == 0
 
 
-def test_captions_are_the_same_by_their_words() -> None:
+def test_captions_with_the_same_words_count_as_one() -> None:
     assert wording(["A dog!", "a dog", "a cat"], [["x"]] * 3)["distinct_captions"] == 2 / 3
 
 
@@ -28,11 +29,11 @@ def test_length_counts_words() -> None:
     assert diversity.mean_length([]) == 0
 
 
-def test_unknown_words_are_told_by_a_predicate() -> None:
+def test_a_predicate_decides_which_words_are_unknown() -> None:
     assert diversity.unknown_share(["a dgo".split(), "a cat".split()], {"a", "cat", "dog"}.__contains__) == 1 / 4
 
 
-def test_copies_are_told_by_their_words_and_a_caption_without_words_copies_nothing() -> None:
+def test_copies_have_the_same_words_and_an_empty_caption_is_no_copy() -> None:
     found = wording(["A dog.", "a cat runs", ""], [["x"]] * 3, training=["a dog", "a cat", ""])
     assert found["copied"] == 1 / 3
     assert found["unknown_words"] == 1 / 5
@@ -44,7 +45,7 @@ def test_emoji_and_hashtags_are_found_in_texts() -> None:
     assert hashtags_of("#Love #love#sea ＃x #1 # and#me") == {"love", "sea", "x", "me"}
 
 
-def test_recall_is_that_of_the_best_reference_and_only_of_pictures_that_have_any() -> None:
+def test_recall_uses_the_best_reference_and_skips_pictures_without_any() -> None:
     captions = ["at sea 🌊", "so good", "here ✨ 🌊"]
     references = [["sea 🌊 ☀️", "waves 🌊"], ["nothing"], ["✨ 🌿"]]
     assert recall(captions, references, emoji_of) == (1 + 1 / 2) / 2
@@ -60,11 +61,21 @@ def test_the_best_of_several_captions_counts() -> None:
     assert found["ROUGE-L"] == pytest.approx((1 + 0 + rouge_l("an old boat".split(), PEOPLE[2])) / 3)
 
 
-def test_self_cider_is_zero_for_copies_one_for_strangers_and_between_for_relatives() -> None:
+def test_the_best_of_several_is_computed_for_every_metric_that_scores_single_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(METRICS, "Length", Metric(lambda corpus: corpus.candidate_lengths))
+    found = best_of([[["a"], ["a", "dog"]], [["a"] * 4], [["x"]]], PEOPLE)
+    assert {"ROUGE-L", "CIDEr-D", "CIDEr", "Length"} <= set(found)
+    assert "BLEU-4" not in found
+    assert found["Length"] == pytest.approx((2 + 4 + 1) / 3)
+
+
+def test_self_cider_is_zero_for_identical_captions_one_for_unrelated_ones_and_between_for_similar_ones() -> None:
     copies = ["a red dog runs".split()] * 3
-    strangers = ["a red dog runs".split(), "two blue cats sit".split(), "an old green boat".split()]
-    relatives = ["a red dog runs".split(), "a red dog sits".split(), "a red boat".split()]
-    same, different, between = self_cider([copies, strangers, relatives], PEOPLE)
+    unrelated = ["a red dog runs".split(), "two blue cats sit".split(), "an old green boat".split()]
+    similar = ["a red dog runs".split(), "a red dog sits".split(), "a red boat".split()]
+    same, different, between = self_cider([copies, unrelated, similar], PEOPLE)
     assert same == pytest.approx(0, abs=1e-6)
     assert different == pytest.approx(1, abs=1e-6)
     assert 0.1 < between < 0.9
@@ -83,14 +94,14 @@ def test_captions_without_words_do_not_differ() -> None:
     assert self_cider([[[], []]], PEOPLE) == [0]
 
 
-def test_mutual_bleu_is_one_for_copies_and_none_for_strangers() -> None:
+def test_mutual_bleu_is_one_for_identical_captions_and_zero_for_unrelated_ones() -> None:
     copies = [["a red dog runs fast".split()] * 3] * 2
-    strangers = [["a red dog runs fast".split(), "two blue cats sit here".split()]]
+    unrelated = [["a red dog runs fast".split(), "two blue cats sit here".split()]]
     assert mutual_bleu(copies) == pytest.approx(1, abs=1e-6)
-    assert mutual_bleu(strangers) == pytest.approx(0, abs=1e-6)
+    assert mutual_bleu(unrelated) == pytest.approx(0, abs=1e-6)
 
 
-def test_one_caption_alone_has_no_diversity() -> None:
+def test_diversity_needs_two_captions() -> None:
     with pytest.raises(ValueError, match="two or more captions"):
         self_cider([[["a"]]], PEOPLE)
     with pytest.raises(ValueError, match="two or more captions"):

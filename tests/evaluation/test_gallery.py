@@ -20,14 +20,14 @@ def page(caption: str, name: str = "1.jpg", versus: str | None = None) -> str:
     return gallery.render([shown], SCORES, ends, 1234, "A title", "model", versus)
 
 
-def test_a_strangers_caption_can_not_become_part_of_the_page() -> None:
+def test_captions_and_names_are_escaped() -> None:
     html = page('<script>alert(1)</script>"><img src=x onerror=y>', name='"><script>alert(2)</script>')
     assert html.count("<script") == 1
     assert "onerror=y>" not in html
     assert "&lt;script&gt;" in html
 
 
-def test_the_page_is_whole_and_loads_nothing() -> None:
+def test_the_page_is_complete_and_loads_nothing() -> None:
     html = page("x")
     assert "1,234 pictures" in html
     assert "1.250<small>0.10 to 1.50</small>" in html
@@ -42,7 +42,7 @@ def test_the_page_runs_its_own_script_and_no_other() -> None:
     assert "default-src 'none'" in html
 
 
-def test_each_card_tells_the_gain_where_there_is_something_to_gain_on() -> None:
+def test_cards_show_the_gain_if_there_is_a_system_to_compare_with() -> None:
     compared, alone = page("x", versus="before"), page("x")
     assert 'data-score="1.0" data-gain="0.75"' in compared
     assert '<b class="up">+0.75</b>' in compared
@@ -51,7 +51,7 @@ def test_each_card_tells_the_gain_where_there_is_something_to_gain_on() -> None:
     assert "most worsened first" not in alone
 
 
-def test_of_many_pictures_those_that_tell_most_are_shown() -> None:
+def test_the_best_worst_most_improved_and_most_worsened_pictures_are_selected() -> None:
     scores = [5.0, 1.0, 9.0, 4.0, 4.5, 0.5, 4.0, 4.0]
     gains = [0.0, 0.0, 0.0, 3.0, -2.0, 0.0, 2.5, 0.0]
     assert gallery.select(scores, gains, 4) == [2, 3, 4, 5]
@@ -64,7 +64,7 @@ def test_an_empty_caption_is_shown_as_such() -> None:
 
 
 @pytest.mark.parametrize(("pictures", "size"), [(1, (272, 394)), (4, (1088, 394)), (6, (1088, 788))])
-def test_a_contact_sheet_has_a_cell_a_picture(pictures: int, size: tuple[int, int]) -> None:
+def test_a_contact_sheet_has_one_cell_per_picture(pictures: int, size: tuple[int, int]) -> None:
     items = [
         (jpeg("red", (40 + k, 30)), {"model": "word " * 200, "people": "\N{CAMERA} #sea"}) for k in range(pictures)
     ]

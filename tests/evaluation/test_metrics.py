@@ -1,4 +1,4 @@
-"""The scores against what coco-caption and nlg-eval published, what pycocoevalcap computes, and by hand."""
+"""Scores compared with published ones of coco-caption and nlg-eval, with pycocoevalcap, and with values by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def words(caption: str) -> list[str]:
     return [word for word in caption.split(" ") if word]
 
 
-def test_scores_of_a_corpus_and_of_each_picture_are_those_that_pycocoevalcap_gave() -> None:
+def test_scores_of_a_corpus_and_of_each_picture_equal_those_of_pycocoevalcap() -> None:
     recorded = json.loads(RECORDED.read_text())
     candidates = [words(candidate) for candidate, _ in recorded["corpus"]]
     references = [[words(reference) for reference in several] for _, several in recorded["corpus"]]
@@ -41,7 +41,7 @@ def test_scores_of_a_corpus_and_of_each_picture_are_those_that_pycocoevalcap_gav
 
 @pytest.mark.java
 @pytest.mark.parametrize("seed", range(40))
-def test_scores_of_random_corpora_are_pycocoevalcaps(seed: int) -> None:
+def test_scores_of_random_corpora_equal_those_of_pycocoevalcap(seed: int) -> None:
     if importlib.util.find_spec("pycocoevalcap") is None:
         pytest.skip("needs pycocoevalcap 1.2 (pip install --no-deps pycocoevalcap==1.2)")
     from pycocoevalcap.bleu.bleu import Bleu
@@ -71,7 +71,7 @@ def test_scores_of_random_corpora_are_pycocoevalcaps(seed: int) -> None:
 
 
 @pytest.mark.real
-def test_coco_captions_published_scores_are_met_to_their_last_digit() -> None:
+def test_published_scores_of_coco_caption_are_reproduced_to_the_last_digit() -> None:
     folder = ORACLE / "coco_val2014_fakecap"
     said, people = (json.loads((folder / name).read_text()) for name in ("res.json", "gts.json"))
     ours = corpus_scores([said[i][0].split() for i in said], [[c.split() for c in people[i]] for i in said])
@@ -83,7 +83,7 @@ def test_coco_captions_published_scores_are_met_to_their_last_digit() -> None:
 
 
 @pytest.mark.real
-def test_nlg_evals_published_scores_are_met_to_their_last_digit() -> None:
+def test_published_scores_of_nlg_eval_are_reproduced_to_the_last_digit() -> None:
     folder = ORACLE / "nlg_eval_tiny"
     hypothesis, *references = ((folder / name).read_text().splitlines() for name in ("hyp.txt", "ref1.txt", "ref2.txt"))
     ours = corpus_scores(
@@ -97,14 +97,14 @@ def test_nlg_evals_published_scores_are_met_to_their_last_digit() -> None:
 
 
 def as_printed(value: float, printed: float) -> bool:
-    """Whether a value is a printed one, to the last digit that was printed."""
+    """Return whether a value equals a printed one to its last digit."""
     digits, _, exponent = repr(printed).partition("e")
     unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
     return abs(value - printed) <= unit  # some are cut off where others are rounded
 
 
 @pytest.mark.real
-def test_single_examples_are_met_to_their_last_digit() -> None:
+def test_published_scores_of_single_examples_are_reproduced_to_the_last_digit() -> None:
     published = json.loads((ORACLE / "nlg_eval_tiny" / "expected_scores.json").read_text())["single_examples"]
     assert len(published) >= 2
     for example in published:
@@ -119,7 +119,7 @@ def test_single_examples_are_met_to_their_last_digit() -> None:
 
 
 @pytest.mark.real
-def test_another_packages_example_is_met_from_the_captions_as_people_wrote_them() -> None:
+def test_the_published_example_of_another_package_is_reproduced_from_raw_captions() -> None:
     example = json.loads((ORACLE / "nlg_eval_tiny" / "expected_scores.json").read_text())["aac_metrics_README"]
     said = [ptb_tokenize(caption) for caption in example["candidates"]]
     people = [[ptb_tokenize(caption) for caption in several] for several in example["mult_references"]]
@@ -158,23 +158,23 @@ def test_rouge_l_by_hand() -> None:
     assert rouge_l(["a"], [[]]) == 0
 
 
-def test_cider_d_is_ten_for_the_reference_itself_and_zero_without_a_common_word() -> None:
+def test_cider_d_is_ten_for_the_reference_itself_and_zero_without_common_words() -> None:
     people = [["a red star".split() * 2], ["two blue dogs run home".split()]]
     assert cider_d(["a red star".split() * 2, "nothing of it here now".split()], people) == pytest.approx([10, 0])
 
 
-def test_cider_d_of_one_picture_is_zero_for_every_word_is_in_every_picture() -> None:
+def test_cider_d_of_one_picture_is_zero_because_each_word_is_in_every_picture() -> None:
     assert cider_d([["a"]], [[["a"]]]) == [0]
 
 
-def test_cider_is_blind_to_length_where_cider_d_is_not() -> None:
+def test_cider_d_penalises_length_and_cider_does_not() -> None:
     people = [["a red star".split()], ["two blue dogs run home".split()]]
     repeated = ["a red star a red star".split(), ["nothing"]]
     assert cider(repeated, people)[0] > cider_d(repeated, people)[0] > 0
     assert cider([several[0] for several in people], people) == pytest.approx([7.5, 10])  # three words have no 4-gram
 
 
-def test_rare_words_of_the_whole_set_are_rare_in_a_part_of_it() -> None:
+def test_a_part_can_be_scored_with_the_word_rarities_of_the_whole_set() -> None:
     people = [["a dog here".split()], ["a cat here".split()], ["a cat there".split()], ["a dog sits".split()]]
     said = ["a cat here".split(), "a cat".split(), "a dog there".split(), "dog".split()]
     for scored in (cider_d, cider):
@@ -185,26 +185,26 @@ def test_rare_words_of_the_whole_set_are_rare_in_a_part_of_it() -> None:
     assert part == pytest.approx(statistics(said[1:3], people[1:3], idf_from=people).scores())
 
 
-def test_words_that_every_picture_has_weigh_nothing() -> None:
+def test_words_in_every_picture_have_no_weight() -> None:
     people = [["a dog here now".split()], ["a cat here now".split()]]
     only_common, right = cider_d(["a here now".split(), "a cat here now".split()], people)
     assert only_common == 0
     assert right == pytest.approx(10)
 
 
-def test_an_empty_caption_scores_zero_and_breaks_nothing() -> None:
+def test_an_empty_caption_scores_zero() -> None:
     scores = corpus_scores([[], ["a", "b"]], [[["a"]], [["c"]]])
     assert scores["CIDEr-D"] == 0
     assert scores["ROUGE-L"] == 0
 
 
 @pytest.mark.parametrize("corpus", [([], []), ([["a"]], []), ([["a"]], [[]])])
-def test_a_corpus_that_can_not_be_scored_is_refused(corpus: tuple) -> None:
+def test_a_corpus_that_cannot_be_scored_is_rejected(corpus: tuple) -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         corpus_scores(*corpus)
 
 
-def test_scores_of_each_picture_are_those_of_a_corpus_of_it_alone() -> None:
+def test_scores_of_each_picture_equal_those_of_a_corpus_with_one_picture() -> None:
     said, people = ["a b c".split(), "x y".split()], [["a b d".split()], ["x".split(), "z x y w".split()]]
     each = statistics(said, people).each()
     for i in range(2):
@@ -221,7 +221,7 @@ def test_captions_of_ten_thousand_words_are_scored() -> None:
     assert all(math.isfinite(value) for value in scores.values())
 
 
-def test_no_break_spaces_part_n_grams_but_not_the_words_of_rouge() -> None:
+def test_no_break_spaces_split_n_grams_but_not_the_words_of_rouge() -> None:
     scores = corpus_scores([["1\xa01/2", "cups"], ["x"]], [[["1", "cups"]], [["y"]]])
     apart = corpus_scores([["1", "1/2", "cups"], ["x"]], [[["1", "cups"]], [["y"]]])
     assert scores["BLEU-1"] == apart["BLEU-1"]

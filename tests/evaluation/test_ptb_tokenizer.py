@@ -1,4 +1,4 @@
-"""Ours beside the jar that coco-caption runs."""
+"""Our tokenizer compared with the Java tokenizer that coco-caption runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from tests.conftest import SHARED
 from tests.evaluation import jar
-from tests.evaluation.mutations import mutated, soup
+from tests.evaluation.mutations import mutated, random_pieces
 
-MUTATED, SOUPS = 60_000, 40_000
+MUTATED, RANDOM = 60_000, 40_000
 OWN = [
     "a small red boat left of a big blue lighthouse on the beach",
     "Look what I found at home: a green cup! #nofilter",
@@ -22,12 +22,12 @@ OWN = [
 
 
 def on_one_line(captions: list[str]) -> list[str]:
-    """Each once, as coco-caption would have to be given them."""
+    """Return the distinct captions without line separators, which the Java tokenizer takes for the end of a caption."""
     return sorted({re.sub("[\n\r\v\f\u2028\u2029]", " ", caption) for caption in captions})
 
 
 def real() -> list[str]:
-    """All captions in ../shared/data."""
+    """Return all captions in ../shared/data; none without that folder."""
     if not SHARED.is_dir():
         return []
     found = []
@@ -42,6 +42,7 @@ def real() -> list[str]:
 
 
 def share_equal(captions: list[str]) -> float:
+    """Return the share of captions that both tokenizers split into the same words."""
     pairs = zip(captions, jar.tokenized(captions), strict=True)
     unequal = [(caption, ptb_tokenize(caption), words) for caption, words in pairs if ptb_tokenize(caption) != words]
     print(f"{len(unequal)} of {len(captions):,} differ: {unequal[:3]}")  # `pytest -rP` shows it
@@ -50,28 +51,28 @@ def share_equal(captions: list[str]) -> float:
 
 @pytest.mark.java
 @pytest.mark.real
-def test_all_real_captions_become_the_same_words() -> None:
+def test_all_real_captions_are_split_into_the_same_words() -> None:
     captions = real()
     assert len(captions) > 20_000
     assert share_equal(captions) == 1
 
 
 @pytest.mark.java
-def test_of_mutated_captions_at_least_999_in_1000_become_the_same_words() -> None:
+def test_at_least_999_of_1000_mutated_captions_are_split_into_the_same_words() -> None:
     rng = random.Random(1)
     base = real() or OWN
     assert share_equal(on_one_line([mutated(rng.choice(base), rng) for _ in range(MUTATED)])) >= 0.999
 
 
 @pytest.mark.java
-def test_of_pieces_without_spaces_at_least_999_in_1000_become_the_same_words() -> None:
+def test_at_least_999_of_1000_texts_without_spaces_are_split_into_the_same_words() -> None:
     rng = random.Random(2)
-    assert share_equal(on_one_line([soup(rng) for _ in range(SOUPS)])) >= 0.999
+    assert share_equal(on_one_line([random_pieces(rng) for _ in range(RANDOM)])) >= 0.999
 
 
 @pytest.mark.java
 @pytest.mark.real
-def test_coco_captions_own_way_gives_the_same_where_no_caption_ends_as_the_next_goes_on() -> None:
-    """It lets a caption that ends in "vitamin C." see whether the next begins with "The"."""
+def test_all_captions_in_one_file_as_in_coco_caption_are_split_into_the_same_words() -> None:
+    """There, the tokens of a caption that ends in "vitamin C." depend on whether the next begins with "The"."""
     captions = real()
     assert jar.tokenized(captions, apart=False) == [ptb_tokenize(caption) for caption in captions]

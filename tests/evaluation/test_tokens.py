@@ -17,7 +17,7 @@ RECORDED = Path(__file__).with_name("treebank.jsonl")
 
 
 @pytest.mark.parametrize("module", [tokens, text, params])
-def test_the_examples_in_docstrings_are_true(module: object) -> None:
+def test_the_examples_in_docstrings_are_correct(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted
     assert not result.failed
@@ -40,11 +40,11 @@ def test_the_examples_in_docstrings_are_true(module: object) -> None:
         (":-) <3 (^_^)", ":--rrb- < 3 -lrb-^_^-rrb-"),
     ],
 )
-def test_captions_become_words(caption: str, words: str) -> None:
+def test_captions_are_split_into_words(caption: str, words: str) -> None:
     assert ptb_tokenize(caption) == words.split(" ") * bool(words)
 
 
-def test_two_thousand_difficult_captions_become_what_the_jar_made_of_them() -> None:
+def test_two_thousand_difficult_captions_are_split_as_by_the_java_tokenizer() -> None:
     recorded = [json.loads(line) for line in RECORDED.read_text().split("\n")[:-1]]
     assert len(recorded) > 2000
     wrong = [
@@ -54,23 +54,23 @@ def test_two_thousand_difficult_captions_become_what_the_jar_made_of_them() -> N
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r", "\r\n", "\v", "\f", "\u2028", "\u2029"])
-def test_a_line_separator_is_a_space(separator: str) -> None:
+def test_a_line_separator_counts_as_a_space(separator: str) -> None:
     assert ptb_tokenize(f"a dog{separator}on grass.{separator}") == ["a", "dog", "on", "grass"]
 
 
 @pytest.mark.parametrize(
     "character", ["\x1c", "\x1d", "\x1e", "\x1f", "\x00", "\u200b", "\ufeff", "\ud83d", "𝓱", "\uffff"]
 )
-def test_what_the_tokenizer_drops_parts_words(character: str) -> None:
+def test_characters_that_belong_to_no_token_separate_words(character: str) -> None:
     assert ptb_tokenize(f"dog{character}cat") == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("caption", ["", " ", "   ", "\n", ".", "🐕🐕", "\u200b"])
-def test_a_caption_without_a_word_has_none(caption: str) -> None:
+def test_a_caption_without_words_has_none(caption: str) -> None:
     assert ptb_tokenize(caption) == []
 
 
-def test_what_was_read_before_changes_nothing() -> None:
+def test_the_cache_does_not_change_the_words() -> None:
     rng = random.Random(3)
     lines = [mutated(f"a red boat {piece} on the beach", rng) for piece in PIECES]
     cold = []
@@ -80,7 +80,7 @@ def test_what_was_read_before_changes_nothing() -> None:
     assert [ptb_tokenize(line) for line in reversed(lines)] == cold[::-1]
 
 
-def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_MOST", 100)
     tokens._KNOWN.clear()
     for number in range(1000):
@@ -91,5 +91,5 @@ def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "piece", "dog_|dog|5,|a,|~|<!a|a.|!?|<a_|(|a@|x/|🐕|’|-|no._|1_|._".replace("_", " ").split("|")
 )
-def test_a_caption_of_ten_thousand_words_is_read(piece: str) -> None:
+def test_a_caption_of_ten_thousand_words_is_tokenized(piece: str) -> None:
     assert len(ptb_tokenize(piece * 10_000)) <= 30_000

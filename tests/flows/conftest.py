@@ -81,9 +81,18 @@ class Api:
         self._url = url
 
     def ask(self, path: str, **body: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self._url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        return self._load(json.dumps(body).encode(), path)
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """A deployment by its full name, `FLOW/NAME`."""
+        return dict(self._load(None, f"deployments/name/{name}"))
+
+    def start(self, deployment: dict[str, Any]) -> dict[str, Any]:
+        """Create a flow run of a deployment that is due now."""
+        return dict(self.ask(f"deployments/{deployment['id']}/create_flow_run"))
+
+    def _load(self, body: bytes | None, path: str) -> Any:
+        request = urllib.request.Request(f"{self._url}/{path}", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
@@ -91,7 +100,7 @@ class Api:
         """The flow run whose log this is."""
         name = re.search(r"Flow run '([\w-]+)'", log)
         assert name, log
-        (found,) = self.ask("flow_runs/filter", flow_runs={"name": {"any_": [name[1]]}})
+        (found,) = self.ask("flow_runs/filter", flow_runs={"name": {"like_": name[1]}})
         return dict(found)
 
     def tasks(self, run: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ import mlflow
 import psutil
 import pytest
 
+from flows.serve import deployment_name
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking.registry import MODEL_SHA256
@@ -347,8 +348,7 @@ def begin(drill: Drill) -> None:
 
     def asked() -> bool:
         try:
-            (deployment,) = drill.api.ask("deployments/filter", deployments={"name": {"any_": ["scheduled"]}})
-            drill.api.ask(f"deployments/{deployment['id']}/create_flow_run")
+            drill.api.start(drill.api.deployment(f"retrain/{deployment_name(drill.folder)}"))
         except (OSError, ValueError):
             return False
         return True
@@ -387,7 +387,7 @@ def ends_well(drill: Drill) -> float:
     A scheduler that was killed goes on by a run of its own, which does for the one that was asked for, now cancelled.
     """
     settled(drill)
-    last = next(run for run in drill.runs() if "does for this one too" not in (run["state"]["message"] or ""))
+    last = next(run for run in drill.runs() if "covers this run too" not in (run["state"]["message"] or ""))
     drill.say(f"         then {last['name']}: {last['state_name']}: {last['state']['message']}")
     assert last["state_type"] == "COMPLETED", drill.said()[-4000:]
     return float(last["total_run_time"])

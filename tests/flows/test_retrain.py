@@ -108,8 +108,8 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     feed: Path, web: Web, prefect: dict[str, str], api: Api
 ) -> None:
     (feed / "params.yaml").write_text((feed / "params.yaml").read_text() + "# being edited\n")
-    (feed / "works/new.py").write_text("# not committed\n")
-    git(feed, "add", "works/new.py")
+    (feed / "pipeline/works/new.py").write_text("# not committed\n")
+    git(feed, "add", "pipeline/works/new.py")
     before, clone = theirs(feed), feed / ".work/clone"
 
     first = retrain(feed, prefect)
@@ -133,9 +133,16 @@ def test_a_source_is_looked_at_fetched_trained_on_promoted_and_published_and_not
     assert second.returncode == 0, second.stderr
     found = api.run_of(second.stderr)
     assert (found["state_type"], found["state_name"]) == ("COMPLETED", "Promoted")
+    assert found["name"].endswith(" (data)")
     assert found["state"]["message"] == "models:/m/3 is promoted in the place of version 2: it has 3 rows; cause: data"
     stages = ["commit_raw", "ingest", "build", "finetune", "evaluate", "register", "model_status"]
-    after = ["note", "promote", "publish", "keep", "tidy"]  # note: before promoting, and after publishing
+    after = [
+        "tag_version",
+        "promote",
+        "publish",
+        "delete_old_versions",
+        "delete_old_data",
+    ]  # tagged before promoting, and after publishing
     assert [*api.tasks(found)] == ["check_updates", "fetch", *stages, *after]
     page = api.artifacts(found)["retraining"]["data"]
     assert "* it has 3 rows" in page
@@ -277,6 +284,28 @@ def test_new_params_are_taken_once_they_are_committed_and_the_same_model_is_not_
     assert not {"fetch", "promote"} & set(api.tasks(api.run_of(done.stderr)))
 
 
+def test_changed_code_alone_is_named_and_retrains_only_if_the_params_say_so(
+    house: Path, prefect: dict[str, str], api: Api
+) -> None:
+    assert retrain(house, prefect).returncode == 0
+    code = house / "pipeline/works/finetune.py"
+    code.write_text(code.read_text() + "# changed\n")
+    git(house, "commit", "-qam", "changed code")
+    waits = retrain(house, prefect)
+    assert waits.returncode == 0, waits.stderr
+    assert "nothing new: only code changed (stale: finetune)" in waits.stdout
+    found = api.run_of(waits.stderr)
+    assert (found["name"].partition(" ")[2], found["state_name"]) == ("(code)", "Nothing new")
+    assert [*api.tasks(found)] == ["check_updates"]
+
+    set_params(house, {"retrain.on_code_change": "all"})
+    git(house, "commit", "-qam", "retrain on code")
+    trains = retrain(house, prefect)
+    assert trains.returncode == 0, trains.stderr
+    assert "Running stage 'finetune'" in trains.stderr
+    assert api.run_of(trains.stderr)["name"].endswith(" (code)")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_what_a_crash_left_is_put_in_order_at_the_next_start_and_said(
@@ -298,7 +327,7 @@ def test_what_a_crash_left_is_put_in_order_at_the_next_start_and_said(
     assert api.run_of("".join(log))["state_type"] == "CRASHED"
     assert {task["state_type"] for task in api.tasks(crashed).values()} <= {"COMPLETED", "CRASHED"}
     if how == signal.SIGKILL:
-        assert re.search(r"the run [\w-]+ was Running, but its process died", done.stderr)
+        assert re.search(r"the run [\w-]+ \(data\) was Running, but its process died", done.stderr)
         assert "which had died" in done.stderr
     assert "removed reports/.build.json.partial" in done.stderr
     assert "fetch" not in api.tasks(api.run_of(done.stderr))
@@ -345,7 +374,7 @@ def test_of_two_retrainings_the_second_waits_and_finds_nothing_new(
     said = [flow.communicate(timeout=120)[0] for flow in both]
     assert [flow.returncode for flow in both] == [0, 0]
     assert sorted("nothing new" in text for text in said) == [False, True]
-    assert any("waits: `flows.retrain`" in text for text in said)
+    assert any("waiting: `flows.retrain`" in text for text in said)
     assert registry(feed)["versions"] == [2, 3]
 
 

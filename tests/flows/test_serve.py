@@ -41,12 +41,13 @@ def until(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"{words!r} was not said:\n{said}")
 
 
-def scheduled(api: Api) -> dict[str, Any]:
-    return dict(api.ask("deployments/filter", deployments={"name": {"any_": ["scheduled"]}})[0])
+def scheduled(api: Api, workspace: Path) -> dict[str, Any]:
+    """The deployment that retrains a workspace, which a scheduler serves now."""
+    return api.deployment(read_json(workspace / ".work/schedule.json")["deployment"])
 
 
-def run_now(api: Api) -> dict[str, Any]:
-    return dict(api.ask(f"deployments/{scheduled(api)['id']}/create_flow_run"))
+def run_now(api: Api, workspace: Path) -> dict[str, Any]:
+    return api.start(scheduled(api, workspace))
 
 
 def state_of(api: Api, run: dict[str, Any]) -> str:
@@ -67,18 +68,19 @@ def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
     scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
     said = until(scheduler, "Ctrl-C ends this")
     assert re.search(r"the next retraining is due Monday \d{4}-\d\d-\d\d 03:00 UTC", said)
-    assert scheduled(api)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
+    assert scheduled(api, house)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
     recorded = read_json(house / ".work/schedule.json")  # for `image-captioning status`
     assert recorded["cron"] == "0 3 * * 1"
     assert process_identity.pid_of(recorded["process"]) == scheduler.pid
-    due = {"deployments": {"name": {"any_": ["scheduled"]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    of_house = {"id": {"any_": [scheduled(api, house)["id"]]}}
+    due = {"deployments": of_house, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     wait_until(lambda: any(run["auto_scheduled"] for run in api.ask("flow_runs/filter", **due)))
     second = run(house, sys.executable, "-m", *MONDAYS, **prefect)
     assert second.returncode == 75
-    assert second.stderr.startswith("serve: another flows.serve runs in this workspace")
+    assert second.stderr.startswith("serve: another scheduler runs in this workspace")
     assert second.stderr.count("\n") == 1
 
-    begun = run_now(api)
+    begun = run_now(api, house)
     until(scheduler, "finetune: sleeps")
     scheduler.terminate()
     before = time.monotonic()
@@ -97,13 +99,13 @@ def test_what_was_cut_off_goes_on_at_the_next_start_and_missed_runs_do_not_pile_
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
     scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
     until(scheduler, "Ctrl-C ends this")
-    run_now(api)
+    run_now(api, house)
     until(scheduler, "finetune: sleeps")
     scheduler.terminate()
     scheduler.wait(timeout=120)
 
     # Three weeks while nothing runs.
-    deployment = scheduled(api)["id"]
+    deployment = api.deployment(f"retrain/{serve.deployment_name(house)}")["id"]
     missed = [
         api.ask(
             f"deployments/{deployment}/create_flow_run",
@@ -116,8 +118,8 @@ def test_what_was_cut_off_goes_on_at_the_next_start_and_missed_runs_do_not_pile_
     ]
     scheduler = start(house, *MONDAYS, **QUICK)
     said = until(scheduler, "models:/m/2 is promoted as the first champion")
-    assert "serve: the last retraining did not come to its end; it goes on now" in said
-    assert len(re.findall(r"is cancelled: one run does for all", said)) == 3
+    assert "serve: the last retraining did not finish; it continues now" in said
+    assert len(re.findall(r"is cancelled: one run covers all", said)) == 3
     assert "fetch: " not in said
     wait_until(lambda: sorted(state_of(api, run) for run in missed).count("Cancelled") >= 2)
     assert registry(house)["versions"] == [2]
@@ -162,10 +164,10 @@ def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_
 
     api = Api(url)
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    begun = run_now(api)
+    begun = run_now(api, house)
     until(scheduler, "finetune: sleeps")
     server.kill()
-    until(scheduler, "Prefect's server had died; it is started again")
+    until(scheduler, "Prefect's server had died; restarting it")
     wait_until(lambda: answers(f"{url}/health"), 60)
     assert state_of(api, begun) == "Running"
     scheduler.kill()
@@ -174,7 +176,7 @@ def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_
 
     scheduler = start(house, *MONDAYS, "--port", str(port), **own)
     said = until(scheduler, "models:/m/2 is promoted as the first champion")
-    assert re.search(rf"serve: the run {begun['name']} was Running, but its process died", said)
+    assert re.search(rf"serve: the run {begun['name']} \(data\) was Running, but its process died", said)
     assert state_of(api, begun) == "Crashed"
     scheduler.send_signal(signal.SIGINT)
     assert scheduler.wait(timeout=120) == 0
@@ -193,7 +195,7 @@ def test_it_ends_with_its_run_though_a_server_of_others_does_not_answer(
     scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", PREFECT_API_URL=url, **QUICK)
     until(scheduler, "Ctrl-C ends this")
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    run_now(Api(url))
+    run_now(Api(url), house)
     until(scheduler, "finetune: sleeps")
     server.kill()
     wait_until(lambda: not answers(f"{url}/health"), 20)
@@ -247,16 +249,17 @@ def test_a_server_that_lets_nobody_in_is_told_in_one_line(house: Path, start: St
 
 def test_prefect_yaml_has_the_same_deployments() -> None:
     deployments = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
-    named = {f"{d['entrypoint'].rpartition(':')[2]}/{d['name']}": d for d in deployments}
-    assert set(named) == {f"retrain/{serve.SCHEDULED}", f"train/{serve.BY_HAND}"}
+    of_flows = {d["entrypoint"].rpartition(":")[2]: d for d in deployments}
+    assert set(of_flows) == {"retrain", "train"}
     for deployment in deployments:
         path, _, function = deployment["entrypoint"].partition(":")
         assert f"def {function}(" in (ROOT / path).read_text()
         assert deployment["tags"] == [serve.TAG]
-    (trigger,) = named["retrain/scheduled"]["triggers"]
+        assert deployment["name"] == "{{ $WORKSPACE }}"
+    (trigger,) = of_flows["retrain"]["triggers"]
     assert trigger["expect"] == [serve.CHANGED]
-    assert named["retrain/scheduled"]["schedules"][0]["cron"] == "0 3 * * 1"
-    assert "schedules" not in named["train/by-hand"]
+    assert of_flows["retrain"]["schedules"][0]["cron"] == "0 3 * * 1"
+    assert "schedules" not in of_flows["train"]
 
 
 @pytest.mark.slow
@@ -268,17 +271,19 @@ def test_a_worker_of_a_process_pool_runs_them_and_a_killed_worker_takes_its_run_
         ("work-pool", "create", "--type", "process", "image-captioning"),
         ("--no-prompt", "deploy", "--all"),
     ):
-        done = run(house, "prefect", *words, **prefect)
+        done = run(house, "prefect", *words, WORKSPACE="photos", **prefect)
         assert done.returncode == 0, done.stdout + done.stderr
+    assert api.deployment("train/photos")["entrypoint"] == "flows/train.py:train"
+    deployment = api.deployment("retrain/photos")
     bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
     worker = start(house, "prefect", "worker", "start", "--pool", "image-captioning", WORKS="finetune=sleep")
-    begun = run_now(api)
+    begun = api.start(deployment)
     until(worker, "finetune: sleeps")
     worker.kill()
     wait_until(lambda: not processes_in(house), 20)
     assert state_of(api, begun) == "Crashed"
     start(house, "prefect", "worker", "start", "--pool", "image-captioning")
-    again = run_now(api)
+    again = api.start(deployment)
     wait_until(lambda: state_of(api, again) == "Promoted", 90)
 
 
@@ -299,15 +304,59 @@ def test_a_server_ends_with_its_owner_and_without_one_by_itself(monkeypatch: pyt
     assert len(watched) == 1
 
 
-def test_two_workspaces_are_not_served_on_one_server(house: Path, start: Start, api: Api, tmp_path: Path) -> None:
-    scheduler = start(house, *MONDAYS, **QUICK)
-    until(scheduler, "Ctrl-C ends this")
-    other = Path(shutil.copytree(house, tmp_path / "another"))
-    refused = start(other, *MONDAYS, **QUICK)
-    said = refused.communicate(timeout=120)[0]
-    assert refused.returncode == 78, said
-    assert f"{house}; give this one a server of its own" in said
-    scheduler.terminate()
-    assert scheduler.wait(timeout=120) == 0
-    scheduler = start(other, *MONDAYS, **QUICK)
-    until(scheduler, "Ctrl-C ends this")  # nobody serves the first one any more
+def test_the_name_of_a_deployment_tells_workspaces_of_one_name_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [serve.deployment_name(Path(path)) for path in ("/a/My Photos", "/b/My Photos", "/a/\N{SNOWMAN}")]
+    assert [name[:-7] for name in names] == ["my-photos", "my-photos", "workspace"]
+    assert len(set(names)) == 3
+    assert serve.deployment_name(Path("/a/My Photos")) == names[0]
+    monkeypatch.setattr(serve.socket, "gethostname", lambda: "another")
+    assert serve.deployment_name(Path("/a/My Photos")) != names[0]
+
+
+def test_two_workspaces_on_one_server_each_run_their_own_and_leave_the_others_runs_alone(
+    house: Path, start: Start, api: Api, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(house, tmp_path / "other" / house.name))
+    for workspace in (house, other):
+        bring(workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    first = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    until(first, "Ctrl-C ends this")
+    sleeping = run_now(api, house)
+    until(first, "finetune: sleeps")
+    second = start(other, *MONDAYS, **QUICK)
+    until(second, "Ctrl-C ends this")
+    assert scheduled(api, house)["id"] != scheduled(api, other)["id"]
+    run_of_other = run_now(api, other)
+    until(second, "models:/m/2 is promoted as the first champion")
+    wait_until(lambda: state_of(api, run_of_other) == "Promoted")
+    assert (registry(other)["versions"], (house / "mlflow.db.json").exists()) == ([2], False)
+    second.terminate()
+    assert second.wait(timeout=120) == 0
+    assert state_of(api, sleeping) == "Running"
+    first.terminate()
+    assert first.wait(timeout=120) == 0
+    assert state_of(api, sleeping) == "Cancelled"
+
+
+@pytest.mark.slow
+def test_a_scheduler_starts_the_server_again_after_the_scheduler_that_had_started_it_ended(
+    house: Path, start: Start, prefect: dict[str, str], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(house, tmp_path / "other" / house.name))
+    bring(other, "a.jpg,a boat\nb.jpg,a red house\n")
+    port = free_port()
+    own = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect"), **QUICK}
+    words = (*MONDAYS, "--port", str(port))
+    first = start(house, *words, **own)
+    until(first, "Ctrl-C ends this")
+    second = start(other, *words, **own)
+    assert "starting Prefect's server" not in until(second, "Ctrl-C ends this")
+    first.terminate()
+    assert first.wait(timeout=120) == 0
+    until(second, "Prefect's server had died; restarting it")
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/api/health"))
+    run_now(Api(f"http://127.0.0.1:{port}/api"), other)
+    until(second, "models:/m/2 is promoted as the first champion")
+    second.terminate()
+    assert second.wait(timeout=120) == 0
+    assert not answers(f"http://127.0.0.1:{port}/api/health")

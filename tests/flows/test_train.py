@@ -169,7 +169,7 @@ def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
     next(line for line in first.stdout if "Running stage 'build'" in line)
     flow = start(house, "flows.train", WORKS_SECONDS="1")
     assert flow.stdout
-    waits = next(line for line in flow.stdout if "waits: " in line)
+    waits = next(line for line in flow.stdout if "waiting: " in line)
     assert re.search(r"`dvc repro` \(process \d+\) is at work in this workspace; wait until it has ended", waits)
     assert "is at work" not in first.stdout.read()
     assert first.wait() == 0
@@ -211,6 +211,15 @@ def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:
     done = run(house, sys.executable, "-m", "flows.train", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("flows.train: Failed to reach API at http://127.0.0.1:9/api; start")
+    assert "Traceback" not in done.stderr
+
+
+def test_prefects_own_server_that_does_not_start_in_time_is_reported_in_one_line(house: Path, tmp_path: Path) -> None:
+    late = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "0", "PREFECT_HOME": str(tmp_path / "prefect")}
+    done = run(house, sys.executable, "-m", "flows.train", **late)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("flows.train: Timed out while attempting to connect to ephemeral")
+    assert done.stderr.splitlines()[-1].endswith("; run it again")
     assert "Traceback" not in done.stderr
 
 

@@ -180,13 +180,15 @@ def dvc_yaml() -> str:
         if name == "ingest":
             outs = outs.replace("{item}", "${item}").replace("      ", "        ")
             stages.append(
-                f'  ingest:\n    foreach: ${{ingest.sources}}\n    do:\n      cmd: python -m works.ingest "${{item}}"\n'
-                f"      deps:\n        - data/raw/${{item}}\n        - works/ingest.py\n      outs:\n{outs}"
+                "  ingest:\n    foreach: ${ingest.sources}\n    do:\n"
+                '      cmd: python -m pipeline.works.ingest "${item}"\n'
+                f"      deps:\n        - data/raw/${{item}}\n        - pipeline/works/ingest.py\n      outs:\n{outs}"
             )
         else:
             params = "    params: [finetune]\n" if name == "finetune" else ""
             stages.append(
-                f"  {name}:\n    cmd: python -m works.{name}\n    deps:\n      - {source}\n      - works/{name}.py\n"
+                f"  {name}:\n    cmd: python -m pipeline.works.{name}\n"
+                f"    deps:\n      - {source}\n      - pipeline/works/{name}.py\n"
                 f"{params}    outs:\n{outs}"
             )
     return "\n".join(stages)
@@ -196,10 +198,10 @@ def build(folder: Path) -> Path:
     """Make the house in a folder, with all its stages up to date and committed."""
     for package in ("pipeline", "flows"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "works").mkdir()
-    (folder / "works/__init__.py").write_text("")
+    (folder / "pipeline/works").mkdir()
+    (folder / "pipeline/works/__init__.py").write_text("")
     for name, (source, targets) in STAGES.items():
-        (folder / f"works/{name}.py").write_text(STAGE.format(name=name, source=source, targets=targets))
+        (folder / f"pipeline/works/{name}.py").write_text(STAGE.format(name=name, source=source, targets=targets))
     for name, body in {
         "tracking/model_status": MODEL_STATUS,
         "register": REGISTER,

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
+from pipeline.models import factory
+from pipeline.models.base import CaptionModel
 from pipeline.models.captioner import Captioner
+from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.models.inputs import normalize, resize_and_crop
+from tests.conftest import ROOT
 from tests.models.git.test_checkpoint import small
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "navy")]
@@ -35,3 +41,48 @@ def test_sampled_captions_depend_on_the_seed() -> None:
     captioner = Captioner(small())
     assert captioner.several(PICTURES, 3, seed=3) == captioner.several(PICTURES, 3, seed=3)
     assert captioner.several(PICTURES, 3, seed=3) != captioner.several(PICTURES, 3, seed=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"count": 1, "beams": 1, "sampling": False},
+        {"count": 1, "beams": 3, "sampling": False},
+        {"count": 4, "beams": 3, "sampling": False},
+        {"count": 4, "beams": 1, "sampling": True},
+    ],
+)
+def test_scores_are_the_mean_log_probability_per_token(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Of the tokens as they were generated, end mark included, computed with stock transformers."""
+    checkpoint = factory.load(ROOT / "models" / "git-demo")
+    captioner = Captioner(checkpoint)
+    stock = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "git-demo").eval()
+    found = captioner.scored([captioner.prepare(picture) for picture in PICTURES], [3, 3], **options)
+    for captions, picture in zip(found, PICTURES, strict=True):
+        texts = [caption.text for caption in captions]
+        assert 1 <= len(texts) == len(set(texts)) <= options["count"]
+        pixels = normalize(checkpoint.image_processor, resize_and_crop(checkpoint.image_processor, [picture]))
+        for caption in captions:
+            ids = torch.tensor([checkpoint.tokenizer(caption.text)["input_ids"]])
+            with torch.no_grad():
+                logits = stock(input_ids=ids, pixel_values=pixels).logits[0, -ids.shape[1] : -1]
+            expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).mean().item()
+            assert caption.score == pytest.approx(expected, abs=1e-4)
+    if not options["sampling"]:
+        best = captioner.caption(PICTURES, beams=options["beams"])
+        assert [captions[0].text for captions in found] == best
+    else:
+        assert [[caption.text for caption in captions] for captions in found] == [
+            captioner.several([picture], options["count"], seed=3)[0] for picture in PICTURES
+        ]
+
+
+def test_an_architecture_without_scores_of_its_own_is_scored_by_its_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = Captioner(factory.load(ROOT / "models" / "git-demo"))
+    prepared = [captioner.prepare(picture) for picture in PICTURES]
+    own = captioner.scored(prepared, [0, 0], count=3, beams=2, sampling=False)
+    monkeypatch.setattr(GitForCausalLM, "generate_with_scores", CaptionModel.generate_with_scores)
+    other = captioner.scored(prepared, [0, 0], count=3, beams=2, sampling=False)
+    assert [[c.text for c in captions] for captions in own] == [[c.text for c in captions] for captions in other]
+    for one, two in zip(own, other, strict=True):
+        assert [c.score for c in one] == pytest.approx([c.score for c in two], abs=1e-4)

@@ -67,6 +67,19 @@ def test_an_end_is_one_line_and_an_exit_code(workspace: Path, body: str, code: i
     assert words in said[0]
 
 
+@pytest.mark.parametrize(("given", "used"), [({}, "0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")])
+def test_waiting_threads_sleep_unless_the_user_chose_otherwise(
+    workspace: Path, given: dict[str, str], used: str
+) -> None:
+    """OpenMP reads the variable when torch is loaded; GNU's shows how often a thread then looks before it sleeps."""
+    write_stage(workspace, "import torch; print(torch.ones(10**6).sum())")
+    done = run(workspace, sys.executable, "example.py", OMP_DISPLAY_ENV="verbose", **given)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch is built with another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{used}'" in done.stderr
+
+
 def test_a_fault_of_ours_keeps_its_traceback(workspace: Path) -> None:
     write_stage(workspace, "1 / 0")
     done = run(workspace, sys.executable, "example.py")

@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import params, paths
 from pipeline.config.errors import DataError
 from pipeline.runtime.atomic_files import write_json
-from pipeline.tracking import model_status, registry, runs
+from pipeline.tracking import model_status, registration, registry, runs
 
 MODEL = "image-captioning"
 
@@ -31,7 +31,7 @@ def version(store: mlflow.MlflowClient, key: str, cider: float, test: str, folde
         run.replace_metrics({"test/CIDEr-D": cider, "test/CIDEr-D/nearest_picture": 9.0, "epoch/train_loss": 1.0})
         run.file(folder / "evaluate.json", again=True)
         tags = {registry.MODEL_SHA256: f"sha of {key}"}
-        return registry.register(store, run, MODEL, f"runs:/{run.id}/model", tags, "")
+        return registration.register(store, run, MODEL, f"runs:/{run.id}/model", tags, "")
 
 
 def stands(key: str) -> dict:

@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.data.dataset import Example, read_examples
 from pipeline.data.fingerprints import PictureFingerprints, fingerprints_of, write_fingerprints
 from pipeline.data.near_duplicates import Fingerprints
 from pipeline.evaluation.metrics.registry import score_names
-from pipeline.runtime.atomic_files import read_json
+from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import promotion, registry, runs
 from tests.conftest import set_params
@@ -44,15 +44,26 @@ def store(workspace: Path, mlflow_db: Path) -> Any:
 
 @pytest.fixture
 def says(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Registers a version that says what `say` gives of a test picture, and was trained on `pictures`."""
+    """Registers a version that says what `say` gives of a test picture, and was trained on `pictures`.
+
+    With `evaluation`, its run has that evaluate.json.
+    """
     spoken: dict[int, Say] = {}
 
-    def register(say: Say, pictures: PictureFingerprints | None = NOTHING) -> int:
+    def register(
+        say: Say, pictures: PictureFingerprints | None = NOTHING, evaluation: Mapping[str, Any] | None = None
+    ) -> int:
         folder = Path.cwd() / "versions" / str(len(spoken) + 1)
         (folder / "artifacts").mkdir(parents=True)
         if pictures is not None:
             write_fingerprints(folder / "artifacts" / registry.TRAINED_ON, pictures)
-        number = int(store.create_model_version(MODEL, source=folder.as_uri()).version)
+        run_id = None
+        if evaluation is not None:
+            with runs.training_run(store, runs.experiment(store, MODEL), f"key {len(spoken)}", {}) as run:
+                write_json(Path("evaluate.json"), evaluation)
+                run.file(Path("evaluate.json"), again=True)
+                run_id = run.id
+        number = int(store.create_model_version(MODEL, source=folder.as_uri(), run_id=run_id).version)
         spoken[number] = say
         return number
 
@@ -123,6 +134,84 @@ def test_a_worse_one_or_one_as_good_is_not_promoted_and_reasons_are_with_both(st
         for version in (1, number):
             assert outcome in registry.tags(store, MODEL, version)["gate.reasons"]
     assert "least_distinct" in " ".join(report()["reasons"])
+
+
+def evaluated(other: str, low: float, high: float) -> dict[str, Any]:
+    """An evaluation in which the model's gain over another system has this interval."""
+    gain = {"CIDEr-D": [(low + high) / 2, low, high]}
+    return {"model": {"CIDEr-D": 1.0}, other: {"CIDEr-D": 1.0, "model_is_above_by": gain}, "pictures": 60}
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("before_finetuning", "worse than before fine-tuning"),
+        ("most_frequent", "worse than the naive answers"),
+    ],
+)
+def test_a_version_that_is_worse_than_what_it_had_to_beat_becomes_champion_only_by_force(
+    store: Any, says: Any, other: str, words: str
+) -> None:
+    first = says(people, evaluation=evaluated(other, -0.5, -0.1))
+    said = run()
+    assert said.startswith(f"version {first} is not promoted; the champion is none: {words} (-0.300 CIDEr-D")
+    assert registry.champion(store, MODEL) is None
+    assert report()["decision"] == "kept"
+    description = store.get_model_version(MODEL, str(first)).description
+    assert "**Refused; there is no champion**" in description
+    assert f"Reasons: {words}" in description
+
+    assert run(force=True, dry_run=True).startswith(f"version {first} would be the first champion: forced")
+    assert registry.champion(store, MODEL) is None
+    assert run(force=True).startswith(f"version {first} is the first champion: forced with --force; {words}")
+    assert registry.champion(store, MODEL) == first
+    description = store.get_model_version(MODEL, str(first)).description
+    assert "**Promoted as the first champion**" in description
+    assert "Refused" not in description
+
+
+def test_a_better_version_is_refused_too_if_it_is_worse_than_the_naive_answers(store: Any, says: Any) -> None:
+    says(half, evaluation=evaluated("most_frequent", 0.1, 0.5))
+    run()
+    says(people, evaluation=evaluated("most_frequent", -0.5, -0.1))
+    assert "version 2 is not promoted; the champion is version 1: worse than the naive answers" in run()
+    assert run(force=True).startswith("version 2 is champion in place of version 1: forced with --force")
+    assert "**Replaced by version 2**" in store.get_model_version(MODEL, "1").description
+    roll_back()
+    assert "**Rolled back**" in store.get_model_version(MODEL, "2").description
+
+
+def test_a_version_that_is_not_clearly_better_may_become_champion(store: Any, says: Any, capsys: Any) -> None:
+    says(half, evaluation=evaluated("most_frequent", -0.1, 0.5))
+    assert run() == "version 1 is the first champion: there is no champion yet"
+    assert "no comparison" not in capsys.readouterr().out
+
+
+def test_the_metric_of_params_decides_what_is_worse(store: Any, says: Any) -> None:
+    set_params(Path.cwd(), {"promote.metric": "ROUGE-L"})
+    evaluation = evaluated("most_frequent", 0.1, 0.5)
+    evaluation["most_frequent"] |= {"ROUGE-L": 0.5}
+    evaluation["most_frequent"]["model_is_above_by"]["ROUGE-L"] = [-0.2, -0.3, -0.1]
+    says(half, evaluation=evaluation)
+    assert "worse than the naive answers (-0.200 ROUGE-L" in run()
+
+
+@pytest.mark.parametrize("evaluation", [None, {}, {"model": {"CIDEr-D": 1.0}, "most_frequent": {"CIDEr-D": 2.0}}])
+def test_an_old_version_without_comparisons_is_judged_as_before_with_a_line(
+    store: Any, says: Any, capsys: Any, evaluation: dict[str, Any] | None
+) -> None:
+    says(half, evaluation=evaluation)
+    assert run() == "version 1 is the first champion: there is no champion yet"
+    assert "promote: version 1 has no comparison with naive answers in its run" in capsys.readouterr().out
+
+
+def test_a_damaged_report_does_not_open_the_gate(store: Any, says: Any) -> None:
+    number = says(half, evaluation={})
+    run_id = store.get_model_version(MODEL, str(number)).run_id
+    store.log_text(run_id, '{"model": ', "evaluate.json")
+    with pytest.raises(DataError, match=r"models:/image-captioning/1: evaluate\.json in its run is damaged"):
+        run()
+    assert registry.champion(store, MODEL) is None
 
 
 def test_running_it_again_changes_nothing(store: Any, says: Any) -> None:

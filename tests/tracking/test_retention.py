@@ -14,7 +14,7 @@ from pipeline.config import params, paths
 from pipeline.config.errors import DataError
 from pipeline.runtime.atomic_files import write_json
 from pipeline.runtime.entrypoint import Done
-from pipeline.tracking import registry, retention, runs
+from pipeline.tracking import deletion, registration, registry, retention, runs
 from tests.conftest import set_params
 
 MODEL = "image-captioning"
@@ -27,7 +27,7 @@ def store(workspace: Path, mlflow_db: Path) -> mlflow.MlflowClient:
 
 
 def logged(store: mlflow.MlflowClient, run: runs.TrainingRun, experiment: str) -> str:
-    """A logged model with a file, as `registry.log_model` leaves one; gives its id."""
+    """A logged model with a file, as `registration.log_model` leaves one; gives its id."""
     model = store.create_logged_model(experiment, name="model", source_run_id=run.id)
     place = Path(model.artifact_location.removeprefix("file://").replace("%20", " "))
     place.mkdir(parents=True)
@@ -43,7 +43,7 @@ def version(store: mlflow.MlflowClient, key: str, retrained: bool = True) -> int
         run.metrics({"loss": 1.0}, 1)
         tags = {registry.MODEL_SHA256: f"sha of {key}"}
         model_id = logged(store, run, experiment)
-        number = registry.register(store, run, MODEL, f"models:/{model_id}", tags, "")
+        number = registration.register(store, run, MODEL, f"models:/{model_id}", tags, "")
     if retrained:
         registry.note(store, MODEL, number, {retention.COMMIT: f"commit of {key}", retention.MADE: "true"})
     return number
@@ -108,7 +108,7 @@ def test_what_versions_of_other_models_are_made_of_stays(
     assert "and 0 models without a version;" in do("tidy", keep=1)
     store.create_registered_model("in-use")
     store.copy_model_version(f"models:/{MODEL}/1", "in-use")
-    registry.delete_version(store, MODEL, 1)
+    deletion.delete_version(store, MODEL, 1)
     assert "and 0 models without a version;" in do("tidy", keep=1)
     assert files("weights") == 1
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import mlflow
 import pytest
 
 from pipeline.config.errors import ConfigError, TemporaryError
-from pipeline.tracking import runs
+from pipeline.tracking import run_metrics, runs
 from pipeline.tracking.live import Live
 from tests.conftest import environment
 
@@ -49,7 +50,7 @@ def test_a_run_has_the_machines_metrics_and_a_second_attempt_goes_on_after_them(
     store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    experiment, key = runs.experiment(store, "x"), "system/cpu_utilization_percentage"
+    experiment, key = runs.experiment(store, "x"), "machine/cpu_utilization_percentage"
     counts = []
     for _ in range(2):
         with runs.training_run(store, experiment, KEY, {}) as run, run.system_metrics():
@@ -58,7 +59,40 @@ def test_a_run_has_the_machines_metrics_and_a_second_attempt_goes_on_after_them(
         assert sorted(steps) == list(range(len(steps)))
         counts.append(len(steps))
     assert 0 < counts[0] < counts[1]
-    assert "system/system_memory_usage_megabytes" in store.get_run(run.id).data.metrics
+    found = store.get_run(run.id).data.metrics
+    assert "machine/system_memory_usage_megabytes" in found
+    assert not [name for name in found if "disk" in name or "network" in name]
+
+
+def test_mlflow_shows_test_metrics_first_and_those_of_the_machine_not_above_them(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's page of a run shows metrics below `system/` first, then the others in the order of `get_run`."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with Live("x", KEY, {"finetune.checkpoint": "scratch"}, "name") as live:
+        live.metrics({"step/train_loss": 3.0}, 1)
+        time.sleep(0.5)
+    found = runs.find_run(store, runs.experiment(store, "x"), KEY)
+    assert found
+    reserved = run_metrics.expected(from_scratch=True)
+    assert all(math.isnan(store.get_run(found.info.run_id).data.metrics[name]) for name in reserved)
+    with runs.training_run(store, found.info.experiment_id, KEY, {}) as run:
+        run.replace_metrics(dict.fromkeys(reversed(reserved), 0.25))
+    metrics = store.get_run(found.info.run_id).data.metrics
+    assert list(metrics)[: len(reserved)] == reserved
+    assert {metrics[name] for name in reserved} == {0.25}
+    assert [name for name in metrics if name.startswith("machine/")]
+    assert not [name for name in metrics if name.startswith("system/")]
+
+
+def test_a_second_attempt_does_not_take_back_test_metrics(store: mlflow.MlflowClient) -> None:
+    experiment = runs.experiment(store, "x")
+    with runs.training_run(store, experiment, KEY, {}) as run:
+        run.reserve_metrics(["test/CIDEr-D"])
+        run.replace_metrics({"test/CIDEr-D": 1.5})
+    with runs.training_run(store, experiment, KEY, {}) as run:
+        run.reserve_metrics(["test/CIDEr-D"])
+    assert store.get_run(run.id).data.metrics["test/CIDEr-D"] == 1.5
 
 
 def test_where_a_training_came_from_is_told_once(store: mlflow.MlflowClient) -> None:

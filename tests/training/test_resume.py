@@ -257,7 +257,7 @@ def test_a_stop_during_validation_resumes_with_that_validation(
     assert [path.name for path in states(built)] == ["step-000000005", "step-000000006"]
     capsys.readouterr()
     shown = []
-    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions: shown.append(len(captions)))
+    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions, best: shown.append(len(captions)))
     train()
     assert "resumes from step 6 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted

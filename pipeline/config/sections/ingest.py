@@ -22,7 +22,7 @@ class Ingest(Section):
     sources: Annotated[list[Name], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=16, le=4096)]
     min_side: Annotated[int, Field(ge=1, le=4096)]
-    max_pixels: Annotated[int, Field(ge=1)]
+    max_pixels: Annotated[int, Field(ge=1, le=500_000_000)]
     max_set_aside: Annotated[float, Field(ge=0, le=1)]
     columns: Columns
     exclude: list[Annotated[str, Field(min_length=1)]]

@@ -12,7 +12,7 @@ from pipeline.config.sections.base import Section
 class Promote(Section):
     """When a new version takes the place of the champion."""
 
-    metric: str  # `promote` checks it against the registered metrics (evaluation/gate.py)
+    metric: str  # `promote` checks it against the registered metrics (tracking/gate.py)
     least_gain: Annotated[float, Field(ge=-10, le=10)]
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]

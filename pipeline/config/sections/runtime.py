@@ -28,6 +28,8 @@ class Runtime(Section):
 
     state_minutes: Annotated[float, Field(ge=0)]
     feature_cache_gb: Annotated[float, Field(ge=0, le=100_000)]
+    model_cache_gb: Annotated[float, Field(ge=0, le=100_000)]
     caption_batch_size: Annotated[int, Field(ge=1, le=65_536)]
     decode_threads: Annotated[int, Field(ge=0, le=1024)]
+    memory_gb: Annotated[float, Field(ge=0, le=100_000)]
     launch: Launch

@@ -106,8 +106,8 @@ class Files:
         self.members.append(Member(name, "", refused))
         self._opened.append((path, None))
 
-    def _add_zip(self, path: Path, opened: _Zip) -> None:
-        name = _printable(path.relative_to(self.folder).as_posix())
+    def _add_zip(self, name: str, opened: _Zip) -> None:
+        name = _printable(name)
         # (`ZipInfo.is_dir` fails on a name that is empty.)
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
         names = _names(infos)
@@ -137,6 +137,17 @@ class Files:
         for row, picture in enumerate(opened.paths):
             self.members.append(Member(member_name(name, row, suffix(_printable(picture)) or ".jpg"), name, None))
             self._opened.append((opened, row))
+
+    def size(self, index: int) -> int:
+        """Return the size in bytes of the file at `index` of `members`, as stated; `read` returns no more.
+
+        0 if it cannot be determined; `read` then reports the reason.
+        """
+        opened, info = self._opened[index]
+        try:
+            return opened.stat().st_size if isinstance(opened, Path) else int(opened.size(info))
+        except OSError:
+            return 0
 
     def read(self, index: int, limit: int) -> bytes:
         """Return the bytes of the file at `index` of `members`.
@@ -190,6 +201,9 @@ class _Zip:
                 pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def size(self, info: zipfile.ZipInfo) -> int:
+        return info.file_size
+
     def _count(self, size: int) -> None:
         with self._lock:
             self._budget -= size
@@ -219,13 +233,27 @@ def open_files(folder: Path) -> Iterator[Files]:
             links = [name for name in folders if Path(place, name).is_symlink()]
             for path in (Path(place, name) for name in sorted(names + links)):
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
-                    files._add_zip(path, stack.enter_context(_open_zip(path)))
+                    name = path.relative_to(folder).as_posix()
+                    files._add_zip(name, stack.enter_context(_open_zip(path)))
                 elif path.suffix.lower() == ".tar" and not path.is_symlink() and not path.name.startswith("."):
                     files._add_tar(path, stack.enter_context(open_tar(path)))
                 elif path.suffix.lower() == ".parquet" and not path.is_symlink() and not path.name.startswith("."):
                     files._add_parquet(path, stack.enter_context(open_parquet(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
+        yield files
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[Files]:
+    """Open the files of a single zip for reading; their `archive` is "".
+
+    Raises:
+        DataError: see `open_files`.
+    """
+    files = Files(path.parent)
+    with _open_zip(path) as opened:
+        files._add_zip("", opened)
         yield files
 
 

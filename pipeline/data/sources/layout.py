@@ -1,18 +1,18 @@
 """What a layout is: how the captions files of one kind of source are recognised and read.
 
-A layout is one module of this package that defines a `LAYOUT` and is listed in `registry.py`.
+A layout is one module of this package that defines a `LAYOUT` and is listed in `layouts.py`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.config.errors import DataError
-from pipeline.data.dataset import RawCaption
+from pipeline.data.dataset import RawCaption, Withdrawn
 from pipeline.data.sources.archive import Files
 from pipeline.data.sources.delimited import USUAL_COLUMNS, Columns
 from pipeline.data.sources.encodings import decode
@@ -28,6 +28,7 @@ class CaptionRow:
         folder: the folder that relative paths start from; "" for the top of the zip or of the source.
         post: identifies a post that shows several pictures with one caption; None for a single picture.
         split: `train`, `validation` or `test`, if the data set has splits of its own.
+        set_aside: the reason (of `audit.ROW_REASONS`) why the layout itself leaves the row out; None if it does not.
     """
 
     picture: str | None
@@ -35,6 +36,7 @@ class CaptionRow:
     folder: str
     post: int | None = None
     split: str | None = None
+    set_aside: str | None = None
 
 
 class Captions(NamedTuple):
@@ -43,10 +45,12 @@ class Captions(NamedTuple):
     Attributes:
         encoding: how the file is encoded, for the report (`utf-8`; `utf-8, comma`).
         rows: read lazily, so a `DataError` about a row is raised while iterating.
+        withdrawn: captions to remove from pictures of other sources; None if the layout has no such thing.
     """
 
     encoding: str
     rows: Iterator[CaptionRow]
+    withdrawn: Sequence[Withdrawn] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Layout:
             name, at the other members, and at the content (`files.read`).
         read: reads one captions file. Raises `DataError`, which names the file and row, if the content does not fit
             the layout.
+        may_be_empty: whether a source without a usable picture is no error.
     """
 
     name: str
@@ -113,6 +118,7 @@ class Layout:
     suffixes: tuple[str, ...]
     recognises: Callable[[Files, int], bool]
     read: Callable[[CaptionsFile], Captions]
+    may_be_empty: bool = False
 
 
 def named(pattern: str) -> Callable[[Files, int], bool]:

@@ -23,6 +23,10 @@ class TarReader:
         with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as file:
             self.infos = file.getmembers()
 
+    def size(self, info: tarfile.TarInfo) -> int:
+        """Return the size of a member in bytes, as stated."""
+        return info.size
+
     def read(self, info: tarfile.TarInfo, limit: int) -> bytes:
         """Return the bytes of a member, at most `limit` + 1.
 

@@ -43,6 +43,11 @@ def score_names() -> tuple[str, ...]:
     return tuple(score for name, metric in METRICS.items() for score in metric.names or (name,))
 
 
+def names_of_means() -> tuple[str, ...]:
+    """Return the names of the scores that are means over the pictures, so that each picture has its own."""
+    return tuple(score for name, m in METRICS.items() if m.from_sums is None for score in m.names or (name,))
+
+
 def notes() -> dict[str, str]:
     """Return the remarks by the names of the scores."""
     return {score: m.note for name, m in METRICS.items() for score in m.names or (name,) if m.note}

@@ -1,8 +1,9 @@
 """A line of text -> Penn Treebank tokens, like the tokenizer of Stanford CoreNLP 3.4.1 with `-lowerCase`.
 
-Written from the conventions of the Treebank and from the observed behaviour of that tokenizer on some twenty million
-synthetic lines; the tests compare the two. At each place all rules are tried; the longest match is the token, and ties
-go to the first rule. If a rule has a group, the group is the token and the rest of the match only counts as length.
+The rules follow the conventions of the Treebank and that tokenizer's behaviour on some twenty million synthetic lines;
+the tests compare the two. At each position all rules are tried: the longest match wins, and ties go to the first rule.
+If the pattern of a rule has a group, the group is the token, and the rest of the match is lookahead that counts as
+length.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from pipeline.evaluation.ptb.characters import DIGITS, LETTERS, MARKS, SYMBOLS
 
-# Pieces of rules -----------------------------------------------------------------------------------------------------
+# Parts of patterns ---------------------------------------------------------------------------------------------------
 
 _SPACE = "[ \t\xa0\u2000-\u200a\u3000]"
 _BREAK = "[ \t\xa0\u2000-\u200a\u3000\n\x85]"
@@ -61,12 +62,12 @@ _SHORTENED = (
     " inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd rt sep"
     " sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
 )
-_SHORTENED_NAMES = "ark az del ill la mass miss ore pa tex wash"  # else words of their own
+_SHORTENED_NAMES = "ark az del ill la mass miss ore pa tex wash"  # otherwise ordinary words
 _SHORTENED_IN_PART = "mfg mtg ppte pptes ppty pptys pte ptes pty ptys"  # in some mixes of upper and lower case only
-_NUMBERED = "art ca fig figs no nos op pp prop"  # shortened where a number follows
+_NUMBERED = "art ca fig figs no nos op pp prop"  # abbreviations before a number
 _JOINED = "cannot gimme gonna gotta lemme wanna"
 UNUSUAL = frozenset(" ".join([_TITLES, _SHORTENED, _SHORTENED_NAMES, _SHORTENED_IN_PART, _NUMBERED, _JOINED]).split())
-"""Words (lower case) that are not always one token, or that may keep the full stop after them."""
+"""Words (lower case) that may be split into several tokens, or keep the full stop that follows them."""
 _STARTERS = (
     "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One"
     " Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
@@ -90,7 +91,7 @@ def _capitalised(words: str) -> str:
 _SHORT = rf"(?:{_any(_SHORTENED)}|{_capitalised(_SHORTENED_NAMES)}|(?i:p?pt)[ey][sS]?|(?i:ph|ed)\.[dD])\."
 _START = rf"{_BREAK}+(?:{_capitalised(_STARTERS)}|M(?i:[rs])\.|{_TAG}){_BREAK}"
 
-# What a token becomes ------------------------------------------------------------------------------------------------
+# Normalisation of tokens ---------------------------------------------------------------------------------------------
 
 _BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
 _REPLACED = _BRACKETS | {
@@ -106,7 +107,7 @@ _REPLACED = _BRACKETS | {
 _QUOTES = "[`\u201a\u201e\u201f\u2018\x91\u201b\u2039\u2019\x92\u203a\u201c\x93\xab\u201d\x94\xbb]"
 
 
-def _as_it_is(token: str) -> str:
+def _unchanged(token: str) -> str:
     return token
 
 
@@ -132,25 +133,29 @@ def _replaced(token: str) -> str:
     return "".join(_REPLACED.get(character, character) for character in token)
 
 
-def _always(value: str) -> Callable[[str], str]:
+def _constant(value: str) -> Callable[[str], str]:
     return lambda token: value
 
 
 class _Rule(NamedTuple):
-    """What is read (at most one group takes part, and is the token), what the token becomes, what a line must have.
+    """A kind of token.
 
-    A rule that would look for an end to the end of the line, at each place anew, is tried only where there is one.
+    Attributes:
+        pattern: a regular expression; at most one of its groups takes part in a match, and is then the token.
+        normalise: returns the token for the matched text.
+        required: text without which a line can't match. It keeps patterns that scan to the end of the line, from each
+            position, away from lines in which they would find nothing.
     """
 
-    read: str
-    become: Callable[[str], str] = _as_it_is
-    needs: str = ""
+    pattern: str
+    normalise: Callable[[str], str] = _unchanged
+    required: str = ""
 
 
 _RULES = [
     _Rule("(?i:(can)not|(gon)na|(got)ta|(lem)me|(gim)me|(wan)na)"),
-    _Rule(_TAG, lambda token: token.replace(" ", "\xa0"), needs=">"),
-    # Contractions: the word before, then its ending
+    _Rule(_TAG, lambda token: token.replace(" ", "\xa0"), required=">"),
+    # Contractions: first the word before the ending, then the ending
     _Rule(f"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_TICK}[tT]", _joined),  # do|n't
     _Rule(f"({_WORD}){_APOSTROPHE}{_ENDING}", _joined),  # dog|'s
     _Rule(f"[nN]{_TICK}[tT]", _contraction),
@@ -175,9 +180,9 @@ _RULES = [
     _Rule(r"[cC]\+\+|[cCfF]#"),
     # Addresses
     _Rule(rf"(?i:https?)://[^{_STOP}]+[^{_STOP}.!?,\-]"),
-    _Rule(_SITE, needs="."),
-    _Rule(_SITE + _PATH, needs="."),
-    _Rule(_MAIL, needs="@"),
+    _Rule(_SITE, required="."),
+    _Rule(_SITE + _PATH, required="."),
+    _Rule(_MAIL, required="@"),
     _Rule("@[a-zA-Z_][a-zA-Z_0-9]*"),
     _Rule(f"#{_ANY_LETTER}+"),
     # Numbers
@@ -191,72 +196,72 @@ _RULES = [
     # Abbreviations
     _Rule(rf"({_any(_NUMBERED)}\.){_BREAK}?{_DIGIT}"),  # No. 5
     _Rule(rf"((?:{_WORD}|{_COMPOUND}|{_ALLIANCE})\.)[,;:\u3001]", _joined),  # any word before ".,"
-    _Rule(rf"({_HYPHENATED}\.)[,;:\u3001]", _joined, needs="-"),
+    _Rule(rf"({_HYPHENATED}\.)[,;:\u3001]", _joined, required="-"),
     _Rule(rf"(?:{_any(_TITLES)}|[mM][ft][gG])\."),
     _Rule(rf"({_SHORT})[\s\S]{{2}}"),
     _Rule(rf"{_INITIALS}|[A-Za-z]\."),
     _Rule(f"({_INITIALS}){_START}"),
     _Rule(rf"([A-Za-z])\.{_START}"),  # vitamin C. The
     _Rule(rf"((?:{_ANY_ALNUM}+\.)+{_any(_FILES)})(?:{_BREAK}|[.?!,])"),  # 1.jpg
-    _Rule(_HYPHENATED, _joined, needs="-"),
-    # Faces
+    _Rule(_HYPHENATED, _joined, required="-"),
+    # Emoticons
     _Rule(r"([<>]?[:;=][\-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _spelled),  # :-)
     _Rule(r"[\-^x=~<>']_[\-^x=~<>']|\([\-^x=~<>'][_.]?[\-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)", _spelled),  # (^_^)
-    # Signs
-    _Rule("(?i:&[mn]dash;|&md;)|-{2,4}", _always("--")),
+    # Punctuation and symbols
+    _Rule("(?i:&[mn]dash;|&md;)|-{2,4}", _constant("--")),
     _Rule("(?i:&(?:ht|tl|ur|lr|qc|ql|qr|odq|cdq|#[0-9]+);)"),
-    _Rule("(?i:&amp;)", _always("&")),
-    _Rule("(?i:&lt;)", _always("<")),
-    _Rule("(?i:&gt;)", _always(">")),
-    _Rule("&quot;", _always("''")),
+    _Rule("(?i:&amp;)", _constant("&")),
+    _Rule("(?i:&lt;)", _constant("<")),
+    _Rule("(?i:&gt;)", _constant(">")),
+    _Rule("&quot;", _constant("''")),
     _Rule("(?i:&quot;)"),
-    _Rule("(?i:&apos;)", _always("'")),
-    _Rule("(?i:&nbsp;)", _always("")),
-    _Rule(f"{_SPACE}+", _always("")),
+    _Rule("(?i:&apos;)", _constant("'")),
+    _Rule("(?i:&nbsp;)", _constant("")),
+    _Rule(f"{_SPACE}+", _constant("")),
     _Rule(r"[!?]+|\*+|(?:\\\*)+|_+|@+|#+|<<|>>|''|-{5,}"),
-    _Rule(r"\.{3,5}|\.(?: \.){2,4}", _always("...")),
+    _Rule(r"\.{3,5}|\.(?: \.){2,4}", _constant("...")),
     _Rule(f"{_QUOTES}{{1,2}}|[{SYMBOLS}]", _replaced),
 ]
 
-_COMPILED = [(re.compile(rule.read), rule.become, rule.needs) for rule in _RULES]
+_COMPILED = [(re.compile(rule.pattern), rule.normalise, rule.required) for rule in _RULES]
 
 
-def tokens(line: str) -> list[str]:
-    """The tokens of a line, in lower case; a token of a phone number or a tag may hold no-break spaces.
+def tokenize_line(line: str) -> list[str]:
+    """Return the tokens of a line in lower case; tokens of phone numbers and tags may contain no-break spaces.
 
     Args:
-        line: text without a line feed or another character at which the tokenizer ends a line.
+        line: text without line separators.
     """
-    found: list[str] = []
-    lex(line, 0, len(line), found)
-    return found
+    tokens: list[str] = []
+    tokenize_span(line, 0, len(line), tokens)
+    return tokens
 
 
-def lex(line: str, start: int, stop: int, found: list[str]) -> int:
-    """Add to `found` the tokens that begin at `start` or later, up to the first that ends at `stop` or later.
+def tokenize_span(line: str, start: int, stop: int, tokens: list[str]) -> int:
+    """Append to `tokens` those that begin at `start` or later, up to the first that ends at `stop` or later.
 
     Returns:
-        Where that one ends.
+        the end of the last token.
     """
-    text = f"{line}\n\n"  # two characters that rules may look at, as they do across the end of a line
-    rules = [(pattern, become) for pattern, become, needs in _COMPILED if needs in line]
+    text = f"{line}\n\n"  # rules look up to two characters beyond the end of a line
+    rules = [(pattern, normalise) for pattern, normalise, required in _COMPILED if required in line]
     while start < stop:
         end = furthest = start
-        for pattern, become in rules:
+        for pattern, normalise in rules:
             match = pattern.match(text, start)
             if match and match.end() > furthest:
-                furthest, end, meaning = match.end(), match.end(match.lastindex or 0), become
-        if end == start:  # a character that is dropped
+                furthest, end, normalise_longest = match.end(), match.end(match.lastindex or 0), normalise
+        if end == start:  # a character that belongs to no token
             start += 1
             continue
-        if token := meaning(text[start:end]):
-            found.append(token.lower() if "\u03a3" not in token else _lower_greek(token))
+        if token := normalise_longest(text[start:end]):
+            tokens.append(token.lower() if "\u03a3" not in token else _lower_greek(token))
         start = end
     return start
 
 
 def _lower_greek(token: str) -> str:
-    """A token with a capital sigma in lower case; to Java a word goes on across digits, hyphens and full stops."""
+    """Return a token with a capital sigma in lower case; in Java a word continues after digits, hyphens and stops."""
     lowered = []
     for part in re.split("([!?])", token):
         cased = [i for i, letter in enumerate(part) if letter.lower() != letter.upper()]

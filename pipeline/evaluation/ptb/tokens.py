@@ -48,7 +48,7 @@ class _Chunks(dict[str, list[str]]):
         elif len(chunk) > _LONGEST or _OPEN.fullmatch(chunk):
             raise KeyError(chunk)
         else:
-            words = _scored(tokenizer.tokens(chunk))
+            words = _scored(tokenizer.tokenize_line(chunk))
         if len(self) >= _MOST:
             self.clear()
         self[chunk] = words
@@ -71,7 +71,7 @@ def _read(line: str) -> list[str]:
         except KeyError:
             if line[place].isspace() and line[place - 1 : place] == " ":
                 place -= 1  # a run of white space is read at once
-            place = tokenizer.lex(line, place, end, found)
+            place = tokenizer.tokenize_span(line, place, end, found)
     words = _scored(found)
     if words and line.rstrip(" ")[-1:].isspace():
         words[-1] = words[-1].rstrip()  # as coco-caption strips its lines; an address may end in an ideographic space

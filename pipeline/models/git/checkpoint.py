@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, GitConfig, GitProcessor
@@ -12,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
+from pipeline.models import checkpoint_files
 from pipeline.models.base import Checkpoint
 from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.models.git.parity import check_loss
@@ -37,22 +39,33 @@ class Git:
     def load(self, folder: Path) -> GitCheckpoint:
         """Load a GIT checkpoint; weights saved in half precision become float32.
 
+        `config.json` is compared with the headers of the weights first: the model that it asks for is built without
+        memory (on torch's device `meta`), after its numbers of layers are checked.
+
         Raises:
-            ConfigError: the file lacks weights that `config.json` asks for.
+            ConfigError: config, weights, image processor or tokenizer do not fit each other.
         """
+        config = GitConfig.from_pretrained(folder)
+        _check_config(folder / "config.json", config)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            expected = checkpoint_files.meta_shapes(GitForCausalLM(config))
+        if config.tie_word_embeddings:
+            expected.pop("output.weight")
+        checkpoint_files.check_shapes(folder, expected, checkpoint_files.weight_shapes(folder))
         model, info = GitForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         if info["missing_keys"]:
             # The library would continue with random weights in their place.
-            first = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ConfigError(
-                f"{folder}: its weights lack {len(info['missing_keys'])} tensors that its config.json asks for"
-                f" ({first}, ...); download or copy the checkpoint again"
-            )
+            raise ConfigError(checkpoint_files.lacking(folder, sorted(info["missing_keys"])))
         image_processor = CLIPImageProcessorPil.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return GitCheckpoint(model, image_processor, tokenizer)
+        checkpoint = GitCheckpoint(model, image_processor, tokenizer)
+        generation = model.generation_config
+        checkpoint_files.check_tokenizer(
+            folder, checkpoint, config.vocab_size, generation.bos_token_id, generation.eos_token_id
+        )
+        return checkpoint
 
     def scratch(self, sizes: Scratch, captions: Iterable[str], max_tokens: int) -> GitCheckpoint:
         """Create a small GIT with random weights (torch's seed decides) and a tokenizer trained on `captions`."""
@@ -99,3 +112,25 @@ class Git:
     def self_check(self) -> None:
         """Compare the loss with stock transformers' on a tiny model; see `check_loss`."""
         check_loss()
+
+
+def _check_config(file: Path, config: Any) -> None:
+    """Check the sizes that cost memory or time before any weight is compared.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
+    vision = config.vision_config
+    sizes = [
+        ("num_hidden_layers", config.num_hidden_layers, checkpoint_files.MAX_LAYERS),
+        ("num_image_with_embedding", config.num_image_with_embedding or 1, checkpoint_files.MAX_LAYERS),
+        ("vision_config.num_hidden_layers", vision.num_hidden_layers, checkpoint_files.MAX_LAYERS),
+        ("vision_config.image_size", vision.image_size, checkpoint_files.MAX_IMAGE_SIZE),
+        ("vision_config.patch_size", vision.patch_size, checkpoint_files.MAX_IMAGE_SIZE),
+    ]
+    for name, value, most in sizes:
+        checkpoint_files.check_size(file, name, value, most)
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    checkpoint_files.check_size(file, "(image_size / patch_size) squared", tokens, checkpoint_files.MAX_IMAGE_TOKENS)
+    if vision.num_channels != 3:
+        raise ConfigError(f"{file}: vision_config.num_channels: found {vision.num_channels}, pictures have 3")

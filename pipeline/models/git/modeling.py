@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pipeline.models.base import CaptionModel, Decoding
@@ -117,12 +117,19 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
     ) -> torch.Tensor:
         """Search or sample with transformers' `generate`; see `caption`."""
-        options: dict[str, Any] = {"do_sample": False, "num_beams": decoding.beams}
-        if decoding.samples:
-            options = {"do_sample": True, "top_p": decoding.top_p, "num_return_sequences": decoding.samples}
-        if decoding.max_tokens is not None:
-            options["max_length"] = decoding.max_tokens
-        return self.caption(pixel_values, features=features, **options)
+        return self.caption(pixel_values, features=features, **_generate_options(decoding))
+
+    @torch.inference_mode()
+    def generate_with_scores(self, features: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens and scores; the prefix of generation serves for the scores too."""
+        prefix = self.prefix(features)
+        tokens = self._generate(prefix, len(features), **_generate_options(decoding))
+        targets = tokens[:, 1:]
+        logits = self._step(tokens[:, :-1], prefix, DynamicCache(), 0).logits.float()
+        log_probabilities = -cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        is_end = targets == self.generation_config.eos_token_id
+        is_target = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first end mark; padding follows
+        return tokens, (log_probabilities * is_target).sum(dim=1) / is_target.sum(dim=1)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the output of the image encoder, `(pictures, image_tokens, width)`."""
@@ -265,7 +272,19 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         if features is None:
             assert pixel_values is not None
             features = self.encode(pixel_values)
-        begin = torch.full((len(features), 1), self.generation_config.bos_token_id, device=features.device)
+        return self._generate(self.prefix(features), len(features), **options)
+
+    def _generate(self, prefix: Prefix, pictures: int, **options: Any) -> torch.Tensor:
+        begin = torch.full((pictures, 1), self.generation_config.bos_token_id, device=self.output.weight.device)
         # `generate` repeats every tensor argument for each beam; a `Prefix` is no tensor, so it is not repeated.
-        tokens: torch.Tensor = self.generate(input_ids=begin, prefix=self.prefix(features), **options)
+        tokens: torch.Tensor = self.generate(input_ids=begin, prefix=prefix, **options)
         return tokens
+
+
+def _generate_options(decoding: Decoding) -> dict[str, Any]:
+    options: dict[str, Any] = {"do_sample": False, "num_beams": decoding.beams}
+    if decoding.samples:
+        options = {"do_sample": True, "top_p": decoding.top_p, "num_return_sequences": decoding.samples}
+    if decoding.max_tokens is not None:
+        options["max_length"] = decoding.max_tokens
+    return options

@@ -45,6 +45,20 @@ def test_files_inside_and_outside_zips_are_found(tmp_path: Path) -> None:
     }
 
 
+def test_no_more_is_read_than_the_stated_size(tmp_path: Path) -> None:
+    """Ingest reserves memory by it."""
+    folder = put(tmp_path / "s", {"honest.jpg": b"x" * 5000, "liar.jpg": b"y" * 5000})
+    (folder / "loose.jpg").write_bytes(b"z" * 70)
+    data = bytearray((folder / "a.zip").read_bytes())
+    entry = data.rindex(b"liar.jpg") - 46  # in the central directory
+    data[entry + 24 : entry + 28] = struct.pack("<I", 100)
+    (folder / "a.zip").write_bytes(bytes(data))
+    with open_files(folder) as files:
+        sizes = {member.base: files.size(index) for index, member in enumerate(files.members)}
+    assert sizes == {"honest.jpg": 5000, "liar.jpg": 100, "loose.jpg": 70}
+    assert outcome(folder)["a.zip:liar.jpg"] in ("damaged", b"y" * 100)
+
+
 @pytest.mark.parametrize("name", ["../climb.jpg", "a/../../climb.jpg", "/root.jpg", "C:\\dir\\win.jpg", "..\\up.jpg"])
 def test_path_traversal_is_rejected(tmp_path: Path, name: str) -> None:
     put(tmp_path / "s", {name: b"x", "good..name.jpg": b"y"})

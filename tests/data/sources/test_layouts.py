@@ -18,7 +18,7 @@ from pipeline.config import params
 from pipeline.config.errors import DataError
 from pipeline.data.audit import read_set_aside
 from pipeline.data.dataset import read_examples, read_ingested
-from pipeline.data.sources import registry
+from pipeline.data.sources import layouts
 from pipeline.data.sources.archive import Files
 from pipeline.data.sources.layout import Captions, CaptionsFile, Layout, named
 from pipeline.runtime.atomic_files import read_json
@@ -165,7 +165,7 @@ def read_binary(file: CaptionsFile) -> Captions:
 
 def test_a_new_layout_only_needs_an_entry_in_the_list(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Layout("toy", "*.toy", (".toy",), named(r".*\.toy"), read_binary)
-    monkeypatch.setattr(registry, "LAYOUTS", [toy, *registry.LAYOUTS])
+    monkeypatch.setattr(layouts, "LAYOUTS", [toy, *layouts.LAYOUTS])
     pairs = [f"{name}={text}".encode() for name, texts in EXPECTED.items() for text in texts]
     content = b"".join(bytes([len(pair)]) + pair for pair in pairs)
     within(workspace / "data/raw/s", "captions.toy", content, {f"img/{n}": d for n, d in PICTURES.items()})
@@ -190,7 +190,7 @@ def test_a_layout_may_recognise_files_by_their_neighbours_and_content(
         return Captions(encoding, (file.row(number, stem, line) for number, line in lines))
 
     sidecar = Layout("sidecar", "a .txt beside each picture", (".txt",), recognises, read)
-    monkeypatch.setattr(registry, "LAYOUTS", [sidecar, *registry.LAYOUTS])
+    monkeypatch.setattr(layouts, "LAYOUTS", [sidecar, *layouts.LAYOUTS])
     captions = {f"img/{name[:-4]}.txt": "\n".join(texts).encode() for name, texts in EXPECTED.items()}
     pictures = {f"img/{name}": data for name, data in PICTURES.items()}
     notes = {"img/green.txt": b"no caption", "readme.txt": b"about these pictures"}

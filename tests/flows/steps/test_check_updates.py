@@ -14,7 +14,8 @@ import pytest
 from flows.steps.check_updates import DONE
 from flows.workspace import clone
 from pipeline.runtime.atomic_files import read_json, write_json
-from tests.conftest import run, set_params
+from pipeline.serving.corrections import FOLDER, Corrections
+from tests.conftest import jpeg, run, set_params
 from tests.flows.test_retrain import Web
 from tests.flows.toy import git
 
@@ -133,3 +134,17 @@ def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(house: Path, t
         assert fetch(house, "feed/captions.csv").returncode == 0
         assert Path("data/raw/feed/captions.csv").read_text().count("\n") == 2
     web.down()
+
+
+def test_new_corrections_are_a_changed_source(entered: Path) -> None:
+    set_params(entered, {"ingest.sources": ["mine", "corrections"]})
+    git(entered, "commit", "-qam", "train on corrections too")
+    corrections = Corrections(entered / FOLDER, entered / ".work/corrections.lock")
+    for caption in ("a red page", "another caption"):
+        corrections.save("ann", "add", jpeg(), caption=caption)
+        clone.synchronize(entered)
+        assert check_updates(entered).startswith("check_updates: new: data/raw/corrections.dvc")
+        fetched = fetch(entered, "corrections")
+        assert fetched.returncode == 0, fetched.stderr
+        assert caption in (Path(FOLDER) / "corrections.jsonl").read_text()
+        assert "new:" not in check_updates(entered)

@@ -80,12 +80,12 @@ def test_data_go_on_in_the_clone_and_code_and_params_come_from_the_workspace(ent
     Path("data/raw/mine.dvc").write_text("of: the clone\n")
     Path("dvc.lock").write_text("of: the clone\n")
     Path("data/raw/new.dvc").write_text("of: the clone\n")
-    Path("works/ingest.py").write_text("nobody may write here\n")
-    commit(entered, **{"works/ingest_py": "# of the workspace\n"})
+    Path("pipeline/works/ingest.py").write_text("nobody may write here\n")
+    commit(entered, **{"pipeline/works/ingest_py": "# of the workspace\n"})
     clone.synchronize(entered)
     for name in ("data/raw/mine.dvc", "dvc.lock", "data/raw/new.dvc"):
         assert Path(name).read_text() == "of: the clone\n"
-    assert Path("works/ingest.py").read_text() == "# of the workspace\n"
+    assert Path("pipeline/works/ingest.py").read_text() == "# of the workspace\n"
 
 
 def test_where_the_workspace_has_committed_other_data_those_count(entered: Path) -> None:
@@ -137,7 +137,7 @@ def test_pictures_to_leave_out_that_can_not_come_along_are_told(house: Path) -> 
 
 def test_a_commit_touches_neither_what_is_checked_out_nor_the_index(entered: Path) -> None:
     Path("data/raw/mine.dvc").write_text("new\n")
-    Path("works/ingest.py").write_text("not meant\n")
+    Path("pipeline/works/ingest.py").write_text("not meant\n")
     status, head = git(Path(), "status", "--porcelain"), git(Path(), "rev-parse", "HEAD")
     there = git(entered, "status", "--porcelain"), git(entered, "rev-parse", "HEAD", "main")
     made, branch = clone.commit("retrain/2026-01-05", "words\n\n* a reason")
@@ -249,7 +249,7 @@ def test_params_that_are_no_yaml_are_told(house: Path) -> None:
 
 def test_data_files_outlive_a_synchronizing_that_is_cut_off(entered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("dvc.lock").write_text("of: the clone\n")
-    commit(entered, **{"works/ingest_py": "# of the workspace\n"})
+    commit(entered, **{"pipeline/works/ingest_py": "# of the workspace\n"})
     git_ = clone.git
 
     def cut_off(*words: str, **more: object) -> str:
@@ -283,14 +283,14 @@ def test_a_data_file_that_dvc_was_killed_in_writing_is_that_of_before(entered: P
 
 
 def test_a_shallow_workspace_is_followed(house: Path, tmp_path: Path) -> None:
-    commit(house, **{"works/ingest_py": "# of the second commit\n"})
+    commit(house, **{"pipeline/works/ingest_py": "# of the second commit\n"})
     shallow = tmp_path / "shallow"
     git(house, "clone", "-q", "--depth", "1", house.as_uri(), str(shallow))
     for words, then in (("second", "third"), ("third", "fourth")):
         with clone.entered(shallow):
             clone.synchronize(shallow)
-            assert Path("works/ingest.py").read_text() == f"# of the {words} commit\n"
-        commit(house, **{"works/ingest_py": f"# of the {then} commit\n"})
+            assert Path("pipeline/works/ingest.py").read_text() == f"# of the {words} commit\n"
+        commit(house, **{"pipeline/works/ingest_py": f"# of the {then} commit\n"})
         git(shallow, "fetch", "-q", "--depth", "1")
         git(shallow, "reset", "-q", "--hard", "FETCH_HEAD")
 

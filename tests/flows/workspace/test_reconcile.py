@@ -45,7 +45,7 @@ def test_a_lock_is_removed_whose_writer_is_gone_or_whose_number_another_process_
     os.utime(LOCK, (time.time() - 24 * 3600,) * 2)  # this process began since
     reconcile.dead_lock(told.append)
     assert not LOCK.exists()
-    assert told == [f"removed {LOCK}: the DVC that wrote it has died"] * 2
+    assert told == [f"removed {LOCK}: the DVC process that held it has died"] * 2
 
 
 @pytest.mark.parametrize("torn", ["", "[]", '{"write": {"/a": 1}, "read": {}}'])

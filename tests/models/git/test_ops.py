@@ -251,7 +251,7 @@ def test_head_cross_entropy_equals_torch(label_smoothing: float, chunk: int, mon
 
 FAULTS = """
 import resource, sys, torch
-from pipeline.training.memory import keep_freed_memory
+from pipeline.runtime.torch_memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

@@ -1,4 +1,4 @@
-"""The state of a training, and where it is stored: the newest two states, beside the best epoch's checkpoint so far."""
+"""The folder of a training's states: the newest two, and the checkpoint of the best epoch so far."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.runtime.atomic_files import PARTIAL, remove
 from pipeline.runtime.checksummed import checksummed_folder, is_intact
-from pipeline.training.history import EpochMetrics
 
 _KEPT = 2  # if the newest is damaged, the one before it is used
-
-
-@dataclass
-class TrainingState:
-    """The position of a training, and its results so far; saved with the weights, optimizer and random states.
-
-    Attributes:
-        step: optimizer steps taken.
-        epochs: metrics of the completed epochs.
-        loss_sum: summed loss of the current epoch, nats.
-        tokens: tokens in that sum.
-        samples: for each completed epoch, generated captions of the first validation pictures.
-    """
-
-    step: int = 0
-    epochs: list[EpochMetrics] = field(default_factory=list)
-    loss_sum: float = 0.0
-    tokens: int = 0
-    samples: list[list[str]] = field(default_factory=list)
 
 
 class StateStore:

@@ -8,9 +8,10 @@ import pytest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.promote import Promote
-from pipeline.evaluation.gate import Gain, check_metric, gain, verdict
 from pipeline.evaluation.metrics.registry import METRICS, Metric
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.tracking.comparison import BEFORE_FINETUNING, NAIVE_ANSWERS, Comparison
+from pipeline.tracking.gate import Gain, check_metric, gain, verdict
 from tests.conftest import ROOT
 
 RULE = Promote(metric="CIDEr-D", least_gain=0.1, confidence=0.95, least_pictures=30, least_distinct=0.2, seed=0)
@@ -46,6 +47,17 @@ def test_every_reason_alone_keeps_the_champion(
     for words, expected in zip(said.reasons, reasons, strict=True):
         assert expected in words
         assert ("not surely" in words) == ("not surely" in expected)
+
+
+@pytest.mark.parametrize("found", [None, SURE])
+@pytest.mark.parametrize("over", [BEFORE_FINETUNING, NAIVE_ANSWERS])
+def test_a_model_that_is_worse_than_what_it_has_to_beat_is_refused(found: Gain | None, over: str) -> None:
+    worse = Comparison(over, "CIDEr-D", -0.5, -0.8, -0.1)
+    said = verdict(RULE, 0.5, 120, found, [worse])
+    assert not said.promoted
+    assert said.reasons[0] == f"worse than {over} (-0.500 CIDEr-D, 95 % interval -0.800 to -0.100)"
+    unclear = Comparison(over, "CIDEr-D", -0.1, -0.4, 0.2)
+    assert verdict(RULE, 0.5, 120, found, [unclear]) == verdict(RULE, 0.5, 120, found)
 
 
 def counted(cider_d: np.ndarray) -> Statistics:
@@ -101,7 +113,7 @@ def test_a_challenger_that_is_no_better_is_promoted_in_at_most_five_of_a_hundred
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the rule as it is shipped; fewer resamples than it takes, for time, which makes the interval noisier."""
-    monkeypatch.setattr("pipeline.evaluation.gate.RESAMPLES", 1000)
+    monkeypatch.setattr("pipeline.tracking.gate.RESAMPLES", 1000)
     rule = params.load(ROOT / "params.yaml").promote
     rng = np.random.default_rng(5)
     promoted = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.config.sections.promote import Promote
 from pipeline.evaluation.bootstrap import differences
 from pipeline.evaluation.metrics.registry import score_names
 from pipeline.evaluation.metrics.scoring import Statistics
+from pipeline.tracking.comparison import Comparison
 
 RESAMPLES = 10_000
 
@@ -58,19 +60,24 @@ class Verdict:
     reasons: list[str]
 
 
-def verdict(rule: Promote, distinct: float, pictures: int, gained: Gain | None) -> Verdict:
+def verdict(
+    rule: Promote, distinct: float, pictures: int, gained: Gain | None, evaluated: Sequence[Comparison] = ()
+) -> Verdict:
     """Apply the rule.
 
     The challenger is promoted if enough pictures have different scores, the interval of its gain lies above
-    `least_gain`, and enough of its captions are distinct. Without a champion, only the last condition applies.
+    `least_gain`, enough of its captions are distinct, and it is worse neither than before fine-tuning nor than the
+    naive answers. Without a champion, only the last two conditions apply.
 
     Args:
         rule: the `promote` section of params.yaml.
         distinct: share of distinct captions of the challenger.
         pictures: number of pictures that both were compared on.
         gained: the gain over the champion; None if there is no champion.
+        evaluated: the challenger's comparisons on its own test split; none if they are unknown.
     """
-    reasons = []
+    worse = [str(comparison) for comparison in evaluated if comparison.is_worse]
+    reasons = list(worse)
     varied = distinct >= rule.least_distinct
     if not varied:
         reasons.append(
@@ -78,7 +85,7 @@ def verdict(rule: Promote, distinct: float, pictures: int, gained: Gain | None) 
             f" ({rule.least_distinct:.1%})"
         )
     if gained is None:
-        return Verdict(varied, reasons or ["there is no champion yet"])
+        return Verdict(varied and not worse, reasons or ["there is no champion yet"])
     enough = gained.differing >= rule.least_pictures
     if not enough:
         reasons.append(
@@ -91,4 +98,4 @@ def verdict(rule: Promote, distinct: float, pictures: int, gained: Gain | None) 
     if gained.high < 0 and not better:
         outcome = "worse"
     reasons.append(f"{span} on {pictures} test pictures that neither was trained on: {outcome}")
-    return Verdict(varied and enough and better, reasons)
+    return Verdict(varied and enough and better and not worse, reasons)

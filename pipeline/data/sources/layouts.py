@@ -11,6 +11,7 @@ from dataclasses import replace
 from pipeline.config.errors import DataError
 from pipeline.data.sources import (
     coco,
+    corrections,
     flickr,
     imagefolder,
     instagram_export,
@@ -26,10 +27,13 @@ from pipeline.data.sources.delimited import Columns, is_captions
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
 
 _MAX_CAPTIONS_BYTES = 2**30
+# One more than 50 for each of the 100,000 words that `build.captions.max_words` can allow, so build sets it aside.
+_MAX_CAPTION_CHARACTERS = 5_000_001
 
 # Order matters: the first layout that recognises a file reads it. To add a layout, write a module with a `LAYOUT` and
 # list it here, before any more general layout.
 LAYOUTS: list[Layout] = [
+    corrections.LAYOUT,
     imagefolder.LAYOUT,
     coco.LAYOUT,
     karpathy.LAYOUT,
@@ -124,7 +128,14 @@ def read_captions(files: Files, index: int, layout: Layout, columns: Columns) ->
     except MemberError as error:
         raise DataError(f"{place}: cannot be read ({error.reason}); download or create the archive again") from None
     captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0], columns))
-    return captions._replace(rows=map(_without_surrogates, captions.rows))
+    return captions._replace(rows=map(_without_surrogates, map(_shortened, captions.rows)))
+
+
+def _shortened(row: CaptionRow) -> CaptionRow:
+    """Cut a text that is no caption, because every later step copies it; `build` sets it aside as too long."""
+    if len(row.caption.text) <= _MAX_CAPTION_CHARACTERS:
+        return row
+    return replace(row, caption=replace(row.caption, text=row.caption.text[:_MAX_CAPTION_CHARACTERS]))
 
 
 def _without_surrogates(row: CaptionRow) -> CaptionRow:

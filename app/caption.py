@@ -1,0 +1,99 @@
+"""The page *Caption*: photos from a phone or a disk, several captions each, and saving the best one."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app.session import (
+    Captioned,
+    captions_of,
+    escaped,
+    load_params,
+    readiness,
+    save,
+    say_problem,
+    show_picture,
+    undo,
+)
+from pipeline.config.params import Params
+from pipeline.data.images import identity
+from pipeline.serving.client import ServiceError
+from pipeline.serving.corrections import MAX_CHARACTERS, MAX_PICTURE_BYTES, Said
+
+_KINDS = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"]
+_MOST = 64  # photos at once
+
+
+def page() -> None:
+    """Show the page."""
+    st.header("Caption photos")
+    params = load_params()
+    ready = readiness().ready
+    photos = _photos()
+    if not photos:
+        st.caption("Drop photos above. A saved caption becomes training data: see docs/corrections.md.")
+        return
+    several = st.slider("Captions per photo", 1, 6, 3)
+    seed = st.session_state.setdefault("seed", 0)
+    if ready and st.button("Other suggestions"):
+        seed = st.session_state["seed"] = seed + 1
+    said: dict[str, Captioned] = {}
+    if ready:
+        try:
+            with st.spinner("The model looks at the photos ..."):
+                said = captions_of([data for _, data in photos], n=several, seed=seed)
+        except ServiceError as error:
+            say_problem(str(error))
+    for name, data in photos:
+        with st.container(border=True):
+            _photo(name, data, said.get(identity(data)), params)
+
+
+def _photos() -> list[tuple[str, bytes]]:
+    """Return name and bytes of the visitor's photos, each once."""
+    files = st.file_uploader("Photos", _KINDS, accept_multiple_files=True, max_upload_size=MAX_PICTURE_BYTES // 2**20)
+    found = [(file.name, file.getvalue()) for file in files]
+    if st.toggle("Use the camera") and (shot := st.camera_input("Take a photo")):
+        found.append(("camera", shot.getvalue()))
+    if len(found) > _MOST:
+        st.warning(f"Only the first {_MOST} photos are shown.")
+    return list({identity(data): (name, data) for name, data in found[:_MOST]}.values())
+
+
+def _photo(name: str, data: bytes, captioned: Captioned | None, params: Params) -> None:
+    """Show a photo with the model's suggestions, and save what the visitor chooses or writes."""
+    left, right = st.columns([2, 3])  # on a phone one above the other
+    with left:
+        fine = show_picture(data, params, name)
+    if fine:
+        with right:
+            _choose(name, data, captioned, params)
+
+
+def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params) -> None:
+    sha256 = identity(data)
+    said, result = captioned or (None, None)
+    if result and result.error:
+        say_problem(f"{name}: {result.error}")
+    shown = None
+    if said and result and result.captions:
+        key = f"pick-{sha256}-{'|'.join(result.captions)}"
+        text = st.radio("Suggestions", result.captions, format_func=escaped, key=key)
+        shown = Said(str(text), said.model, said.version)
+    start = shown.text if shown else ""
+    caption = st.text_area("Caption", start, key=f"text-{sha256}-{start}", max_chars=MAX_CHARACTERS, height=80)
+    if caption:
+        st.code(caption, language=None, wrap_lines=True)  # has a button that copies
+    person = str(st.session_state.get("person", "")).strip()
+    if st.button("Save", key=f"save-{sha256}", type="primary", disabled=not (person and str(caption).strip())):
+        accepted = shown is not None and caption == shown.text
+        saved = save("accept" if accepted else "edit", data, params, caption=caption, said=shown)
+        if saved:
+            st.session_state.setdefault("saved", {})[sha256] = saved
+    if not person:
+        st.caption("Write your name at the top to save captions.")
+    if saved := st.session_state.get("saved", {}).get(sha256):
+        st.success(f"Saved: {escaped(saved.caption or '')}")
+        if st.button("Undo", key=f"undo-{sha256}") and undo(saved, params):
+            del st.session_state["saved"][sha256]
+            st.rerun()

@@ -1,0 +1,113 @@
+"""The page *Models*: versions with their scores, the gate's decisions, promoting, rolling back, retraining."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app.background import RETRAIN_LOG, is_retraining, log_tail, run, start_retraining
+from app.session import client, corrections, escaped, load_params, warn_if_in_use
+from pipeline.config.params import Params
+from pipeline.serving.client import ServiceError
+from pipeline.serving.corrections import FOLDER
+from pipeline.tracking import registry
+
+_METRICS = ("CIDEr-D", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "distinct_captions")
+_SHOWN = 20  # the newest versions
+_DECISION, _REASONS, _AGAINST = "gate.decision", "gate.reasons", "gate.against"  # tags of a version, see promotion
+
+
+def page() -> None:
+    """Show the page."""
+    st.header("Models")
+    params = load_params()
+    warn_if_in_use()
+    try:
+        served = client().model()
+        st.text(f"The service captions with {served.source}.")
+    except ServiceError as error:
+        st.text(f"The service captions with no model: {error}")
+    if outcome := st.session_state.pop("outcome", None):
+        (st.success if outcome[0] else st.error)(escaped(outcome[1]))
+    with st.spinner("Asking MLflow ..."):
+        versions, champion = _versions(params)
+    if versions:
+        _table(versions)
+        _change(versions, champion)
+    else:
+        st.info("No version is registered yet. Run `dvc repro`: its last stage registers the model.")
+    _retraining(params)
+
+
+def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the newest versions as rows of the table, the newest first, and the champion.
+
+    Raises:
+        TemporaryError: MLflow can't be reached.
+    """
+    from pipeline.tracking import runs
+
+    model = params.register_.model
+    rows = []
+    with runs.reachable():
+        store = runs.client()
+        champion = registry.champion(store, model)
+        for version in registry.versions_with_tags(store, model)[-_SHOWN:][::-1]:
+            found = registry.figures(store, registry.run_of(store, model, version.number))
+            decision = version.tags.get(_DECISION, "not compared")
+            if _AGAINST in version.tags:
+                decision += f" (against {version.tags[_AGAINST]})"
+            if registry.ROLLED_BACK in version.tags:
+                decision += ", rolled back"
+            rows.append(
+                {
+                    "version": version.number,
+                    "champion": "🏆" if version.number == champion else "",
+                    "gate": decision,
+                    **{name: round(found.metrics[name], 3) for name in _METRICS if name in found.metrics},
+                    "reasons": version.tags.get(_REASONS, ""),
+                }
+            )
+    return rows, champion
+
+
+def _table(versions: list[dict[str, Any]]) -> None:
+    st.dataframe([{key: value for key, value in row.items() if key != "reasons"} for row in versions], hide_index=True)
+    with st.expander("Why the gate decided so"):
+        for row in versions:
+            st.text(f"Version {row['version']}: {row['gate']}\n{row['reasons']}")
+    st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
+
+
+def _change(versions: list[dict[str, Any]], champion: int | None) -> None:
+    number = st.selectbox("Version", [row["version"] for row in versions])
+    with st.container(horizontal=True):
+        if st.button("Compare and promote if better", disabled=number == champion):
+            _command("promote", "--challenger", f"{number}")
+        if st.button("Roll back the champion", disabled=champion is None):
+            _command("promote", "--rollback")
+
+
+def _command(*words: str) -> None:
+    with st.spinner("This may take minutes ..."):
+        st.session_state["outcome"] = run(*words)
+    st.rerun()
+
+
+def _retraining(params: Params) -> None:
+    st.subheader("Retrain")
+    saved = len(corrections(params).counting())
+    if saved and FOLDER.name not in params.ingest.sources:
+        st.warning(
+            f"{saved} corrections are saved, but no training uses them yet. Add `{FOLDER.name}` to `ingest.sources` in"
+            " params.yaml and commit that."
+        )
+    if is_retraining():
+        st.info("A retraining is running. It checks the sources, trains on what is new, and promotes a better model.")
+        st.button("Refresh")
+    elif st.button("Start a retraining"):
+        start_retraining()
+        st.rerun()
+    if tail := log_tail(RETRAIN_LOG):
+        st.code(tail, language=None, wrap_lines=True)

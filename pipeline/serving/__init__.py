@@ -1,0 +1,1 @@
+"""The captioning service, its client, and bulk captioning."""

@@ -1,0 +1,35 @@
+"""Find the raw bytes of a picture of the data set in data/raw: a correction stores them, so that its hash agrees."""
+
+from __future__ import annotations
+
+from pipeline.config import paths
+from pipeline.config.errors import DataError
+from pipeline.data.dataset import Example
+from pipeline.data.images import identity
+from pipeline.data.sources.archive import MemberError, open_files
+from pipeline.serving.corrections import MAX_PICTURE_BYTES
+
+
+def raw_picture(example: Example) -> bytes:
+    """Return the raw bytes of an example's picture.
+
+    Raises:
+        DataError: no source has them (any more).
+    """
+    for source, origin in zip(example.sources, example.origins, strict=True):
+        if not (paths.RAW / source).is_dir():
+            continue
+        with open_files(paths.RAW / source) as files:
+            for index, member in enumerate(files.members):
+                if member.place != origin:
+                    continue
+                try:
+                    data = files.read(index, MAX_PICTURE_BYTES)
+                except MemberError:
+                    continue
+                if identity(data) == example.sha256:
+                    return data
+    raise DataError(
+        f"{paths.RAW / example.sources[0]}: does not have {example.origins[0]} as it was when the data set was built;"
+        " run `dvc checkout`, or `dvc repro build` if the source changed"
+    )

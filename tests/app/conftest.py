@@ -1,0 +1,100 @@
+"""A workspace with a small data set, and a captioning service in a thread that says what tests want."""
+
+from __future__ import annotations
+
+import json
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import session
+from pipeline import build, ingest
+from pipeline.config import params
+from pipeline.synthetic.sample import write_sample
+from tests.conftest import set_params
+
+
+class Service:
+    """Answers by the contract of `POST /v1/captions`, `/readyz` and `/v1/model`.
+
+    Attributes:
+        ready: whether there is a model.
+        captions: what it says of every picture, best first.
+        error: if set, what it says instead.
+        pictures: how many pictures it captioned.
+    """
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.captions = ["a red car", "a car", "a red thing"]
+        self.error: str | None = None
+        self.pictures = 0
+        self.version = 7
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words: Any) -> None:
+                pass
+
+            def answer(self, status: int, content: Any) -> None:
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", f"{len(body)}")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                if not service.ready:
+                    self.answer(503, {"reason": "models:/toy has no version", "detail": "not ready"})
+                elif self.path == "/readyz":
+                    self.answer(200, {"ready": True})
+                else:
+                    model = {"name": "toy", "version": service.version, "alias": "champion", "aliases": ["champion"]}
+                    self.answer(200, {**model, "tags": {}, "source": f"models:/toy/{service.version}"})
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+                parts = BytesParser().parsebytes(head + body).get_payload()
+                assert isinstance(parts, list)
+                named = [(part.get_param("name", header="content-disposition"), part) for part in parts]  # type: ignore[union-attr]
+                n = int(next(part.get_payload() for name, part in named if name == "n"))  # type: ignore[union-attr,arg-type]
+                files = [part for name, part in named if name == "files"]
+                service.pictures += len(files)
+                captions = service.captions[:n]
+                said = {"captions": captions, "scores": [-0.1 - k for k in range(len(captions))]}
+                results = [{"error": service.error} if service.error else said for _ in files]
+                self.answer(200, {"model": {"name": "toy", "version": service.version}, "results": results})
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    made = Service()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    monkeypatch.setenv(session.SERVICE, made.url)
+    session.client.clear()
+    yield made
+    session.client.clear()
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def data_set(workspace: Path) -> Path:
+    """The workspace with a data set of 40 drawn pictures."""
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    set_params(workspace, {"ingest.sources": ["sample"]})
+    ingest.run(params.load(), Namespace(source="sample"))
+    build.run(params.load(), Namespace())
+    return workspace

@@ -1,0 +1,86 @@
+"""A service in this process, with the shipped checkpoint and a registry whose alias tests can move."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections.serving import Serving
+from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.serving.following import Follower, Found
+from pipeline.serving.metrics import Metrics
+from pipeline.serving.service import Service, create_app
+from pipeline.synthetic.scenes import draw, random_scene
+from tests.conftest import ROOT, jpeg
+
+SETTINGS = {"max_batch": 16, "max_wait_ms": 5.0, "max_queue": 64, "timeout_seconds": 60.0, "follow_seconds": 0.05}
+
+
+class FakeRegistry:
+    """Serve `captioner` under a version number; with None, no model is found."""
+
+    def __init__(self, captioner: Captioner, version: int | None = 1) -> None:
+        self.captioner, self.version = captioner, version
+        self.failure: Exception | None = None
+
+    def look_up(self) -> Found:
+        if self.version is None:
+            raise ConfigError("models:/toy has no version in MLflow; run `dvc repro`")
+        source = f"models:/toy/{self.version}"
+        return Found("toy", self.version, "champion", "the champion", source, ("champion",), {"git_commit": "abc"})
+
+    def load(self, found: Found) -> Captioner:
+        if self.failure:
+            raise self.failure
+        return self.captioner
+
+
+@pytest.fixture(scope="session")
+def captioner() -> Captioner:
+    return Captioner.from_folder(ROOT / "models" / "git-demo")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[bytes]:
+    """Six different drawn scenes, and two plain pictures of which the model is unsure, as JPEG."""
+    rng, grain = random.Random(3), np.random.default_rng(3)
+    found = []
+    for _ in range(6):
+        buffer = io.BytesIO()
+        draw(random_scene(rng), grain).save(buffer, "JPEG", quality=95)
+        found.append(buffer.getvalue())
+    return [*found, jpeg("red", (400, 300)), jpeg("navy", (300, 400))]
+
+
+@pytest.fixture
+def registry(captioner: Captioner) -> FakeRegistry:
+    return FakeRegistry(captioner)
+
+
+Start = Callable[..., TestClient]
+
+
+@pytest.fixture
+def start(registry: FakeRegistry) -> Iterator[Start]:
+    """Starts a service: `start(token=..., max_queue=...)`; waits until it is ready if the registry has a version."""
+    with ExitStack() as stack:
+
+        def begin(token: str = "", wait: bool = True, **settings: float) -> TestClient:
+            follower = Follower(registry, SETTINGS["follow_seconds"], say=print, loaded=lambda found: None)  # type: ignore[arg-type]
+            if wait:
+                follower.refresh()
+            service = Service(
+                follower, Serving(**{**SETTINGS, **settings}), beams=2, metrics=Metrics(), budget=MemoryBudget(10**9)
+            )  # type: ignore[arg-type]
+            client = TestClient(create_app(service, token), base_url="http://127.0.0.1:8600")
+            return stack.enter_context(client)
+
+        yield begin

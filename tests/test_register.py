@@ -1,0 +1,74 @@
+"""The stage `register` on a full disk, on a real small file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.errors import TemporaryError
+from pipeline.tracking import runs
+from tests.conftest import run
+
+REGISTER = (sys.executable, "-m", "pipeline.register")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB."""
+    place = tmp_path / "small disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root, to mount a small file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def left_free(disk: Path, free: int) -> Path:
+    """Fill a disk up to so many bytes, with a file that is returned."""
+    file, status = disk / "filler", os.statvfs(disk)
+    file.write_bytes(b"x" * (status.f_bavail * status.f_bsize - free))
+    return file
+
+
+@pytest.mark.parametrize("free", [0, 16 * 1024, 512 * 1024])
+def test_a_full_disk_is_named_and_the_next_registration_cleans_up(loop: Path, small_disk: Path, free: int) -> None:
+    """The disk fills up while MLflow writes its database, or while it copies the model."""
+    uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{small_disk / 'mlflow.db'}"}
+    before = {file: file.read_bytes() for file in (loop / "reports").glob("*.json")}
+    made = run(loop, sys.executable, "-c", "from pipeline.tracking import runs; runs.client()", **uri)
+    assert made.returncode == 0, made.stderr
+    filler = left_free(small_disk, free)
+    done = run(loop, *REGISTER, **uri)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"register: the disk is full at {small_disk}")
+    assert "Traceback" not in done.stderr
+    assert "server" not in done.stderr
+    assert {file: file.read_bytes() for file in before} == before
+    filler.unlink()
+    again = run(loop, *REGISTER, **uri)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "models:/image-captioning/1 is new in the registry" in again.stdout
+    models = [place for place in (small_disk / "mlartifacts").glob("*/models/*") if any(place.rglob("MLmodel"))]
+    assert len(models) == 1, again.stdout
+    assert not list((loop / ".work/tmp").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("[('a', 'b', '[Errno 28] No space left on device')]"), runs.MlflowException("database or disk is full")],
+)
+def test_a_full_disk_in_other_words_is_no_fault_of_a_server(workspace: Path, error: Exception) -> None:
+    """shutil and SQLite have no errno for it."""
+    with pytest.raises(TemporaryError, match="^the disk is full at /"), runs.reachable():
+        raise error
+    with pytest.raises(TemporaryError, match="^the disk is full at /some/file"), runs.reachable():
+        raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
