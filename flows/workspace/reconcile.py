@@ -125,7 +125,7 @@ def missed_runs(tell: Tell) -> None:
 def dead_lock(tell: Tell) -> None:
     """Remove DVC's lock file in the current folder if no process holds it."""
     if dvc_files.remove_dead_lock():
-        tell(f"removed {dvc_files.RWLOCK}: the DVC that wrote it has died")
+        tell(f"removed {dvc_files.RWLOCK}: the DVC process that held it has died")
 
 
 def half_written(tell: Tell) -> None:

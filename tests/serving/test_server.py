@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
+from pipeline.models.weights import weights_hash
 from pipeline.serving import following, limits, server
 from pipeline.serving.client import BusyError, Client, ServiceError, UnavailableError
 from pipeline.serving.following import ModelSource
@@ -173,12 +174,15 @@ def test_the_client_tells_a_busy_service_from_a_refusal(monkeypatch: pytest.Monk
 
 
 def register(store: object, folder: Path, key: str) -> None:
-    """Register git-demo as a new version."""
+    """Register git-demo, with a text file that makes its hash another, as a new version."""
+    checkpoint = folder / f"version {key}"
+    shutil.copytree(ROOT / "models" / "git-demo", checkpoint)
+    (checkpoint / "key.txt").write_text(key)
     experiment = runs.experiment(store, "image-captioning")  # type: ignore[arg-type]
     with runs.training_run(store, experiment, key, {}) as run:  # type: ignore[arg-type]
-        for file in sorted((ROOT / "models" / "git-demo").iterdir()):
+        for file in sorted(checkpoint.iterdir()):
             store.log_artifact(run.id, str(file), "artifacts/finetune")  # type: ignore[attr-defined]
-        tags = {"git_commit": key, registry.MODEL_SHA256: f"of {key}"}
+        tags = {"git_commit": key, registry.MODEL_SHA256: weights_hash(checkpoint)}
         registration.register(store, run, "image-captioning", f"runs:/{run.id}", tags, "")  # type: ignore[arg-type]
 
 
