@@ -22,6 +22,7 @@ from pipeline.data.dataset import read_examples
 from pipeline.data.images import identity
 from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, split_of
 from pipeline.runtime.atomic_files import sha256_of
+from pipeline.serving.corrections import Corrections
 from tests.conftest import set_params
 from tests.test_build import photo
 
@@ -61,8 +62,13 @@ class Source:
             (folder / name).write_bytes(saved(picture, quality)[: None if intact else 300])
 
 
-def names_of(sources: dict[str, Source]) -> list[tuple[Source, str]]:
-    return [(source, name) for source in sources.values() for name in sorted(source.files)]
+def write_corrections(folder: Path, corrected: list[tuple[int, int]]) -> None:
+    """Write people's captions of pictures, each in one JPEG quality, as the web page saves them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    corrections = Corrections(folder, folder.with_name("lock"))
+    for picture, quality in corrected:
+        corrections.save("ann", "add", saved(picture, quality), caption=f"her words for picture {picture}")
+    folder.with_name("lock").unlink(missing_ok=True)
 
 
 def change(sources: dict[str, Source], kind: str, draw: Callable[[int], int], serial: int) -> None:
@@ -119,15 +125,21 @@ KINDS = [
 ]
 
 
-def run_build(workspace: Path, sources: dict[str, Source]) -> dict[str, str] | None:
+def run_build(
+    workspace: Path, sources: dict[str, Source], corrected: list[tuple[int, int]] | None = None
+) -> dict[str, str] | None:
     """Ingest and build the sources; return the split of each picture, or None if a source has no usable picture."""
     shutil.rmtree(workspace / "data/raw", ignore_errors=True)
     for name, source in sources.items():
         source.write(workspace / "data/raw" / name)
-    set_params(workspace, {"ingest.sources": sorted(sources)})
+    names = sorted(sources)
+    if corrected:
+        write_corrections(workspace / "data/raw/corrections", corrected)
+        names.append("corrections")
+    set_params(workspace, {"ingest.sources": names})
     loaded = params.load()
     try:
-        for name in sources:
+        for name in names:
             ingest.run(loaded, Namespace(source=name))
         build.run(loaded, Namespace())
     except DataError:
@@ -149,8 +161,9 @@ def check_history(workspace: Path, data: st.DataObject) -> None:
     for k in range(6):  # so that no split is empty
         change(sources, "add", draw, k)
     ever: dict[str, str] = {}  # SHA-256 -> a split that the picture was in
+    corrected: list[tuple[int, int]] = []
     for serial in range(6, 14):
-        now = run_build(workspace, sources)
+        now = run_build(workspace, sources, corrected)
         if now is not None:
             moved = {sha256: ever[sha256] for sha256, split in now.items() if split == "train" and sha256 in ever}
             assert not moved, f"{moved} moved to train"
@@ -160,6 +173,10 @@ def check_history(workspace: Path, data: st.DataObject) -> None:
                         ever[same] = split  # also if it is saved again
         for _ in range(1 + draw(2)):
             change(sources, KINDS[draw(len(KINDS))], draw, serial)
+        if not draw(3):
+            corrected.append((draw(PICTURES), QUALITIES[draw(2)]))
+        elif corrected and not draw(4):
+            corrected.pop(draw(len(corrected)))
 
 
 # Shrinking would run hundreds of builds.
@@ -231,6 +248,28 @@ def test_a_test_picture_that_is_saved_again_stays_out_of_train(workspace: Path) 
     after = run_build(workspace, {"me": source})
     assert after is not None
     assert after[identity(saved(picture, 70))] == "test"
+
+
+def test_a_corrected_test_picture_stays_out_of_train_if_a_post_shows_it_later(workspace: Path) -> None:
+    """As a correction it follows its own hash, and in a post of another source the hash of the post's first picture."""
+    (first, _), (corrected, other) = pictures_in("train")[:2], pictures_in("test")[:2]
+    source = carousels([], [])
+    before = run_build(workspace, {"me": source}, [(corrected, 92)])
+    source.posts.append([f"media/late-{k}.jpg" for k in range(2)])
+    source.files |= {"media/late-0.jpg": (first, 92, True), "media/late-1.jpg": (corrected, 92, True)}
+    after = run_build(workspace, {"me": source}, [(corrected, 92)])
+    without = run_build(workspace, {"me": source})
+    again = run_build(workspace, {"me": source}, [(other, 92)])
+    assert before is not None
+    assert before[identity(saved(corrected, 92))] == "test"
+    for now in (after, without, again):
+        assert now is not None
+        assert [now[identity(saved(k, 92))] for k in (first, corrected)] == ["test", "test"]
+    shutil.rmtree(workspace / "data/dataset")  # without the memory the post would take it to train
+    (workspace / "data/dataset").mkdir()
+    forgotten = run_build(workspace, {"me": source}, [(corrected, 92)])
+    assert forgotten is not None
+    assert forgotten[identity(saved(corrected, 92))] == "train"
 
 
 def test_the_same_data_give_the_same_data_set_with_and_without_a_last_run(workspace: Path) -> None:
