@@ -153,6 +153,17 @@ def test_unknown_tokens_are_reported_with_the_fix(
     assert build_from("odd")["unknown_tokens"]["share"] == 0
 
 
+def test_a_tokenizer_without_its_token_for_unknown_words_stops_the_run(workspace: Path) -> None:
+    content = json.loads((ROOT / "models/git-demo/tokenizer.json").read_text())
+    content["model"]["unk_token"] = "?!"
+    (workspace / "base").mkdir()
+    (workspace / "base/tokenizer.json").write_text(json.dumps(content))
+    set_params(workspace, {"finetune.checkpoint": "base"})
+    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
+    with pytest.raises(ConfigError, match=r"base/tokenizer\.json: unk_token: '\?!' is not in the vocabulary"):
+        build_from("sample")
+
+
 def test_captions_that_the_checkpoint_cannot_say_stop_the_run(workspace: Path, bring: Callable[..., Path]) -> None:
     set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo")})
     rows = [[f"{k}.jpg", "一只狗在草地上奔跑"] for k in range(60)]

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.config.errors import ConfigError
 from pipeline.models.base import Checkpoint
 from pipeline.models.inputs import resize_and_crop
+from pipeline.models.vocabulary import unknown_token_missing
 
 MAX_IMAGE_SIZE = 4096  # pixels per side
 MAX_IMAGE_TOKENS = 16_384
@@ -212,6 +213,9 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint, vocabulary: int, begin
                     f"{folder}: {name}: found {found}, expected a token id below vocab_size {vocabulary:,}; set it in"
                     f" config.json and generation_config.json, or {_AGAIN}"
                 )
+    unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    if unknown and tokenizer.backend_tokenizer.token_to_id(unknown) is None:
+        raise unknown_token_missing(folder / "tokenizer.json", unknown)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocabulary:
         raise ConfigError(
@@ -223,6 +227,26 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint, vocabulary: int, begin
         raise ConfigError(
             f"{folder}: the tokenizer encodes captions as {ids[:1]} ... {ids[-1:]}, but generation begins with"
             f" {begin} and ends with {end}; {_AGAIN}"
+        )
+
+
+def check_caption_length(folder: Path, length: object, positions: int) -> None:
+    """Check the `max_length` that captions have if no other length is asked for.
+
+    Args:
+        folder: the checkpoint, for messages.
+        length: of `generation_config.json`, in tokens; None if it has none.
+        positions: the number of text positions of the model.
+
+    Raises:
+        ConfigError: it is not between 2 (the begin mark and a token) and `positions`.
+    """
+    if length is None:
+        return
+    if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= positions:
+        raise ConfigError(
+            f"{folder / 'generation_config.json'}: max_length: found {str(length)[:40]}, allowed are 2 to"
+            f" {positions:,}; {_AGAIN}"
         )
 
 

@@ -96,8 +96,9 @@ def load(folder: Path) -> Checkpoint:
     except PipelineError:
         raise
     except Exception as error:  # the libraries raise many kinds, down to the safetensors reader's own
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{folder}: can't be loaded as a {model_type} checkpoint: {type(error).__name__}: {error};"
+            f"{folder}: can't be loaded as a {model_type} checkpoint: {type(error).__name__}: {reason};"
             " download or copy it again"
         ) from None
 

@@ -142,6 +142,8 @@ def count_tokens(checkpoint: str, revision: str | None, captions: Sequence[str],
         return None
     token = getattr(tokenizer.model, "unk_token", None)
     unknown = tokenizer.token_to_id(token) if token else None
+    if token and unknown is None:
+        raise unknown_token_missing(file, token)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     room = max(1, max_tokens - tokenizer.num_special_tokens_to_add(is_pair=False))
@@ -158,6 +160,13 @@ def count_tokens(checkpoint: str, revision: str | None, captions: Sequence[str],
             counts.cut.append((caption[:end], caption[end:]))
             counts.lost_tokens += len(encoded.ids) - room
     return counts
+
+
+def unknown_token_missing(file: Path, token: str) -> ConfigError:
+    """Return the error about a tokenizer that would fail at the first unknown word."""
+    return ConfigError(
+        f"{file}: unk_token: {token[:40]!r} is not in the vocabulary; download or copy the checkpoint again"
+    )
 
 
 def _encode(tokenizer: Any, captions: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -65,6 +65,7 @@ class Git:
         checkpoint_files.check_tokenizer(
             folder, checkpoint, config.vocab_size, generation.bos_token_id, generation.eos_token_id
         )
+        checkpoint_files.check_caption_length(folder, generation.max_length, model.max_tokens)
         return checkpoint
 
     def scratch(self, sizes: Scratch, captions: Iterable[str], max_tokens: int) -> GitCheckpoint:
