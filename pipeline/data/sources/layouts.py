@@ -56,7 +56,7 @@ def is_resource_fork(member: Member) -> bool:
 def find_captions_files(files: Files, columns: Columns) -> dict[int, Layout]:
     """Return the index of each captions file among the members, with its layout.
 
-    Of several tables those without a picture column and a caption column (`columns`) are left alone.
+    Of several files the tables without a picture column and a caption column (`columns`) are left alone.
 
     Raises:
         DataError: there is no captions file, or they are of several layouts; lists what was found.
@@ -74,14 +74,12 @@ def find_captions_files(files: Files, columns: Columns) -> dict[int, Layout]:
             f"{files.folder}: found {_summary(files.members)}, but no captions;"
             f" expected {', '.join(expected)}, or {last}"
         )
-    others = {index: layout for index, layout in found.items() if layout is not sidecars.LAYOUT}
-    found = others or found  # texts beside the pictures are notes if there are captions in another layout
     if len(found) > 1:
         found = {
-            index: layout
-            for index, layout in found.items()
-            if layout is not table.LAYOUT or _is_captions(files, index, columns)
+            index: layout for index, layout in found.items() if _is_captions(files, index, layout, columns)
         } or found
+    others = {index: layout for index, layout in found.items() if layout is not sidecars.LAYOUT}
+    found = others or found  # texts beside the pictures are notes if there are captions in another layout
     if len({layout.name for layout in found.values()}) > 1:
         seen = ", ".join(f"{files.members[index].place} ({layout.name})" for index, layout in list(found.items())[:8])
         raise DataError(
@@ -91,9 +89,15 @@ def find_captions_files(files: Files, columns: Columns) -> dict[int, Layout]:
     return found
 
 
-def _is_captions(files: Files, index: int, columns: Columns) -> bool:
+def _is_captions(files: Files, index: int, layout: Layout, columns: Columns) -> bool:
+    """Return whether a file has captions; only those that are recognised by their suffix alone may have none."""
+    if layout not in (table.LAYOUT, parquet_table.LAYOUT):
+        return True
     try:
-        return is_captions(files.read(index, _MAX_CAPTIONS_BYTES), files.members[index].place, columns)
+        data = files.read(index, _MAX_CAPTIONS_BYTES)
+        if layout is parquet_table.LAYOUT:
+            return parquet_table.is_captions(data, columns)
+        return is_captions(data, files.members[index].place, columns)
     except MemberError:
         return True  # `read_captions` says why it cannot be read
 

@@ -9,10 +9,25 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.config.errors import DataError
-from pipeline.data.sources.delimited import find_columns
+from pipeline.data.sources.delimited import Columns, find_columns
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout, named
 from pipeline.data.sources.own_splits import split_in_path, split_named
 from pipeline.data.sources.parquet_file import member_name, picture_column
+
+
+def is_captions(data: bytes, columns: Columns) -> bool:
+    """Return whether a parquet file has a picture column and a caption column; also if it cannot be read."""
+    try:
+        return _find_columns(parquet.ParquetFile(pa.BufferReader(data)).schema_arrow, columns) is not None
+    except pa.ArrowException:
+        return True  # `_read` says why it cannot be read
+
+
+def _find_columns(schema: pa.Schema, wanted: Columns) -> tuple[int, int] | None:
+    """Return the places of the picture column and the caption column; None if one is missing."""
+    pictures = picture_column(schema)
+    # A column of pictures is always the picture column, whatever it is called.
+    return find_columns(["image" if name == pictures else name for name in schema.names], wanted)
 
 
 def _read(file: CaptionsFile) -> Captions:
@@ -21,8 +36,7 @@ def _read(file: CaptionsFile) -> Captions:
         table = parquet.ParquetFile(pa.BufferReader(file.data))
         names = table.schema_arrow.names
         pictures = picture_column(table.schema_arrow)
-        # A column of pictures is always the picture column, whatever it is called.
-        columns = find_columns(["image" if name == pictures else name for name in names], file.columns)
+        columns = _find_columns(table.schema_arrow, file.columns)
     except pa.ArrowException as error:
         raise DataError(f"{file.place}: cannot be read as parquet ({error}); download it again") from None
     if columns is None:

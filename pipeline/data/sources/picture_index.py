@@ -71,7 +71,7 @@ class PictureIndex:
 
 def why_unused(suffix: str) -> str:
     """Return why a file that is neither picture nor captions is not used, as a code of `audit.FILE_REASONS`."""
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv", ".parquet"):
         return "not_captions"
     return "unsupported_format" if suffix in UNSUPPORTED else "not_a_picture_file"
 
