@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config.errors import DataError
 from pipeline.data.images import SUFFIXES
 from pipeline.data.sources.archive import Files, MemberError, suffix
-from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
+from pipeline.data.sources.layout import CAPTION_FIELD, CaptionRow, Captions, CaptionsFile, Layout
 
 _HEAD, _MAX_BYTES = 2**16, 2**28
 # Keys that every task of an export has; JSON-MIN has no `annotations`.
@@ -21,7 +21,6 @@ _TASK = re.compile(rb'"(?:annotation_id|annotations)"\s*:')
 # Label Studio puts eight hexadecimal digits and a dash before the name of a file that was uploaded.
 _UPLOADED = re.compile(r"^.*/data/upload/\d+/[0-9a-f]{8}-")
 _LOCAL = "/data/local-files/?d="  # before the path of a file in local storage
-_CAPTION_FIELD = re.compile(r"caption|text|descri|comment", re.IGNORECASE)
 _NOT_CAPTIONS = {"annotator", "created_at", "updated_at"}
 
 
@@ -81,7 +80,7 @@ def _minimal(task: dict[str, Any]) -> list[str]:
     They are the fields called like a caption, or else all texts but the picture and the facts about the annotation.
     """
     texts = {key: _strings(value) for key, value in task.items() if key not in _NOT_CAPTIONS}
-    named = [key for key in texts if texts[key] and _CAPTION_FIELD.search(key)]
+    named = [key for key in texts if texts[key] and CAPTION_FIELD.search(key)]
     others = [key for key in texts if _picture({key: task[key]}) is None]
     return [text for key in named or others for text in texts[key]]
 

@@ -17,6 +17,9 @@ from pipeline.data.sources.archive import Files
 from pipeline.data.sources.delimited import USUAL_COLUMNS, Columns
 from pipeline.data.sources.encodings import decode
 
+# What projects of labelling tools usually call the field of the caption.
+CAPTION_FIELD = re.compile(r"caption|text|descri|comment", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class CaptionRow:

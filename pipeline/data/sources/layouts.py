@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pipeline.config.errors import DataError
 from pipeline.data.sources import (
+    argilla,
     coco,
     corrections,
     flickr,
@@ -42,6 +43,7 @@ LAYOUTS: list[Layout] = [
     flickr.TABLE,
     sidecars.LAYOUT,
     label_studio.LAYOUT,
+    argilla.LAYOUT,
     workbook.LAYOUT,
     parquet_table.LAYOUT,
     table.LAYOUT,

@@ -328,6 +328,57 @@ def test_an_export_of_label_studio_is_read(workspace: Path, minimal: bool, tag: 
     assert read_json(Path("reports/ingest/s.json"))["captions_files"][0]["layout"] == "Label Studio"
 
 
+def argilla(picture: str) -> bytes:
+    """Return records as Argilla's `Record.to_dict` writes them; `picture` is the place of a picture."""
+    records = []
+    for k, (name, texts) in enumerate(EXPECTED.items()):
+        records.append(
+            {
+                "id": f"{k}",
+                "fields": {"photo": picture.format(name), "hint": "describe it"},
+                "metadata": {"shot": "2026"},
+                "suggestions": {"caption": {"value": "by a model", "score": 0.5, "agent": "git"}},
+                "responses": {
+                    "caption": [{"value": text, "user_id": f"user {n}"} for n, text in enumerate(texts)],
+                    "mood": [{"value": "happy", "user_id": "user 0"}],
+                },
+                "vectors": {},
+                "status": "completed",
+                "_server_id": f"server {k}",
+            }
+        )
+    waiting = {"responses": {}, "fields": {"photo": picture.format("green.jpg")}, "status": "pending"}
+    return as_json([*records, records[0] | waiting])
+
+
+def test_records_of_argilla_are_read(workspace: Path) -> None:
+    loose(workspace / "data/raw/s", {"records.json": argilla("https://example.org/photos/{}?v=2"), **PICTURES})
+    set_params(workspace, {"ingest.max_set_aside": 0.5})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    report = read_json(Path("reports/ingest/s.json"))
+    assert [one["layout"] for one in report["captions_files"]] == ["Argilla"]
+    assert report["rows"] == {"in": 4, "captions_kept": 3, "set_aside": {"empty": 1}}
+    loose(workspace / "data/raw/s", {"records.json": argilla("data:image/jpeg;base64,/9j/" + "4" * 100_000)})
+    with pytest.raises(DataError, match=r"records\.json: record 1 has its picture in the file itself; .*to_parquet"):
+        ingested(workspace)
+
+
+def test_records_of_argilla_with_their_pictures_are_read_from_parquet(workspace: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    (workspace / "data/raw/s").mkdir(parents=True)
+    rows = {
+        "id": ["a", "b"],
+        "photo": [{"bytes": PICTURES[name], "path": None} for name in EXPECTED],
+        "caption.responses": list(EXPECTED.values()),
+        "caption.responses.users": [[f"user {n}" for n, _ in enumerate(texts)] for texts in EXPECTED.values()],
+        "caption.suggestion": ["by a model", "by a model"],
+    }
+    data = datasets.Dataset.from_dict(rows).cast_column("photo", datasets.Image())
+    data.to_parquet(workspace / "data/raw/s/records.parquet")
+    set_params(workspace, {"ingest.columns": {"picture": None, "caption": "caption.responses"}})
+    assert list(ingested(workspace).values()) == list(EXPECTED.values())
+
+
 def test_a_second_table_that_has_no_captions_is_left_alone(workspace: Path) -> None:
     tables = {"captions.csv": csv_of("image", "caption"), "places.csv": b"image,latitude\nred.jpg,1.5\n"}
     loose(workspace / "data/raw/s", {**tables, **PICTURES})
