@@ -77,16 +77,20 @@ def _full(task: dict[str, Any]) -> list[str]:
 def _minimal(task: dict[str, Any]) -> list[str]:
     """Return the texts of a task in JSON-MIN, which does not say which fields are annotations.
 
-    They are the fields called like a caption, or else all texts but the picture and the facts about the annotation.
+    They are the fields called like a caption, or else all texts but the picture and the facts about the annotation. The
+    picture itself may be called like a caption: Label Studio's template for captioning calls it `captioning`.
     """
-    texts = {key: _strings(value) for key, value in task.items() if key not in _NOT_CAPTIONS}
+    fields = [key for key in task if key not in _NOT_CAPTIONS and _picture({key: task[key]}) is None]
+    texts = {key: _strings(task[key]) for key in fields}
     named = [key for key in texts if texts[key] and CAPTION_FIELD.search(key)]
-    others = [key for key in texts if _picture({key: task[key]}) is None]
-    return [text for key in named or others for text in texts[key]]
+    return [text for key in named or fields for text in texts[key]]
 
 
 def _strings(value: object) -> list[str]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    """Return the texts in the answers to a tag: one text, several as `{"text": [...]}`, or a list of such."""
+    answers = value if isinstance(value, list) else [value]
+    texts = (answer.get("text") if isinstance(answer, dict) else answer for answer in answers)
+    return [one for text in texts for one in (text if isinstance(text, list) else [text]) if isinstance(one, str)]
 
 
 LAYOUT = Layout(

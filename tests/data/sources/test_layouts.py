@@ -301,29 +301,30 @@ def test_shards_of_webdataset_are_read(workspace: Path) -> None:
             ingested(workspace)
 
 
-def label_studio(minimal: bool, tag: str) -> bytes:
+def label_studio(minimal: bool, tag: str, field: str) -> bytes:
     """Return an export as documented: uploaded files get a prefix, and the names of tags are the project's."""
     tasks: list[dict[str, Any]] = []
     for k, (name, texts) in enumerate(EXPECTED.items(), start=1):
         upload = f"/data/upload/3/0a1b2c3{k}-{name}"
         if minimal:
-            text = texts if len(texts) > 1 else texts[0]
+            text = {"text": texts} if len(texts) > 1 else texts[0]  # as label-studio-sdk 2.1 writes it
             facts = {"annotator": 1, "annotation_id": k, "created_at": "2026-01-02", "updated_at": "", "lead_time": 2.5}
-            tasks.append({"photo": upload, "id": k, tag: text, **facts})
+            tasks.append({field: upload, "id": k, tag: text, **facts})
             continue
         region = {"id": "x", "type": "textarea", "from_name": tag, "to_name": "photo", "value": {"text": texts}}
         rating = {"id": "y", "type": "rating", "from_name": "stars", "to_name": "photo", "value": {"rating": 3}}
         cancelled = {"id": 9, "was_cancelled": True, "result": [region | {"value": {"text": ["no"]}}]}
         annotations = [{"id": k, "was_cancelled": False, "result": [region, rating]}, cancelled]
-        tasks.append({"id": k, "annotations": annotations, "file_upload": upload[15:], "data": {"photo": upload}})
+        tasks.append({"id": k, "annotations": annotations, "file_upload": upload[15:], "data": {field: upload}})
     return as_json(tasks)
 
 
 @pytest.mark.parametrize("minimal", [False, True])
 @pytest.mark.parametrize("tag", ["caption", "what_is_it"])
-def test_an_export_of_label_studio_is_read(workspace: Path, minimal: bool, tag: str) -> None:
+@pytest.mark.parametrize("field", ["photo", "captioning"])  # the latter is in Label Studio's template for captioning
+def test_an_export_of_label_studio_is_read(workspace: Path, minimal: bool, tag: str, field: str) -> None:
     files = {f"img/{name}": data for name, data in PICTURES.items()}
-    loose(workspace / "data/raw/s", {"project-3-at-2026.json": label_studio(minimal, tag), **files})
+    loose(workspace / "data/raw/s", {"project-3-at-2026.json": label_studio(minimal, tag, field), **files})
     assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
     assert read_json(Path("reports/ingest/s.json"))["captions_files"][0]["layout"] == "Label Studio"
 
