@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.images import decode
 from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import bulk, bulk_outputs
 from pipeline.serving.bulk import NamedCaptioner
 from tests.conftest import ROOT, environment, jpeg, run, set_params
@@ -76,6 +78,25 @@ def test_each_picture_gets_one_line_with_its_caption_and_model(
     assert last.startswith("4 pictures captioned (")
     assert last.endswith("1 not readable: captions.jsonl")
     assert "cut.jpg: is cut off or damaged; skipped" in capsys.readouterr().err
+
+
+def test_pictures_are_decoded_under_the_memory_budget(
+    caption, photos: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget of one byte lets pictures through one at a time; each reserves what decoding takes."""
+    asked: list[int] = []
+
+    class Recorded(MemoryBudget):
+        def reserve(self, size: int) -> AbstractContextManager[None]:
+            asked.append(size)
+            return super().reserve(size)
+
+    monkeypatch.setattr(bulk, "MemoryBudget", Recorded)
+    set_params(Path(), {"runtime.memory_gb": 1e-9})
+    last, _ = caption(photos, Path("captions.jsonl"))
+    assert last.startswith("4 pictures captioned (")
+    assert len(asked) == 5  # the damaged one too
+    assert min(asked) > len(pictures[0])
 
 
 def test_running_it_again_captions_only_new_pictures(caption, photos: Path) -> None:

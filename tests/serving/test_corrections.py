@@ -25,6 +25,7 @@ from pipeline.config.errors import DataError, TemporaryError
 from pipeline.data.dataset import Example, read_examples
 from pipeline.data.split import SPLITS
 from pipeline.runtime.atomic_files import read_json
+from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import corrections as module
 from pipeline.serving.corrections import Corrections, Said
 from pipeline.synthetic.sample import write_sample
@@ -61,6 +62,18 @@ def test_a_correction_is_a_line_beside_its_picture(corrections: Corrections) -> 
     assert (corrections.folder / saved.picture).read_bytes() == RED
     assert corrections.picture(saved) == RED
     assert corrections.read() == [saved]
+
+
+def test_a_picture_is_checked_under_the_memory_budget(tmp_path: Path) -> None:
+    budget = MemoryBudget(10**6)
+    corrections = Corrections(tmp_path / "corrections", tmp_path / "lock", budget=budget)
+    with ThreadPoolExecutor(1) as pool:
+        with budget.reserve(budget.total):
+            saving = pool.submit(corrections.save, "ann", "add", RED, caption="a red page")
+            with pytest.raises(TimeoutError):
+                saving.result(timeout=0.3)
+            assert not corrections.folder.exists()
+        assert saving.result(timeout=30).caption == "a red page"
 
 
 def test_a_repeated_save_is_one_correction_but_other_people_count(corrections: Corrections) -> None:
