@@ -127,6 +127,7 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     since = ("--since", str(clone.began()))
     aside, commit = clone.put_aside("registered, and not yet published")
     _tag_version(params, commit, "none", since)
+    clone.accept()
     promoted = _promote(params, status["version"], since)
     head = _headline(promoted)
     reasons = "".join(f"* {reason}\n" for reason in promoted["reasons"])

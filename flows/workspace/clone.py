@@ -8,7 +8,6 @@ If the workspace has committed a change to one of them, the workspace's version 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
@@ -20,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.workspace import untracked
+from flows.workspace.git import git
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.runtime import dvc_files
@@ -28,34 +28,11 @@ from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of, swapped_in
 FOLDER = paths.WORK / "clone"
 _KEPT = paths.WORK / "kept"  # the clone's data files, saved while the workspace's commit is checked out over them
 BEFORE = paths.WORK / "before"  # data files from before a retraining; exists only until it finishes
+ACCEPTED = paths.WORK / "accepted"  # exists if they are its own, because all stages accepted these
 _NEW, _BASE = "refs/retrain/new", "refs/retrain/base"  # the workspace's commit now and at the last synchronization
 BRANCHES = "refs/heads/"
 ASIDE = "refs/retrain/aside/"  # data states on no branch: refused, overtaken or not yet published
-_WHO = {"NAME": "flows.retrain", "EMAIL": "flows.retrain@localhost"}
 _SQLITE = "sqlite:///"
-# Git sets these variables for its hooks. They would redirect git to a repository other than the folder's.
-_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
-
-
-def git(*words: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """Run git and return its output.
-
-    Raises:
-        TemporaryError: git failed; the message contains git's own message.
-    """
-    who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _WHO.items()}
-    here = {key: value for key, value in os.environ.items() if key not in _ELSEWHERE}
-    done = subprocess.run(
-        ["git", "-c", "core.hooksPath=/dev/null", *words],  # hooks are meant for people's commits
-        cwd=folder,
-        env={**here, **who, "LC_ALL": "C", **(environment or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise TemporaryError(f"git {words[0]}: {' '.join(done.stderr.split()) or 'failed'}")
-    return done.stdout.strip()
 
 
 @contextmanager
@@ -119,7 +96,7 @@ def synchronize(workspace: Path) -> None:
     for path, content in _contents(_KEPT).items():  # the last synchronization was interrupted
         _write(Path(path), content)
     _drop_torn()
-    mine = {path: Path(path).read_bytes() for path in data_files()}
+    mine = _data()
     new, base = _blobs(_NEW), _blobs(_BASE)
     kept = {path: content for path, content in mine.items() if new.get(path) == base.get(path)} if base else {}
     _save(kept, _KEPT)
@@ -170,11 +147,19 @@ def remember() -> None:
     If an earlier retraining did not finish, the data files from before it stay saved, and `put_aside` commits what it
     had fetched.
     """
-    now = {path: Path(path).read_bytes() for path in data_files()}
+    now = _data()
     if not BEFORE.is_dir():
+        ACCEPTED.unlink(missing_ok=True)
         _save(now, BEFORE)
     elif now != _contents(BEFORE):
         put_aside("overtaken")
+
+
+def accept() -> None:
+    """Make `go_back` restore the current data files, which all stages have accepted, also if bad ones follow."""
+    start = began()
+    _save(_data(), BEFORE, start)
+    ACCEPTED.touch()
 
 
 def began() -> float:
@@ -194,12 +179,14 @@ def go_back() -> None:
             remove(Path(path))
         for path in _files_below(BEFORE):
             _write(Path(path), (BEFORE / path).read_bytes())
-        forget()
+        if not ACCEPTED.exists():  # else its retraining goes on at the next run
+            forget()
 
 
 def forget() -> None:
     """Delete the saved data files."""
     _remove_whole(BEFORE)
+    ACCEPTED.unlink(missing_ok=True)
 
 
 def _files_below(folder: Path) -> set[str]:
@@ -210,11 +197,17 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {path: (folder / path).read_bytes() for path in _files_below(folder)}
 
 
-def _save(files: Mapping[str, bytes], folder: Path) -> None:
+def _data() -> dict[str, bytes]:
+    return {path: Path(path).read_bytes() for path in data_files()}
+
+
+def _save(files: Mapping[str, bytes], folder: Path, modified: float | None = None) -> None:
     with swapped_in(folder) as (place,):
         place.mkdir()
         for path, content in files.items():
             _write(place / path, content)
+        if modified is not None:
+            os.utime(place, (modified, modified))
 
 
 def _remove_whole(folder: Path) -> None:
@@ -312,7 +305,7 @@ def _free_branch(wanted: str) -> str:
 def refs(pattern: str) -> dict[str, str]:
     """Map the clone's refs that match a pattern to their commits, newest first."""
     lines = git("for-each-ref", "--sort=-creatordate", "--format=%(refname) %(objectname)", pattern).splitlines()
-    return {name: commit for name, _, commit in (line.partition(" ") for line in lines)}
+    return dict(line.split(" ") for line in lines)
 
 
 def _theirs(pattern: str) -> dict[str, str]:

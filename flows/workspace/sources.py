@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.workspace.clone import git
 from flows.workspace.dvc_repo import in_words
+from flows.workspace.git import git
 from pipeline.config import paths
 from pipeline.config.errors import DataError, TemporaryError
 from pipeline.config.params import Params

@@ -471,6 +471,38 @@ def test_what_was_promoted_and_not_published_goes_on_from_there_and_keeps_its_da
 
 
 @pytest.mark.slow
+def test_bad_data_after_an_unpublished_promotion_leave_the_data_of_the_champion(
+    feed: Path, web: Web, prefect: dict[str, str]
+) -> None:
+    set_params(feed, {"flow.retries": 0})
+    git(feed, "commit", "-qam", "no retries")
+    assert retrain(feed, prefect).returncode == 0
+    remote, clone = feed.parent / "store", feed / ".work/clone"
+    web.put("w.jpg,a boat\n" * 2)
+    remote.rename(feed.parent / "away")
+    remote.write_text("no folder")
+    assert retrain(feed, prefect).returncode in (65, 75)
+    assert registry(feed)["champion"] == 3
+    promoted = state_of(clone)
+    remote.unlink()
+    (feed.parent / "away").rename(remote)
+
+    web.put("corrupt\n")
+    for _ in range(2):
+        assert retrain(feed, prefect).returncode == 65
+        assert state_of(clone) == promoted
+
+    web.put("w.jpg,a boat\n" * 2)
+    hook: list[dict] = []
+    with listening(hook) as address:
+        again = retrain(feed, prefect, IMAGE_CAPTIONING_WEBHOOK=address)
+    assert again.returncode == 0, again.stderr
+    assert "models:/m/3 is promoted in the place of version 2" in again.stdout
+    assert [sent["event"] for sent in hook] == ["image-captioning.retrain.promoted"]
+    assert "nothing new" in retrain(feed, prefect).stdout
+
+
+@pytest.mark.slow
 def test_a_years_weeks_are_kept_to_the_bound(feed: Path, web: Web, prefect: dict[str, str]) -> None:
     set_params(feed, {"retrain.keep": 2})
     git(feed, "commit", "-qam", "keep two")

@@ -216,6 +216,27 @@ def test_a_retraining_that_begins_after_one_that_was_cut_off_goes_back_to_before
     assert not clone.is_unfinished(entered)
 
 
+def test_accepted_data_are_gone_back_to_until_their_retraining_ends(entered: Path) -> None:
+    file = Path("data/raw/mine.dvc")
+    clone.remember()
+    start = clone.began()
+    file.write_text("fetched, and trained on\n")
+    clone.accept()
+    assert clone.began() == start
+    clone.remember()
+    file.write_text("fetched, and bad\n")
+    clone.go_back()
+    assert file.read_text() == "fetched, and trained on\n"
+    assert clone.is_unfinished(entered)  # what accepted them has to be published
+    assert clone.began() == start
+    clone.forget()
+    clone.remember()
+    file.write_text("fetched, and bad\n")
+    clone.go_back()
+    assert file.read_text() == "fetched, and trained on\n"
+    assert not clone.is_unfinished(entered)
+
+
 def test_a_moved_workspace_takes_its_clone_along_and_a_persons_branch_is_none_of_it(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
