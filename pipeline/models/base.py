@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
 
 
@@ -139,6 +140,25 @@ class CaptionModel(torch.nn.Module, ABC):
         Raises:
             ConfigError: the architecture has no such layers.
         """
+
+    def vocabulary_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters with one row per token: the embeddings, and the output weights and biases.
+
+        Raises:
+            ConfigError: the architecture can't add tokens.
+        """
+        raise ConfigError("params.yaml: finetune.new_tokens: this architecture can't add tokens; set it to 0")
+
+    def add_tokens(self, pieces: Mapping[int, Sequence[int]]) -> None:
+        """Give tokens that were added to the tokenizer a row of `vocabulary_parameters`.
+
+        Args:
+            pieces: for each added token, the tokens whose mean its row starts as; none: the mean of all.
+
+        Raises:
+            ConfigError: the architecture can't add tokens.
+        """
+        raise ConfigError("params.yaml: finetune.new_tokens: this architecture can't add tokens; set it to 0")
 
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
