@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
+from pipeline.models.new_tokens import choose_new_tokens, known_pieces
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,28 @@ class Checkpoint:
     def image_size(self) -> int:
         """The side of the square input picture, in pixels."""
         return self.model.image_size
+
+    def add_new_tokens(self, captions: Iterable[str], count: int) -> list[str]:
+        """Add tokens for words of the captions to the tokenizer and the model, and return these words.
+
+        The rows of a new token in embeddings and head start as the mean of its pieces' rows (of all rows, if no piece
+        is known), as in Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models". The result is
+        a plain checkpoint: the tokens are Hugging Face's added tokens.
+
+        Args:
+            captions: the training captions.
+            count: at most this many tokens are added.
+
+        Raises:
+            ConfigError: the architecture can't add tokens.
+        """
+        added = choose_new_tokens(self.tokenizer.backend_tokenizer, captions, count)
+        words = [token.content for token in added]
+        pieces = [known_pieces(self.tokenizer.backend_tokenizer, word) for word in words]
+        if words:
+            self.tokenizer.add_tokens(added)
+            self.model.add_tokens(dict(zip(self.tokenizer.convert_tokens_to_ids(words), pieces, strict=True)))
+        return words
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a plain Hugging Face checkpoint.

@@ -1,7 +1,6 @@
-"""Add the words of the training captions that a checkpoint's tokenizer lacks: `finetune.new_tokens`.
+"""Find the words of the training captions that a tokenizer lacks: `finetune.new_tokens`.
 
-A token is added for a word, hashtag or emoji that the tokenizer knows only in pieces or not at all. The result is a
-plain checkpoint: the tokens are Hugging Face's added tokens, and the embeddings and the head have a row for each.
+These are words, hashtags and emoji that it knows only in pieces or not at all. `Checkpoint.add_new_tokens` adds them.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from collections.abc import Iterable
 import regex
 from tokenizers import AddedToken, Tokenizer
 
-from pipeline.models.base import Checkpoint
-
-# A hashtag; an emoji (a flag, a keycap, or a pictograph with its skin tone); an ideograph; any other word.
+# A hashtag; a sign, which is an emoji (a flag, a keycap, or a pictograph with its skin tone), an ideograph or a
+# punctuation mark; any other word.
 _HASHTAG = r"#\w*\p{L}\w*"
 _EMOJI = r"\p{RI}\p{RI}|[0-9*#]\uFE0F?\u20E3|\p{Extended_Pictographic}\p{EMod}?"
-_ITEM = regex.compile(rf"(?P<hashtag>{_HASHTAG})|(?P<sign>{_EMOJI}|\p{{Han}})|(?P<word>[\w&&[^\p{{Han}}]]+)", regex.V1)
+_ITEM = regex.compile(
+    rf"(?P<hashtag>{_HASHTAG})|(?P<sign>{_EMOJI}|\p{{Han}}|[^\w\s])|(?P<word>[\w&&[^\p{{Han}}]]+)", regex.V1
+)
 _FEWEST = 2  # an embedding that is trained on a single caption learns nothing
 
 
@@ -44,7 +44,7 @@ def choose_new_tokens(tokenizer: Tokenizer, captions: Iterable[str], count: int)
         pieces = known_pieces(tokenizer, text)
         if captions_with_it >= _FEWEST and pieces != [tokenizer.token_to_id(text)]:
             candidates.append((bool(pieces) and _says(tokenizer, text, pieces), -captions_with_it, text, is_word))
-    # A word must not match inside a longer one; emoji and ideographs follow each other without spaces.
+    # A word must not match inside a longer one; signs follow each other without spaces.
     return [AddedToken(text, single_word=is_word) for *_, text, is_word in sorted(candidates)[:count]]
 
 
@@ -54,31 +54,6 @@ def known_pieces(tokenizer: Tokenizer, text: str) -> list[int]:
     encoded = tokenizer.encode(text, add_special_tokens=False)
     known = zip(encoded.ids, encoded.tokens, encoded.attention_mask, strict=True)
     return [id_ for id_, token, is_text in known if is_text and token != unknown]
-
-
-def add_new_tokens(checkpoint: Checkpoint, captions: Iterable[str], count: int) -> list[str]:
-    """Add tokens for words of the captions to a checkpoint's tokenizer and model, and return them.
-
-    The embedding and the output weights of a new token start as the mean of those of its pieces (of all tokens, if no
-    piece is known), as in Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
-
-    Args:
-        checkpoint: changed in place.
-        captions: the training captions.
-        count: at most this many.
-
-    Raises:
-        ConfigError: the architecture can't add tokens.
-    """
-    tokenizer = checkpoint.tokenizer
-    added = choose_new_tokens(tokenizer.backend_tokenizer, captions, count)
-    words = [token.content for token in added]
-    pieces = [known_pieces(tokenizer.backend_tokenizer, word) for word in words]
-    if words:
-        tokenizer.add_tokens(added)
-        ids = tokenizer.convert_tokens_to_ids(words)
-        checkpoint.model.add_tokens(dict(zip(ids, pieces, strict=True)))
-    return words
 
 
 def _says(tokenizer: Tokenizer, text: str, pieces: list[int]) -> bool:

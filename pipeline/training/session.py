@@ -26,7 +26,6 @@ from pipeline.config.params import Params
 from pipeline.data.dataset import Example
 from pipeline.models import factory
 from pipeline.models.base import Checkpoint
-from pipeline.models.new_tokens import add_new_tokens
 from pipeline.models.precision import compute_dtype, describe
 from pipeline.models.weights import weights_hash
 from pipeline.runtime import entrypoint
@@ -208,7 +207,7 @@ def _load(start: Path | None, params: Params, train: Sequence[Example]) -> tuple
     if start is None:
         return factory.scratch(params.finetune.scratch, captions, params.finetune.max_tokens), []
     checkpoint = factory.load(start)
-    return checkpoint, add_new_tokens(checkpoint, captions, params.finetune.new_tokens)
+    return checkpoint, checkpoint.add_new_tokens(captions, params.finetune.new_tokens)
 
 
 def _check_fits(checkpoint: Checkpoint, params: Params) -> None:

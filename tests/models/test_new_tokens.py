@@ -23,7 +23,7 @@ from pipeline.evaluation.diversity import emoji_of, recall
 from pipeline.models import factory
 from pipeline.models.base import CaptionModel
 from pipeline.models.captioner import Captioner
-from pipeline.models.new_tokens import add_new_tokens, choose_new_tokens, known_pieces
+from pipeline.models.new_tokens import choose_new_tokens, known_pieces
 from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, set_params
 
@@ -65,7 +65,7 @@ def test_a_new_row_is_the_mean_of_the_pieces_and_old_rows_stay() -> None:
     checkpoint = factory.load(GIT_DEMO)
     old = [rows.detach().clone() for rows in checkpoint.model.vocabulary_parameters()]
     pieces = known_pieces(checkpoint.tokenizer.backend_tokenizer, "quokka")
-    added = add_new_tokens(checkpoint, CAPTIONS, 100)
+    added = checkpoint.add_new_tokens(CAPTIONS, 100)
     unicorn, quokka = checkpoint.tokenizer.convert_tokens_to_ids(["🦄", "quokka"])
     assert len(pieces) > 1
     for before, after in zip(old, checkpoint.model.vocabulary_parameters(), strict=True):
@@ -77,7 +77,7 @@ def test_a_new_row_is_the_mean_of_the_pieces_and_old_rows_stay() -> None:
 
 def test_stock_transformers_loads_the_result(tmp_path: Path) -> None:
     checkpoint = factory.load(GIT_DEMO)
-    add_new_tokens(checkpoint, CAPTIONS, 100)
+    checkpoint.add_new_tokens(CAPTIONS, 100)
     checkpoint.save(tmp_path)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
@@ -94,7 +94,7 @@ def test_stock_transformers_loads_the_result(tmp_path: Path) -> None:
     likelihoods = expected.log_softmax(dim=-1).gather(1, tokens[0, 1:, None])
     assert ours.item() == pytest.approx(likelihoods.mean().item(), abs=1e-4)
     again = factory.load(tmp_path)  # with the checks of a stranger's checkpoint
-    assert add_new_tokens(again, CAPTIONS, 100) == []
+    assert again.add_new_tokens(CAPTIONS, 100) == []
 
 
 def validation_emoji_recall() -> float:
