@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,10 +69,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
             _check_not_empty(kept, params)
 
-        captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
-        tokens = count_tokens(
-            params.finetune.checkpoint, params.finetune.revision, captions, params.finetune.max_tokens
-        )
+        captions = {split: [text for example in kept[split] for text in example.captions] for split in SPLITS}
+        tokens = count_tokens(params.finetune, list(chain.from_iterable(captions.values())), captions["train"])
         if tokens:
             tokens.check(params.build.max_unknown_words, params.build.max_cut_captions)
         report = _counts(audit, kept) | {
@@ -302,8 +301,8 @@ def _warn(
         print(f"build: params.yaml: ingest.exclude: {entry!r} is no folder and matches no picture; check it")
     if tokens and tokens.unknown_share > _MANY_UNKNOWN:
         print(
-            f"build: {tokens.describe_unknown()}; if they are emoji, set build.captions.emoji to `words`; for another"
-            " script, choose a checkpoint that supports it"
+            f"build: {tokens.describe_unknown()}; add them with finetune.new_tokens; if they are emoji, you can"
+            " also set build.captions.emoji to `words`; for another script, choose a checkpoint that supports it"
         )
     if tokens and tokens.cut:
         print(

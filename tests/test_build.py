@@ -149,7 +149,10 @@ def test_unknown_tokens_are_reported_with_the_fix(
     said = capsys.readouterr().out
     assert "50.0% of the caption words are unknown" in said
     assert "set build.captions.emoji to `words`" in said
-    set_params(workspace, {"build.captions.emoji": "words"})
+    set_params(workspace, {"finetune.new_tokens": 1})
+    assert build_from("odd")["unknown_tokens"]["unknown"] == 0
+    assert "unknown" not in capsys.readouterr().out
+    set_params(workspace, {"finetune.new_tokens": 0, "build.captions.emoji": "words"})
     assert build_from("odd")["unknown_tokens"]["share"] == 0
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError
-from pipeline.config.sections.finetune import REGISTERED
+from pipeline.config.sections.finetune import REGISTERED, Finetune
+from pipeline.models.new_tokens import choose_new_tokens
 
 _TOKENIZER = "tokenizer.json"
 _MOST_SHOWN = 20
@@ -109,7 +110,8 @@ class TokenCounts:
             raise ConfigError(
                 f"{paths.PARAMS}: finetune.checkpoint: {self.describe_unknown()}, more than build.max_unknown_words ="
                 f" {max_unknown:g} allows; set finetune.checkpoint to one for this language, or to `scratch`, which"
-                " learns the words of your captions; if they are emoji, set build.captions.emoji to `words`"
+                " learns the words of your captions, or add the words with finetune.new_tokens; if they are emoji, set"
+                " build.captions.emoji to `words`"
             )
         if self.cut_share > max_cut:
             raise ConfigError(
@@ -118,14 +120,14 @@ class TokenCounts:
             )
 
 
-def count_tokens(checkpoint: str, revision: str | None, captions: Sequence[str], max_tokens: int) -> TokenCounts | None:
-    """Count what the checkpoint's tokenizer loses of captions.
+def count_tokens(settings: Finetune, captions: Sequence[str], training_captions: Sequence[str]) -> TokenCounts | None:
+    """Count what the checkpoint's tokenizer, with the new tokens of the params, loses of captions.
 
     Args:
-        checkpoint: a folder, or a name on the hub, from which only the tokenizer is downloaded.
-        revision: the commit of a hub name.
-        captions: cleaned captions.
-        max_tokens: the length that training cuts captions at, begin and end tokens included.
+        settings: name the checkpoint (of a name on the hub only the tokenizer is downloaded), the length that training
+            cuts captions at, and the number of tokens to add.
+        captions: the cleaned captions of all splits.
+        training_captions: those from which new tokens are chosen.
 
     Returns:
         None if there is no `tokenizer.json` to check: for `scratch`, which trains its own; for a registered version,
@@ -133,7 +135,7 @@ def count_tokens(checkpoint: str, revision: str | None, captions: Sequence[str],
     """
     from tokenizers import Tokenizer
 
-    file = _tokenizer_file(checkpoint, revision)
+    file = _tokenizer_file(settings.checkpoint, settings.revision)
     if file is None:
         return None
     try:
@@ -146,8 +148,9 @@ def count_tokens(checkpoint: str, revision: str | None, captions: Sequence[str],
         raise unknown_token_missing(file, token)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    room = max(1, max_tokens - tokenizer.num_special_tokens_to_add(is_pair=False))
-    counts = TokenCounts(checkpoint, max_tokens)
+    tokenizer.add_tokens(choose_new_tokens(tokenizer, training_captions, settings.new_tokens))
+    room = max(1, settings.max_tokens - tokenizer.num_special_tokens_to_add(is_pair=False))
+    counts = TokenCounts(settings.checkpoint, settings.max_tokens)
     for caption, encoded in _encode(tokenizer, captions):
         counts.captions += 1
         counts.tokens += len(encoded.ids)
