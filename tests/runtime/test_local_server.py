@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ SERVES = "import http.server, sys; http.server.test(http.server.SimpleHTTPReques
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module that serves on the port in its first argument."""
     (tmp_path / "some_server.py").write_text(SERVES)
     monkeypatch.chdir(tmp_path)
-    yield "some_server"
+    return "some_server"
 
 
 def test_a_port_on_which_a_program_answers_on_all_addresses_is_taken() -> None:
