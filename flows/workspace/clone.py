@@ -284,7 +284,7 @@ def commit(wanted: str, message: str) -> tuple[str, str | None]:
 def put_aside(message: str) -> tuple[str, str]:
     """Commit the current data files under a separate ref and return the ref and the commit.
 
-    `flows.steps.tidy` deletes the ref if no kept version is tagged with the commit.
+    `flows.steps.delete_old_data` deletes the ref if no kept version is tagged with the commit.
     """
     ref, commit = f"{ASIDE}{time.time_ns()}", git("commit-tree", _tree(), "-p", _NEW, "-m", message)
     git("update-ref", ref, commit)
