@@ -87,7 +87,7 @@ def with_failures(work: Callable[[], State | None]) -> State | None:
     except (StageError, PipelineError) as failure:
         return Failed(message=str(failure), data=failure)
     except OSError as error:  # a full disk, a file that vanished
-        temporary = TemporaryError(f"{error}; mend that, then run again")
+        temporary = TemporaryError(f"{error}; fix that, then run again")
         return Failed(message=str(temporary), data=temporary)
     except BaseException:
         # Terminated or cancelled: Prefect reports how a task ended in the background and would exit without waiting.

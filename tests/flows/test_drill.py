@@ -278,7 +278,7 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
     assert not processes_in(drill.folder)
 
 
-REFUSED = r"is at work in this workspace|is busy, it is being blocked|Unable to acquire lock"
+REFUSED = r"is running in this workspace|is busy, it is being blocked|Unable to acquire lock"
 TARGETS = ("stage", "dvc", "flow", "server", "scheduler")
 
 

@@ -172,8 +172,8 @@ def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
     flow = start(toy_workspace, "flows.train", WORKS_SECONDS="1")
     assert flow.stdout
     waits = next(line for line in flow.stdout if "waiting: " in line)
-    assert re.search(r"`dvc repro` \(process \d+\) is at work in this workspace; wait until it has ended", waits)
-    assert "is at work" not in first.stdout.read()
+    assert re.search(r"`dvc repro` \(process \d+\) is running in this workspace; wait for it to finish", waits)
+    assert "is running in this workspace" not in first.stdout.read()
     assert first.wait() == 0
 
     assert flow.wait() == 0
@@ -184,7 +184,7 @@ def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
     second = run(toy_workspace, "dvc", "repro")
     assert second.returncode != 0
     said = second.stdout + second.stderr
-    assert re.search(r"is at work in this workspace|is busy, it is being blocked", said), said
+    assert re.search(r"is running in this workspace|is busy, it is being blocked", said), said
     assert "Traceback" not in said
     flow.stdout.read()
     assert flow.wait() == 0
@@ -202,7 +202,7 @@ def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes
     next(line for line in first.stdout if "finetune: sleeps" in line)
     second = train(toy_workspace, prefect)
     assert second.returncode == 75
-    assert re.match(r"flows.train: `flows.train` \(process \d+\) is at work", second.stderr.splitlines()[-1])
+    assert re.match(r"flows.train: `flows.train` \(process \d+\) is running", second.stderr.splitlines()[-1])
     first.terminate()
     first.wait()
     monkeypatch.chdir(toy_workspace)
