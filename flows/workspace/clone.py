@@ -139,7 +139,7 @@ def _committed_params() -> dict[str, Any]:
         raise ConfigError(f"{paths.PARAMS}: is not committed; `git add` and `git commit` it") from None
     except (YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"params.yaml: as it was committed it is no YAML ({why}); commit one that is") from None
+        raise ConfigError(f"params.yaml: the committed file is not valid YAML ({why}); fix it and commit") from None
     if not isinstance(params, dict):
         raise ConfigError("params.yaml: as it was committed it has no sections; commit one that has")
     return params

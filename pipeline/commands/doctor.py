@@ -228,7 +228,7 @@ def _refuse_if_used(file: Path) -> None:
 
 
 def _faults_in_mlflow() -> Iterator[Fault]:
-    """Yield dead runs, and logged models and versions of registrations that were cut off."""
+    """Yield dead runs, and logged models and versions of interrupted registrations."""
     file = _database()
     if file is not None and (not file.is_file() or database.damage(file, thorough=True)):
         return
@@ -253,13 +253,13 @@ def _faults_in_mlflow() -> Iterator[Fault]:
             )
         for number in deletion.cut_off_duplicates(store, name):
             yield Fault(
-                f"models:/{name}/{number}: a duplicate of an older version; its registration was cut off",
+                f"models:/{name}/{number}: a duplicate of an older version; its registration was interrupted",
                 "delete it",
                 partial(_done, deletion.delete_version, store, name, number, words="deleted"),
             )
         for logged in deletion.orphaned_models(store, experiment.experiment_id):
             yield Fault(
-                f"MLflow: the logged model {logged.model_id} belongs to a registration that was cut off",
+                f"MLflow: the logged model {logged.model_id} belongs to an interrupted registration",
                 "delete it",
                 partial(_done, deletion.delete_logged_model, store, logged.model_id, words="deleted"),
             )

@@ -245,7 +245,7 @@ def test_params_that_are_no_yaml_are_told(toy_workspace: Path) -> None:
     commit(toy_workspace, params_yaml="<<<<<<< mine\ningest: [\n")
     with (
         clone.entered(toy_workspace),
-        pytest.raises(ConfigError, match=r"params\.yaml: as it was committed it is no YAML"),
+        pytest.raises(ConfigError, match=r"params\.yaml: the committed file is not valid YAML"),
     ):
         clone.synchronize(toy_workspace)
 
