@@ -303,7 +303,7 @@ def test_a_shallow_workspace_is_followed(toy_workspace: Path, tmp_path: Path) ->
     [
         ("params.yaml", None, "is not committed"),
         ("params.yaml", b"", "has no sections"),
-        ("params.yaml", b"caf\xe9: 1\n", "is no YAML"),
+        ("params.yaml", b"caf\xe9: 1\n", "is not valid YAML"),
         (".dvc/config", b"[core\n", "DVC can't read its config there"),
     ],
 )
