@@ -42,7 +42,7 @@ setup: .venv/ready .venv/pulled ## install into .venv, fetch the sample pictures
 	@echo "setup: ready; next: make demo"
 
 demo: setup ## run the whole loop on the sample: from pictures to a registered model
-	@# Mends what a run that was killed left; 75: another run is at work, or MLflow can't be reached now.
+	@# Repairs what a run that was killed left; 75: another run holds the workspace, or MLflow can't be reached.
 	@$(BIN)/python -m pipeline.cli doctor --quiet || test $$? -eq 75
 	$(BIN)/python -m dvc repro
 	@$(BIN)/python -m pipeline.cli status

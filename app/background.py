@@ -27,7 +27,7 @@ def run(*words: str) -> tuple[bool, str]:
 
 
 def start_retraining() -> None:
-    """Start `image-captioning retrain`. It ends with the page, and goes on at the next retraining."""
+    """Start `image-captioning retrain`. It ends with the page; the next retraining continues it."""
     RETRAIN_LOG.parent.mkdir(parents=True, exist_ok=True)
     with RETRAIN_LOG.open("wb") as log:
         child = subprocess.Popen(

@@ -94,7 +94,7 @@ def _least_sure(items: Sequence[Item], params: Params) -> list[Item]:
 
 
 def _item(item: Item, params: Params, ready: bool, person: str) -> None:
-    """Show a picture, what is said of it, and the buttons."""
+    """Show a picture, its captions, and the buttons."""
     picture = item.picture(corrections(params))
     left, right = st.columns([2, 3])  # on a phone one above the other
     with left:

@@ -1,4 +1,4 @@
-"""The retraining flow: check for updates, fetch, run the five stages, promote, publish and tidy, in its own clone.
+"""The retraining flow, in its own clone: check for updates, fetch, run the stages, promote, publish, delete old data.
 
     image-captioning retrain
 
@@ -46,18 +46,18 @@ def retrain() -> State | None:
 
 
 def _retrain() -> State:
-    workspace, tell = Path.cwd(), get_run_logger().info
-    died = bool(reconcile.dead_runs(workspace, tell))
-    reconcile.missed_runs(tell)
+    workspace, log = Path.cwd(), get_run_logger().info
+    died = bool(reconcile.dead_runs(workspace, log))
+    reconcile.missed_runs(log)
     webhook = _webhook()
     try:
         with (
             reconcile.recorded_run(workspace),
             clone.entered(workspace),
-            running.workspace_locked("`flows.retrain`", _wait_minutes(), tell),
+            running.workspace_locked("`flows.retrain`", _wait_minutes(), log),
         ):
-            reconcile.half_written(tell)
-            reconcile.dead_lock(tell)
+            reconcile.half_written(log)
+            reconcile.dead_lock(log)
             clone.synchronize(workspace)
             params = load()
             webhook = params.flow.webhook
@@ -66,7 +66,7 @@ def _retrain() -> State:
     except Exception as failure:
         own = isinstance(failure, stages.StageError | PipelineError)
         words = str(failure) if own else f"{type(failure).__name__}; the run's log has more"
-        notify.tell("failed", words, webhook, get_run_logger().warning, {})
+        notify.send("failed", words, webhook, get_run_logger().warning, {})
         raise
 
 
@@ -88,7 +88,7 @@ def _wait_minutes() -> float:
 def _work(params: Params, workspace: Path, died: bool) -> State:
     where = ("--workspace", str(workspace))
     if died:
-        tasks.step(params, "close_dead_runs", "pipeline.tracking.retention", "close", ours=True)
+        tasks.step(params, "close_dead_runs", "pipeline.tracking.retention", "close-dead-runs", ours=True)
     if params.retrain.start == "champion":
         params = _start_from(_last_start())
     found = tasks.step(params, "check_updates", "flows.steps.check_updates", *where, ours=True)
@@ -138,9 +138,9 @@ def _work(params: Params, workspace: Path, died: bool) -> State:
     artifacts.words("retraining", _page(reasons, promoted, published, found["changed"]), head)
     words = f"{head}: {'; '.join(promoted['reasons'])}"
     facts = {**promoted, **published}
-    notify.tell(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
+    notify.send(promoted["decision"], words, params.flow.webhook, get_run_logger().warning, facts)
     _end()  # after the notification: if the run is killed between the two, it is sent twice, not lost
-    _tidy(params, where)
+    _delete_old(params, where)
     return Completed(name=_ENDS[promoted["decision"]], message=f"{words}; cause: {cause}")
 
 
@@ -154,7 +154,7 @@ def _promote(params: Params, version: int, since: tuple[str, str]) -> dict[str, 
 def _tag_version(params: Params, commit: str, branch: str, since: tuple[str, str]) -> None:
     """Tag the version with the commit that keeps its data."""
     named = ("--commit", commit, "--branch", branch, *since)
-    tasks.step(params, "tag_version", "pipeline.tracking.retention", "note", *named, ours=True)
+    tasks.step(params, "tag_version", "pipeline.tracking.retention", "tag-version", *named, ours=True)
 
 
 def _end() -> None:
@@ -168,18 +168,18 @@ def _restore_data(params: Params, where: tuple[str, str]) -> None:
     """Restore the data of before the fetch. If that fails, the first failure stays the run's message."""
     try:
         tasks.step(params, "restore_data", "flows.steps.fetch", "--undo", *where, ours=True)
-        _tidy(params, where)
+        _delete_old(params, where)
     except stages.StageError as failure:
         get_run_logger().error("restoring the previous data or deleting old data failed: %s", failure)
 
 
-def _tidy(params: Params, where: tuple[str, str]) -> None:
+def _delete_old(params: Params, where: tuple[str, str]) -> None:
     keep = ("--keep", str(params.retrain.keep))
-    commits = tasks.step(params, "delete_old_versions", "pipeline.tracking.retention", "tidy", *keep, ours=True)[
-        "commits"
-    ]
+    commits = tasks.step(
+        params, "delete_old_versions", "pipeline.tracking.retention", "delete-old-versions", *keep, ours=True
+    )["commits"]
     keep_commits = ("--keep-commit", *commits) if commits else ()
-    tasks.step(params, "delete_old_data", "flows.steps.tidy", *where, *keep_commits, ours=True)
+    tasks.step(params, "delete_old_data", "flows.steps.delete_old_data", *where, *keep_commits, ours=True)
 
 
 def _last_start() -> str | None:

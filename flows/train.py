@@ -27,12 +27,12 @@ def train() -> State | None:
 
 
 def _train() -> None:
-    params, tell = load(), get_run_logger().info
-    died = reconcile.dead_runs(Path(), tell)
-    with reconcile.recorded_run(Path()), running.workspace_locked("`flows.train`", params.flow.wait_minutes, tell):
-        reconcile.dead_lock(tell)
+    params, log = load(), get_run_logger().info
+    died = reconcile.dead_runs(Path(), log)
+    with reconcile.recorded_run(Path()), running.workspace_locked("`flows.train`", params.flow.wait_minutes, log):
+        reconcile.dead_lock(log)
         if died:
-            tasks.step(params, "close_dead_runs", "pipeline.tracking.retention", "close", ours=True)
+            tasks.step(params, "close_dead_runs", "pipeline.tracking.retention", "close-dead-runs", ours=True)
         if any(outcome != "nothing" for outcome in run_stages(params).values()):
             show_status(params)
 

@@ -392,9 +392,9 @@ def status(
 @app.command(epilog=_examples("doctor", "doctor --dry-run"))
 def doctor(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show; exit with 65 if there is a fault.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing if there is nothing to mend.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing if there is nothing to fix.")] = False,
 ) -> None:
-    """Mend what kills, full disks and moves left: locks, torn files, dead runs, a damaged mlflow.db.
+    """Fix what kills, full disks and moves left: locks, torn files, dead runs, a damaged mlflow.db.
 
     Touches nothing that a running process holds. What may be your work is moved to .work/doctor, never deleted.
     """

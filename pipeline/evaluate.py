@@ -20,9 +20,9 @@ from pipeline.data.dataset import Example, PictureReader, fair_share, read_examp
 from pipeline.data.images import data_url
 from pipeline.evaluation import baselines, gallery
 from pipeline.evaluation.bootstrap import differences, intervals, warning
+from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.diversity import mean_length, wording
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
-from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
 from pipeline.tracking.comparison import comparisons, verdict
@@ -61,7 +61,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         _write_scores_csv(folder / _SCORES_CSV, scores)
         intervals_95 = {system: report[system]["intervals_95"] for system in scores}
         per_picture = {system: counted.each()[_HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
-        _write_gallery(folder, lines, scores, intervals_95, per_picture, params.evaluate)
+        _write_gallery(folder, lines, scores, intervals_95, per_picture, report["tokenizer"], params.evaluate)
         _write_contact_sheet(folder, lines)
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
@@ -70,16 +70,16 @@ def run(params: Params, args: argparse.Namespace) -> str:
 
 def _statistics(captions: Captions, references: Sequence[Sequence[str]]) -> dict[str, Statistics]:
     """Return the statistics of each system, from which its scores follow."""
-    words = [[ptb_tokenize(reference) for reference in several] for several in references]
-    return {
-        system: statistics([ptb_tokenize(caption) for caption in texts], words) for system, texts in captions.items()
-    }
+    tokenizer = tokenizer_for(references)
+    words = [[tokenizer.words(reference) for reference in several] for several in references]
+    return {system: statistics([tokenizer.words(text) for text in texts], words) for system, texts in captions.items()}
 
 
 def _report(
     captions: Captions, references: Sequence[Sequence[str]], statistics_of_systems: dict[str, Statistics]
 ) -> dict[str, Any]:
     """Return the content of reports/evaluate.json."""
+    tokenizer = tokenizer_for(references)
     training_captions = [c for example in read_examples(paths.DATASET / "train") for c in example.captions]
     systems = {
         system: _system_report(counted, captions[system], references, training_captions)
@@ -92,8 +92,8 @@ def _report(
         **systems,
         "pictures": len(references),
         "references": sum(map(len, references)),
-        "reference_words": mean_length([ptb_tokenize(r) for several in references for r in several]),
-        "tokenizer": TOKENIZER,
+        "reference_words": mean_length([tokenizer.words(r) for several in references for r in several]),
+        "tokenizer": tokenizer.name,
         "test_sha256": sha256_of(paths.DATASET / "test"),
     }
 
@@ -218,6 +218,7 @@ def _write_gallery(
     scores: dict[str, dict[str, float]],
     intervals_95: dict[str, dict[str, list[float]]],
     per_picture: dict[str, list[float]],
+    tokenizer: str,
     settings: Evaluate,
 ) -> None:
     """Write the gallery of the pictures with the most telling scores."""
@@ -234,7 +235,9 @@ def _write_gallery(
         )
         for i in gallery.select(per_picture[_MODEL], gains, settings.gallery_pictures)
     ]
-    page = gallery.render(cards, scores, intervals_95, len(lines), "Captions of the test split", _MODEL, versus)
+    page = gallery.render(
+        cards, scores, intervals_95, len(lines), tokenizer, "Captions of the test split", _MODEL, versus
+    )
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
 
 

@@ -21,9 +21,8 @@ from typer.testing import CliRunner
 from pipeline import cli
 from pipeline.commands import status
 from pipeline.config import paths
-from pipeline.runtime import process_identity, workspace_lock
+from pipeline.runtime import local_server, process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json, write_json
-from pipeline.tracking import ui
 from tests.conftest import ROOT, environment, jpeg, run, set_params
 
 COMMANDS = [
@@ -349,9 +348,8 @@ def test_ui_says_that_its_port_is_taken(workspace: Path, taken: int) -> None:
     assert done.stderr == f"ui: --port {taken}: is taken or not allowed; choose another, or omit it\n"
 
 
-def test_ui_takes_the_next_free_port(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ui, "_FIRST_PORT", taken)
-    assert taken < ui._free_port(None) < taken + ui._PORTS
+def test_ui_takes_the_next_free_port(taken: int) -> None:
+    assert taken < local_server.free_port("127.0.0.1", taken) < taken + 20
 
 
 def test_ui_leaves_the_pages_to_a_server_of_its_own(workspace: Path) -> None:
@@ -386,6 +384,6 @@ def test_ui_prints_its_address_when_it_answers_and_ends_with_its_server(
         assert server.returncode == code
         assert errors.count("\n") == (1 if code else 0)
     end = time.monotonic() + 20
-    while not ui._is_free(int(host.rpartition(":")[2])):
+    while not local_server.is_free("127.0.0.1", int(host.rpartition(":")[2])):
         assert time.monotonic() < end, "the server goes on"
         time.sleep(0.2)

@@ -14,6 +14,7 @@ from pipeline import evaluate, finetune
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.data.dataset import Example, fair_share, read_examples
+from pipeline.evaluation.ptb.tokens import TOKENIZER
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import run, set_params
 from tests.test_finetune import built  # noqa: F401
@@ -45,6 +46,8 @@ def test_the_model_stands_beside_two_naive_answers(trained: Path) -> None:
     assert {line["captions"]["nearest_picture"] for line in captions()} <= train
     assert len({line["captions"]["most_frequent"] for line in captions()}) == 1
     assert Path("reports/evaluate/contact_sheet.png").is_file()
+    assert report["tokenizer"] == TOKENIZER
+    assert f"Tokenizer: {TOKENIZER}." in Path("reports/evaluate/gallery.html").read_text()
 
 
 def test_dvc_metrics_shows_at_most_eight_values_and_the_report_has_all(trained: Path) -> None:

@@ -20,7 +20,7 @@ class TooLongError(Exception):
 
 def run(
     command: Sequence[str | Path],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     environment: Mapping[str, str],
     seconds: float,
 ) -> int:
@@ -30,7 +30,7 @@ def run(
 
     Args:
         command: the command and its arguments.
-        tell: receives each line of output as it is written.
+        log: receives each line of output as it is written.
         environment: variables to add to this process's environment.
         seconds: the timeout.
 
@@ -61,7 +61,7 @@ def run(
     try:
         for line in process.stdout:
             if line := line.rstrip():
-                tell(line)
+                log(line)
         process.wait()
     except BaseException:  # includes cancellation: no process may outlive the flow
         _end(process)

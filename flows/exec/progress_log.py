@@ -19,25 +19,25 @@ class Throttled:
     """Forward lines. From each progress bar, forward the first and last line and one per interval.
 
     Args:
-        tell: receives the forwarded lines.
+        log: receives the forwarded lines.
         show: receives the name, percentage and line of every bar.
         seconds: the minimum interval between two lines of the same bar.
     """
 
-    def __init__(self, tell: Callable[[str], None], show: Callable[[str, int, str], None], seconds: float) -> None:
-        self._tell, self._show, self._seconds = tell, show, seconds
-        self._told: dict[str, tuple[int, float]] = {}
+    def __init__(self, log: Callable[[str], None], show: Callable[[str, int, str], None], seconds: float) -> None:
+        self._log, self._show, self._seconds = log, show, seconds
+        self._logged: dict[str, tuple[int, float]] = {}
 
     def __call__(self, line: str) -> None:
         """Forward a line, unless it is a progress bar within the interval."""
         found = percent(line)
         if found is None:
-            self._tell(line)
+            self._log(line)
             return
         name, done = found
         self._show(name, done, line)
         now = time.monotonic()
-        before, then = self._told.get(name, (-1, -self._seconds))
+        before, then = self._logged.get(name, (-1, -self._seconds))
         if done != before and (done == 100 or now - then >= self._seconds):
-            self._told[name] = done, now
-            self._tell(line)
+            self._logged[name] = done, now
+            self._log(line)

@@ -30,7 +30,7 @@ _REPORT_SECONDS = 10.0  # to report to Prefect, whose server may be gone too
 
 
 @contextmanager
-def workspace_locked(who: str, wait_minutes: float, tell: Callable[[str], None]) -> Iterator[None]:
+def workspace_locked(who: str, wait_minutes: float, log: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock on the workspace in the current folder; wait while another process holds it.
 
     Raises:
@@ -38,7 +38,7 @@ def workspace_locked(who: str, wait_minutes: float, tell: Callable[[str], None])
     """
     me = process_identity.identity()
     deadline = time.monotonic() + 60 * wait_minutes
-    told = False
+    logged = False
     while True:
         try:
             dead = workspace_lock.take(who, me)
@@ -46,12 +46,12 @@ def workspace_locked(who: str, wait_minutes: float, tell: Callable[[str], None])
         except TemporaryError as busy:
             if time.monotonic() >= deadline:
                 raise
-            if not told:
-                tell(f"waiting: {busy}")
-                told = True
+            if not logged:
+                log(f"waiting: {busy}")
+                logged = True
             time.sleep(_POLL_SECONDS)
     if dead:
-        tell(
+        log(
             f"takes over the workspace from {dead.who} (process {process_identity.pid_of(dead.process)}), which"
             " had died"
         )
@@ -87,7 +87,7 @@ def with_failures(work: Callable[[], State | None]) -> State | None:
     except (StageError, PipelineError) as failure:
         return Failed(message=str(failure), data=failure)
     except OSError as error:  # a full disk, a file that vanished
-        temporary = TemporaryError(f"{error}; mend that, then run again")
+        temporary = TemporaryError(f"{error}; fix that, then run again")
         return Failed(message=str(temporary), data=temporary)
     except BaseException:
         # Terminated or cancelled: Prefect reports how a task ended in the background and would exit without waiting.

@@ -31,7 +31,7 @@ _RESTORED = re.compile(r"is cached - skipping run, checking out outputs")
 _HINT = re.compile(r"^(To track the changes with git|\tgit add |To enable auto staging|\tdvc config |Use `dvc push`)")
 _PROGRESS_SECONDS = 2
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 # What DVC did. It restores the outputs of an earlier run with the same inputs from its cache.
 Outcome = Literal["nothing", "ran", "restored"]
 
@@ -63,14 +63,14 @@ class StageTimeoutError(StageError, TimeoutError):
         return False
 
 
-def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
+def repro(stage: str, log: Log, minutes: float) -> Outcome:
     """Bring one stage up to date in the current folder, as `dvc repro` does after the stages before it.
 
     Return what DVC did.
 
     Args:
         stage: the stage's name in `dvc.yaml`.
-        tell: receives each line of output as it is written.
+        log: receives each line of output as it is written.
         minutes: the timeout.
 
     Raises:
@@ -78,17 +78,17 @@ def repro(stage: str, tell: Tell, minutes: float) -> Outcome:
     """
     outcome: Outcome = "nothing"
 
-    def hear(line: str) -> None:
+    def receive(line: str) -> None:
         nonlocal outcome
         if _RAN.match(line):
             outcome = "ran"
         elif _RESTORED.search(line) and outcome == "nothing":
             outcome = "restored"
-        tell(line)
+        log(line)
 
     # `--single-item`: data that arrived in data/raw after `commit_raw` are left to the next run.
     dvc = Path(sys.executable).with_name("dvc")
-    _run(stage, stage, [str(dvc), "repro", "--single-item", stage], hear, minutes, {})
+    _run(stage, stage, [str(dvc), "repro", "--single-item", stage], receive, minutes, {})
     return outcome
 
 
@@ -96,7 +96,7 @@ def command(
     name: str,
     module: str,
     *arguments: str,
-    tell: Tell,
+    log: Log,
     minutes: float,
     ours: bool = False,
     prefix: str | None = None,
@@ -107,7 +107,7 @@ def command(
         name: the step's name, as in `flow.timeout_minutes`.
         module: the module to run; it uses `pipeline.runtime.entrypoint`.
         arguments: the module's command-line arguments.
-        tell: receives each line of output.
+        log: receives each line of output.
         minutes: the timeout.
         ours: import the module from this flow's code instead of the current folder.
         prefix: starts the lines of the command's own messages, before `: `. Default: the module's last name.
@@ -120,19 +120,19 @@ def command(
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         environment = {RESULT: str(result), **({"PYTHONPATH": path} if ours else {})}
-        _run(name, prefix or module.rpartition(".")[2], words, tell, minutes, environment)
+        _run(name, prefix or module.rpartition(".")[2], words, log, minutes, environment)
         return read_json(result) if result.is_file() else None
 
 
-def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, environment: Mapping[str, str]) -> None:
+def _run(name: str, speaker: str, words: list[str], log: Log, minutes: float, environment: Mapping[str, str]) -> None:
     own_words, said = "", ""
     code: int | None = None
 
-    def hear(line: str) -> None:
+    def receive(line: str) -> None:
         nonlocal own_words, code, said
         if _HINT.match(line):  # DVC's hints for interactive use
             return
-        tell(line)
+        log(line)
         said = line
         if line.startswith(f"{speaker}: ") and progress_log.percent(line) is None:
             own_words = line
@@ -149,7 +149,7 @@ def _run(name: str, speaker: str, words: list[str], tell: Tell, minutes: float, 
         READ_ALONG: str(_PROGRESS_SECONDS),
     }
     try:
-        returned = process.run(words, hear, {**common, **environment}, 60 * minutes)
+        returned = process.run(words, receive, {**common, **environment}, 60 * minutes)
     except process.TooLongError:
         raise StageTimeoutError(
             TEMPORARY, f"{name}: took longer than {minutes:g} minutes; raise flow.timeout_minutes in params.yaml"

@@ -46,10 +46,10 @@ def stage(params: Params, name: str, ask: bool) -> stages.Outcome:
         StageError: it failed, after retries if its failure was transient.
     """
 
-    def work(tell: stages.Tell) -> stages.Outcome:
+    def work(log: stages.Log) -> stages.Outcome:
         if ask:
-            return stages.repro(name, tell, params.flow.timeout_minutes.of(name))
-        tell(f"{name}: is up to date")
+            return stages.repro(name, log, params.flow.timeout_minutes.of(name))
+        log(f"{name}: is up to date")
         return "nothing"
 
     outcome = _run(params, name, work)
@@ -66,13 +66,13 @@ def step(params: Params, name: str, module: str, *arguments: str, ours: bool = F
     """
     minutes = params.flow.timeout_minutes.of(name)
 
-    def work(tell: stages.Tell) -> Any:
-        return stages.command(name, module, *arguments, tell=tell, minutes=minutes, ours=ours, prefix=prefix)
+    def work(log: stages.Log) -> Any:
+        return stages.command(name, module, *arguments, log=log, minutes=minutes, ours=ours, prefix=prefix)
 
     return _run(params, name, work)
 
 
-def _run(params: Params, name: str, work: Callable[[stages.Tell], T]) -> T:
+def _run(params: Params, name: str, work: Callable[[stages.Log], T]) -> T:
     @task(
         name=name,
         task_run_name=name,

@@ -16,7 +16,7 @@ EVENT = "image-captioning.retrain."  # prefix of the event names: promoted, firs
 _SECONDS = 10
 
 
-def tell(how: str, words: str, webhook: str | None, warn: Callable[[str], None], facts: Mapping[str, Any]) -> None:
+def send(how: str, words: str, webhook: str | None, warn: Callable[[str], None], facts: Mapping[str, Any]) -> None:
     """Send the event and the webhook message. A failure is only logged and does not fail the run.
 
     Args:

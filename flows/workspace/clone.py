@@ -116,7 +116,7 @@ def _committed_params() -> dict[str, Any]:
         raise ConfigError(f"{paths.PARAMS}: is not committed; `git add` and `git commit` it") from None
     except (YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"params.yaml: as it was committed it is no YAML ({why}); commit one that is") from None
+        raise ConfigError(f"params.yaml: the committed file is not valid YAML ({why}); fix it and commit") from None
     if not isinstance(params, dict):
         raise ConfigError("params.yaml: as it was committed it has no sections; commit one that has")
     return params
@@ -277,7 +277,7 @@ def commit(wanted: str, message: str) -> tuple[str, str | None]:
 def put_aside(message: str) -> tuple[str, str]:
     """Commit the current data files under a separate ref and return the ref and the commit.
 
-    `flows.steps.tidy` deletes the ref if no kept version is tagged with the commit.
+    `flows.steps.delete_old_data` deletes the ref if no kept version is tagged with the commit.
     """
     ref, commit = f"{ASIDE}{time.time_ns()}", git("commit-tree", _tree(), "-p", _NEW, "-m", message)
     git("update-ref", ref, commit)

@@ -37,7 +37,7 @@ def opened(folder: Path = Path()) -> Iterator[Repo]:
     except (LockError, DownloadError, UploadError) as error:
         raise TemporaryError(in_words(error)) from None
     except DvcException as error:
-        hint = "; `image-captioning doctor` mends this" if dvc_files.torn_data_files() else ""
+        hint = "; `image-captioning doctor` fixes this" if dvc_files.torn_data_files() else ""
         raise DataError(f"{in_words(error)}{hint}") from None
 
 

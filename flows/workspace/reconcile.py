@@ -33,7 +33,7 @@ from pipeline.runtime.atomic_files import read_json, write_json
 RUNS = paths.WORK / "runs"
 _BEGUN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def recorded_run(folder: Path) -> Iterator[None]:
         place.unlink(missing_ok=True)
 
 
-def dead_runs(folder: Path, tell: Tell) -> list[str]:
+def dead_runs(folder: Path, log: Log) -> list[str]:
     """Close a workspace's flow runs whose process died and return their names."""
     found = []
     with get_client(sync_client=True) as client:
@@ -60,13 +60,13 @@ def dead_runs(folder: Path, tell: Tell) -> list[str]:
             except ValueError:  # truncated by a full disk
                 written = {"name": place.stem, "process": ""}
             if not process_identity.is_alive(written["process"]):
-                _close(client, UUID(place.stem), tell)
+                _close(client, UUID(place.stem), log)
                 place.unlink(missing_ok=True)
                 found.append(str(written["name"]))
     return found
 
 
-def runs_of_deployments(names: list[str], tell: Tell) -> None:
+def runs_of_deployments(names: list[str], log: Log) -> None:
     """Close the unfinished runs of these deployments.
 
     Only the caller runs these deployments, so no process runs them now.
@@ -81,10 +81,10 @@ def runs_of_deployments(names: list[str], tell: Tell) -> None:
                 flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_BEGUN))),
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
             ):
-                _close(client, run.id, tell)
+                _close(client, run.id, log)
 
 
-def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
+def _close(client: SyncPrefectClient, run_id: UUID, log: Log) -> None:
     try:
         run = client.read_flow_run(run_id)
     except ObjectNotFound:  # the run belongs to another server
@@ -99,10 +99,10 @@ def _close(client: SyncPrefectClient, run_id: UUID, tell: Tell) -> None:
     was_asked = state.type == StateType.CANCELLING
     end: State = Cancelled(message="it was cancelled") if was_asked else Crashed(message=words)
     client.set_flow_run_state(run_id, end, force=True)
-    tell(f"the run {run.name} was {state.name}, but {words}; now {end.name}")
+    log(f"the run {run.name} was {state.name}, but {words}; now {end.name}")
 
 
-def missed_runs(tell: Tell) -> None:
+def missed_runs(log: Log) -> None:
     """Cancel other overdue runs of this run's deployment, because this run covers all of them."""
     deployment = runtime.deployment.id
     if deployment is None:
@@ -119,17 +119,17 @@ def missed_runs(tell: Tell) -> None:
             if due and due <= datetime.now(UTC):
                 words = f"{runtime.flow_run.name} covers this run too"
                 client.set_flow_run_state(run.id, Cancelled(message=words), force=True)
-                tell(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run covers all")
+                log(f"the run {run.name}, due {due:%Y-%m-%d %H:%M}, is cancelled: one run covers all")
 
 
-def dead_lock(tell: Tell) -> None:
+def dead_lock(log: Log) -> None:
     """Remove DVC's lock file in the current folder if no process holds it."""
     if dvc_files.remove_dead_lock():
-        tell(f"removed {dvc_files.RWLOCK}: the DVC process that held it has died")
+        log(f"removed {dvc_files.RWLOCK}: the DVC process that held it has died")
 
 
-def half_written(tell: Tell) -> None:
+def half_written(log: Log) -> None:
     """Remove the partial outputs of killed stages in the current folder."""
     for place in leftovers.half_written():
         leftovers.put_right(place)
-        tell(f"removed {place}, an incomplete output of a killed stage")
+        log(f"removed {place}, an incomplete output of a killed stage")

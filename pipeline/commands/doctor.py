@@ -1,4 +1,4 @@
-"""Find and mend what kills, full disks and moves leave behind in the workspace and in MLflow.
+"""Find and fix what kills, full disks and moves leave behind in the workspace and in MLflow.
 
 Nothing is touched that a running process holds: the doctor needs the workspace to itself. What may be somebody's work
 is moved to `.work/doctor/TIME`, never deleted.
@@ -34,29 +34,29 @@ _TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 @dataclass(frozen=True)
 class Fault:
-    """Something to mend.
+    """Something to fix.
 
     Attributes:
         what: the file and what is wrong with it.
-        plan: what `mend` does, as an imperative.
-        mend: mends it and returns what was done.
+        plan: what `fix` does, as an imperative.
+        fix: fixes it and returns what was done.
     """
 
     what: str
     plan: str
-    mend: Callable[[], str]
+    fix: Callable[[], str]
 
 
 def examine(*, dry_run: bool = False, quiet: bool = False) -> str:
-    """Print each fault and how it was mended, and return the last line to print.
+    """Print each fault and how it was fixed, and return the last line to print.
 
     Args:
         dry_run: whether to change nothing.
-        quiet: whether to return "" if there is nothing to mend.
+        quiet: whether to return "" if there is nothing to fix.
 
     Raises:
-        DataError: in a dry run, there is something to mend.
-        TemporaryError: another process is at work in this workspace, or MLflow can't be reached.
+        DataError: in a dry run, there is something to fix.
+        TemporaryError: another process is running in this workspace, or MLflow can't be reached.
         ConfigError: this is not the root of a workspace, or there is a fault in its settings.
     """
     if not paths.PARAMS.is_file():
@@ -65,16 +65,16 @@ def examine(*, dry_run: bool = False, quiet: bool = False) -> str:
     with _alone(dry_run):
         for fault in _faults():
             count += 1
-            print(f"doctor: {fault.what}; " + (f"to mend it: {fault.plan}" if dry_run else fault.mend()), flush=True)
+            print(f"doctor: {fault.what}; " + (f"to fix it: {fault.plan}" if dry_run else fault.fix()), flush=True)
     if count and dry_run:
         raise DataError(f"found {count} fault{'s' if count > 1 else ''}; run `{NAME}` without --dry-run")
     if count:
-        return f"mended {count} fault{'s' if count > 1 else ''}"
-    return "" if quiet else "found nothing to mend"
+        return f"fixed {count} fault{'s' if count > 1 else ''}"
+    return "" if quiet else "found nothing to fix"
 
 
 def visible_faults() -> list[str]:
-    """Return the faults that can be seen without MLflow, in a sentence each; none while a process is at work."""
+    """Return the faults that can be seen without MLflow, in a sentence each; none while a process is running."""
     if workspace_lock.holder():
         return []
     try:
@@ -89,12 +89,12 @@ def _alone(dry_run: bool) -> Iterator[None]:
     """Keep flows, `dvc repro` and stages out of the workspace.
 
     Raises:
-        TemporaryError: one of them is at work.
+        TemporaryError: one of them is running.
     """
     if dry_run:
         if claim := workspace_lock.holder():
             pid = process_identity.pid_of(claim.process)
-            raise TemporaryError(f"{claim.who} (process {pid}) is at work in this workspace; wait until it has ended")
+            raise TemporaryError(f"{claim.who} (process {pid}) is running in this workspace; wait for it to finish")
         with _stages_out(wait=0):
             yield
         return
@@ -117,13 +117,13 @@ def _stages_out(wait: float) -> Iterator[None]:
                     held.enter_context(FileLock(lock, timeout=wait))
                 except Timeout:
                     raise TemporaryError(
-                        f"{lock.stem} is at work in this workspace; wait until it has ended, then run `{NAME}` again"
+                        f"{lock.stem} is running in this workspace; wait for it to finish, then run `{NAME}` again"
                     ) from None
         yield
 
 
 def _faults() -> Iterator[Fault]:
-    """Yield all faults. Each is found when those before it are mended."""
+    """Yield all faults. Each is found when those before it are fixed."""
     yield from _faults_of_dvc()
     yield from _faults_of_files()
     yield from _faults_of_database()
@@ -228,7 +228,7 @@ def _refuse_if_used(file: Path) -> None:
 
 
 def _faults_in_mlflow() -> Iterator[Fault]:
-    """Yield dead runs, and logged models and versions of registrations that were cut off."""
+    """Yield dead runs, and logged models and versions of interrupted registrations."""
     file = _database()
     if file is not None and (not file.is_file() or database.damage(file, thorough=True)):
         return
@@ -253,20 +253,20 @@ def _faults_in_mlflow() -> Iterator[Fault]:
             )
         for number in deletion.cut_off_duplicates(store, name):
             yield Fault(
-                f"models:/{name}/{number}: a duplicate of an older version; its registration was cut off",
+                f"models:/{name}/{number}: a duplicate of an older version; its registration was interrupted",
                 "delete it",
                 partial(_done, deletion.delete_version, store, name, number, words="deleted"),
             )
         for logged in deletion.orphaned_models(store, experiment.experiment_id):
             yield Fault(
-                f"MLflow: the logged model {logged.model_id} belongs to a registration that was cut off",
+                f"MLflow: the logged model {logged.model_id} belongs to an interrupted registration",
                 "delete it",
                 partial(_done, deletion.delete_logged_model, store, logged.model_id, words="deleted"),
             )
 
 
-def _done(mend: Callable[..., None], *arguments: Any, words: str) -> str:
-    mend(*arguments)
+def _done(fix: Callable[..., None], *arguments: Any, words: str) -> str:
+    fix(*arguments)
     return words
 
 

@@ -13,10 +13,10 @@ from pipeline.commands import java_metrics
 from pipeline.commands.caption_files import read_predictions, read_references
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.evaluation import bootstrap, diversity
+from pipeline.evaluation.caption_tokenizer import CHARACTERS, CaptionTokenizer, tokenizer_for
 from pipeline.evaluation.metrics.corpus import Words
 from pipeline.evaluation.metrics.registry import notes, score_names
 from pipeline.evaluation.metrics.scoring import statistics
-from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
 from pipeline.runtime.atomic_files import write_json, write_json_lines
 
 _BEYOND = {
@@ -108,14 +108,17 @@ def score_captions(
         with_java: whether to compute METEOR and SPICE, which take longer than everything else.
     """
     texts = [several[0] for several in captions.values()]
-    predicted = [ptb_tokenize(text) for text in texts]
-    people = [[ptb_tokenize(text) for text in several] for several in references]
+    tokenizer = tokenizer_for(references)
+    predicted = [tokenizer.words(text) for text in texts]
+    people = [[tokenizer.words(text) for text in several] for several in references]
     counted = statistics(predicted, people)
-    by_java, not_computed = (
-        java_metrics.scores(predicted, people)
-        if with_java
-        else ({}, dict.fromkeys(java_metrics.NAMES, "left out by --no-java"))
-    )
+    by_java: dict[str, float] = {}
+    if tokenizer is CHARACTERS:
+        not_computed = dict.fromkeys(java_metrics.NAMES, "needs captions in English")
+    elif not with_java:
+        not_computed = dict.fromkeys(java_metrics.NAMES, "left out by --no-java")
+    else:
+        by_java, not_computed = java_metrics.scores(predicted, people)
     beyond = diversity.wording(texts, references)
     beyond["reference_words"] = diversity.mean_length([words for several in people for words in several])
     few = bootstrap.warning(len(texts))
@@ -123,10 +126,10 @@ def score_captions(
         "scores": {**counted.scores(), **by_java},
         "intervals_95": {name: list(ends) for name, ends in bootstrap.intervals(counted, seed).items()},
         "not_computed": not_computed,
-        "beyond_overlap": {**beyond, **_diversity(captions, people)},
+        "beyond_overlap": {**beyond, **_diversity(captions, people, tokenizer)},
         "pictures": len(texts),
         "references": sum(map(len, people)),
-        "tokenizer": TOKENIZER,
+        "tokenizer": tokenizer.name,
         "warnings": [few] if few else [],
     }
     scores = counted.each()
@@ -134,11 +137,13 @@ def score_captions(
     return report, each
 
 
-def _diversity(captions: Mapping[str | int, list[str]], references: list[list[list[str]]]) -> dict[str, float]:
+def _diversity(
+    captions: Mapping[str | int, list[str]], references: list[list[list[str]]], tokenizer: CaptionTokenizer
+) -> dict[str, float]:
     """Return the figures that need two captions or more for every picture; none if one picture has fewer."""
     if any(len(several) < 2 for several in captions.values()):
         return {}
-    predicted: list[list[Words]] = [[ptb_tokenize(text) for text in several] for several in captions.values()]
+    predicted: list[list[Words]] = [[tokenizer.words(text) for text in several] for several in captions.values()]
     differing = diversity.self_cider(predicted, references)
     return {
         **{f"best_of {name}": value for name, value in diversity.best_of(predicted, references).items()},

@@ -267,7 +267,7 @@ def _next_steps(params: Params | None, status: Part) -> Iterator[tuple[str, str]
         yield "image-captioning ui", "follow the training that is running"
         return
     if status["faults"]:
-        yield doctor.NAME, f"mend the fault{'s' if len(status['faults']) > 1 else ''} named above"
+        yield doctor.NAME, f"fix the fault{'s' if len(status['faults']) > 1 else ''} named above"
     if params is None:
         if not Path(DEMO_CHECKPOINT).is_dir() and Path(f"{DEMO_CHECKPOINT}.dvc").is_file():
             yield "make setup", "fetch the sample pictures and git-demo"

@@ -61,7 +61,7 @@ def _workspace(status: Part) -> Iterator[str]:
 
 def _faults(faults: Iterable[str]) -> Iterator[str]:
     for fault in faults:
-        yield from _wrap(f"{fault}; `image-captioning doctor` mends this")
+        yield from _wrap(f"{fault}; `image-captioning doctor` fixes this")
 
 
 def _data(data: Part) -> Iterator[str]:

@@ -11,6 +11,7 @@ import emoji
 import ftfy
 
 from pipeline.config.sections.build import Captions
+from pipeline.data.scripts import space_characters
 
 # Line and paragraph separators, tabs and all other control characters separate words like a space.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -124,5 +125,8 @@ def emoji_name(symbol: str) -> str:
 
 
 def caption_words(text: str) -> list[str]:
-    """Return the words of a cleaned caption: tokens with a letter, a digit or an emoji."""
-    return [word for word in text.split() if any(map(str.isalnum, word)) or emoji.emoji_count(word)]
+    """Return the words of a cleaned caption: tokens with a letter, a digit or an emoji.
+
+    Each character counts as a word in scripts that are written without spaces, like Chinese.
+    """
+    return [word for word in space_characters(text).split() if any(map(str.isalnum, word)) or emoji.emoji_count(word)]

@@ -12,11 +12,11 @@ from itertools import chain
 
 import numpy as np
 
+from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.metrics.cider import cider
 from pipeline.evaluation.metrics.corpus import Integers, Words
 from pipeline.evaluation.metrics.registry import names_of_means
 from pipeline.evaluation.metrics.scoring import corpus_scores, statistics
-from pipeline.evaluation.ptb.tokens import ptb_tokenize
 
 # A tag has a letter in it: "#1" is a rank.
 _HASHTAG = re.compile(r"[#\uff03](\w*[^\W\d_]\w*)")
@@ -32,10 +32,11 @@ def wording(
 
     Args:
         captions: one per picture.
-        references: one or more per picture.
+        references: one or more per picture; their language decides the tokenizer.
         training: all training captions; without them, `unknown_words` and `copied` are left out.
     """
-    words = [ptb_tokenize(caption) for caption in captions]
+    tokenizer = tokenizer_for(references)
+    words = [tokenizer.words(caption) for caption in captions]
     figures: dict[str, float | None] = {
         "distinct-1": distinct(words, 1),
         "distinct-2": distinct(words, 2),
@@ -45,7 +46,7 @@ def wording(
         "hashtag_recall": recall(captions, references, hashtags_of),
     }
     if training is not None:
-        learned = [ptb_tokenize(caption) for caption in training]
+        learned = [tokenizer.words(caption) for caption in training]
         figures["unknown_words"] = unknown_share(words, set(chain.from_iterable(learned)).__contains__)
         figures["copied"] = copied_share(words, learned)
     return figures

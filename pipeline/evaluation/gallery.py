@@ -67,6 +67,7 @@ def render(
     metrics: Mapping[str, Mapping[str, float]],
     intervals_95: Mapping[str, Mapping[str, Sequence[float]]],
     pictures: int,
+    tokenizer: str,
     title: str,
     model: str,
     versus: str | None,
@@ -78,6 +79,7 @@ def render(
         metrics: each system's scores over all scored pictures.
         intervals_95: the ends of each score's 95 % interval.
         pictures: number of scored pictures.
+        tokenizer: how captions were split into words.
         title: title of the page.
         model: the system that the page is about.
         versus: the system that it is compared with on each picture, if any.
@@ -90,6 +92,7 @@ def render(
         intervals_95=intervals_95,
         names=list(next(iter(metrics.values()))),
         pictures=pictures,
+        tokenizer=tokenizer,
         title=title,
         model=model,
         versus=versus,

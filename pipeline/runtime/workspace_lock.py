@@ -121,8 +121,8 @@ def _read() -> Claim | None:
 def _refuse_if_alive(claim: Claim) -> None:
     if process_identity.is_alive(claim.process):
         raise TemporaryError(
-            f"{claim.who} (process {process_identity.pid_of(claim.process)}) is at work in this workspace; wait until"
-            " it has ended, then run it again"
+            f"{claim.who} (process {process_identity.pid_of(claim.process)}) is running in this workspace; wait for"
+            " it to finish, then run this again"
         )
 
 

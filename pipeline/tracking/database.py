@@ -21,7 +21,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
 
 ARTIFACTS = "mlartifacts"  # folder of the artifacts, beside the file
-DOCTOR = "`image-captioning doctor` mends this"
+DOCTOR = "`image-captioning doctor` fixes this"
 _SQLITE = "sqlite:///"
 _LOCK_SECONDS = 120
 _BESIDE = ("", "-journal", "-wal", "-shm")  # SQLite's files, by their suffix

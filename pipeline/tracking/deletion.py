@@ -1,4 +1,4 @@
-"""Delete versions, and what registrations that were cut off left in MLflow.
+"""Delete versions, and what interrupted registrations left in MLflow.
 
 A registration marks its logged model and its version with its process (`registry.REGISTRAR`) until it is finished. If
 that process has died, the mark shows that nothing will finish them.
@@ -41,7 +41,7 @@ def delete_version(store: MlflowClient, model: str, version: int) -> None:
 
 
 def orphaned_models(store: MlflowClient, experiment_id: str, *, of_a_day: bool = False) -> list[LoggedModel]:
-    """Return the logged models of our trainings that no version uses because their registration was cut off.
+    """Return the logged models of our trainings that no version uses because their registration was interrupted.
 
     Args:
         store: the MLflow client.
@@ -88,7 +88,7 @@ def cut_off_duplicates(store: MlflowClient, model: str) -> list[int]:
 
 
 def delete_leftovers(store: MlflowClient, experiment_id: str, model: str) -> int:
-    """Delete the duplicates and the logged models that registrations that were cut off left; return their number."""
+    """Delete the duplicates and the logged models that interrupted registrations left; return their number."""
     duplicates = cut_off_duplicates(store, model)
     for number in duplicates:
         delete_version(store, model, number)

@@ -15,7 +15,7 @@ from pipeline.tracking import run_metrics, runs
 class Live:
     """Logs a training to MLflow while it runs.
 
-    If MLflow fails, one line is printed and the training goes on without it; `register` brings the run up to date.
+    If MLflow fails, one line is printed and the training continues without it; `register` brings the run up to date.
 
     Args:
         experiment_name: the MLflow experiment.
@@ -68,6 +68,6 @@ class Live:
             self._reported = True
             why = runs.damage() or runs.first_line(error)
             print(
-                f"finetune: no live curves: {why} (training goes on; `register` will log the run)",
+                f"finetune: no live curves: {why} (training continues; `register` will log the run)",
                 file=sys.stderr,
             )

@@ -21,9 +21,9 @@ from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.config.params import Params
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.fingerprints import fingerprints_of, read_fingerprints
+from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.diversity import distinct_captions
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
-from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import downloads, model_card, registry
@@ -221,8 +221,9 @@ def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example])
 
 def _score(captions: Sequence[str], test: Sequence[Example], compared: Sequence[int]) -> _Scored:
     """Score a version on the compared pictures; word rarities come from all test pictures."""
-    references = [[ptb_tokenize(caption) for caption in example.captions] for example in test]
-    words = [ptb_tokenize(caption) for caption in captions]
+    tokenizer = tokenizer_for(example.captions for example in test)
+    references = [[tokenizer.words(caption) for caption in example.captions] for example in test]
+    words = [tokenizer.words(caption) for caption in captions]
     return _Scored([words[i] for i in compared], statistics(words, references).part(compared))
 
 

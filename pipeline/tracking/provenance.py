@@ -52,7 +52,7 @@ def _dvc_hashes() -> dict[str, str]:
     if not paths.DVC_LOCK.is_file():
         return {"dvc": "no dvc.lock: run without DVC"}
     if dvc_files.is_torn(paths.DVC_LOCK):
-        raise DataError(f"{paths.DVC_LOCK}: is cut off; `image-captioning doctor` mends this")
+        raise DataError(f"{paths.DVC_LOCK}: is cut off; `image-captioning doctor` fixes this")
     stages = YAML(typ="safe", pure=True).load(paths.DVC_LOCK.read_text(encoding="utf-8")).get("stages", {})
     hashes: dict[str, str] = {}
     # dvc.lock keeps sources that are no longer used, so the data set decides which ones count.

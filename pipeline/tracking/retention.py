@@ -1,16 +1,17 @@
 """Registered model versions of retrainings: the next start, the commit that references their data, and retention.
 
-    python -m pipeline.tracking.retention close
+    python -m pipeline.tracking.retention close-dead-runs
     python -m pipeline.tracking.retention start
-    python -m pipeline.tracking.retention note --commit COMMIT --branch BRANCH --since SECONDS
-    python -m pipeline.tracking.retention tidy --keep 8
+    python -m pipeline.tracking.retention tag-version --commit COMMIT --branch BRANCH --since SECONDS
+    python -m pipeline.tracking.retention delete-old-versions --keep 8
 
-* `close` closes the MLflow runs of trainings that died.
+* `close-dead-runs` closes the MLflow runs of trainings that died.
 * `start` returns the checkpoint to start from: the champion, or `finetune.checkpoint` without a champion.
-* `note` tags the version of this workspace's model with the commit of its data. If the version was created at or after
-  SECONDS, it is also tagged as made by a retraining; a version that a person registered earlier is not.
-* `tidy` deletes old versions made by retrainings, with their files. It keeps the newest, those with an alias, and the
-  version that a rollback would restore. MLflow runs and their metrics stay. Returns the commits of the kept versions.
+* `tag-version` tags the version of this workspace's model with the commit of its data. If the version was created at or
+  after SECONDS, it is also tagged as made by a retraining; a version that a person registered earlier is not.
+* `delete-old-versions` deletes old versions made by retrainings, with their files. It keeps the newest, those with an
+  alias, and the version that a rollback would restore. MLflow runs and their metrics stay. Returns the commits of the
+  kept versions.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ def run(params: Params, args: argparse.Namespace) -> str | Done:
     from pipeline.tracking import runs
 
     with runs.reachable():
-        if args.what == "close":
-            return _close(params)
+        if args.what == "close-dead-runs":
+            return _close_dead_runs(params)
         if args.what == "start":
             return _start(params)
-        if args.what == "note":
-            return _note(args.commit, args.branch, args.since)
-        return _tidy(params, args.keep)
+        if args.what == "tag-version":
+            return _tag_version(args.commit, args.branch, args.since)
+        return _delete_old_versions(params, args.keep)
 
 
-def _close(params: Params) -> str:
+def _close_dead_runs(params: Params) -> str:
     from pipeline.tracking import runs
 
     store = runs.client()
@@ -60,7 +61,7 @@ def _start(params: Params) -> Done:
     return Done(f"training starts from {checkpoint}" + ("" if number else f"; {name} has no champion yet"), checkpoint)
 
 
-def _note(commit: str, branch: str, since: float) -> str:
+def _tag_version(commit: str, branch: str, since: float) -> str:
     from pipeline.tracking import runs
 
     store = runs.client()
@@ -74,7 +75,7 @@ def _note(commit: str, branch: str, since: float) -> str:
     return f"models:/{name}/{version.number} is tagged with the commit {commit[:12]} of its data"
 
 
-def _tidy(params: Params, keep: int) -> Done:
+def _delete_old_versions(params: Params, keep: int) -> Done:
     from pipeline.tracking import runs
 
     store, name = runs.client(), params.register_.model
@@ -102,14 +103,18 @@ def _tidy(params: Params, keep: int) -> Done:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    commands.add_parser("close", help="close the runs of trainings that died")
+    commands.add_parser("close-dead-runs", help="close the runs of trainings that died")
     commands.add_parser("start", help="return the checkpoint to start from")
-    note = commands.add_parser("note", help="tag the version of this workspace's model with the commit of its data")
-    note.add_argument("--commit", required=True)
-    note.add_argument("--branch", required=True)
-    note.add_argument("--since", type=float, required=True, help="when the retraining began, in seconds since 1970")
-    tidy = commands.add_parser("tidy", help="delete old versions that retrainings made and that have no alias")
-    tidy.add_argument("--keep", type=int, required=True, help="the number of newest versions to keep besides those")
+    tag = commands.add_parser(
+        "tag-version", help="tag the version of this workspace's model with the commit of its data"
+    )
+    tag.add_argument("--commit", required=True)
+    tag.add_argument("--branch", required=True)
+    tag.add_argument("--since", type=float, required=True, help="when the retraining began, in seconds since 1970")
+    delete = commands.add_parser(
+        "delete-old-versions", help="delete old versions that retrainings made and that have no alias"
+    )
+    delete.add_argument("--keep", type=int, required=True, help="the number of newest versions to keep besides those")
 
 
 if __name__ == "__main__":

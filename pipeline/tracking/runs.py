@@ -87,7 +87,7 @@ def shown(text: str) -> str:
 
 
 def damage() -> str | None:
-    """Return what is wrong with the SQLite file of the store, and what mends it; None if nothing is."""
+    """Return what is wrong with the SQLite file of the store, and what fixes it; None if nothing is."""
     file = database.file_of(uri())
     why = database.damage(file, thorough=True) if file else None
     return f"{file}: MLflow's database is damaged ({why}); {database.DOCTOR}" if why else None

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config.sections.finetune import Finetune
+from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.metrics.cider import cider_d
-from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.precision import autocast
@@ -69,6 +69,7 @@ class Validation:
         self._examples, self._pictures = data.validation, data.validation_pictures
         tokens = caption_tokens(checkpoint, (example.captions for example in data.validation), settings.max_tokens)
         self._captioned = [(i, captions[:CAPTIONS_PER_PICTURE]) for i, captions in enumerate(tokens)]
+        self._tokenizer = tokenizer_for(example.captions for example in data.validation)
         self._loss = CaptionLoss(checkpoint.model, dtype)
         self._stop_if_asked = stop_if_asked
 
@@ -110,7 +111,8 @@ class Validation:
         """Return the mean over the pictures and its standard error."""
         if not captions:
             return math.nan, math.nan
-        references = [[ptb_tokenize(c) for c in example.captions] for example in self._examples[: len(captions)]]
-        scores = cider_d([ptb_tokenize(caption) for caption in captions], references)
+        words = self._tokenizer.words
+        references = [[words(c) for c in example.captions] for example in self._examples[: len(captions)]]
+        scores = cider_d([words(caption) for caption in captions], references)
         error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         return math.fsum(scores) / len(scores), error

@@ -1,4 +1,4 @@
-"""`image-captioning doctor`: each fault is found, named in one line, and mended; what is in use or whole stays."""
+"""`image-captioning doctor`: each fault is found, named in one line, and fixed; what is in use or whole stays."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def store(workspace: Path, mlflow_db: Path) -> object:
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What the doctor printed when it mended. A dry run found the same before, and a second run finds nothing."""
+    """What the doctor printed. A dry run found the same before, and a second run finds nothing."""
     before = sorted(str(file) for file in Path().rglob("*"))
     with pytest.raises(DataError, match="run `image-captioning doctor` without --dry-run"):
         doctor.examine(dry_run=True)
     seen = capsys.readouterr().out.splitlines()
-    assert all("; to mend it: " in line for line in seen)
+    assert all("; to fix it: " in line for line in seen)
     assert sorted(str(file) for file in Path().rglob("*")) == before
     last = doctor.examine()
     printed = capsys.readouterr().out.splitlines()
     assert [line.partition("; ")[0] for line in printed] == [line.partition("; ")[0] for line in seen]
-    assert last == f"mended {len(printed)} fault{'s' if len(printed) > 1 else ''}"
-    assert doctor.examine() == "found nothing to mend"
+    assert last == f"fixed {len(printed)} fault{'s' if len(printed) > 1 else ''}"
+    assert doctor.examine() == "found nothing to fix"
     assert doctor.examine(quiet=True) == ""
     return printed
 
@@ -66,7 +66,7 @@ def test_after_a_kill_between_stages_dvc_works_again(clone: Callable[[], Path]) 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "doctor: .dvc/tmp/rwlock: the lock of a DVC that was killed; removed",
-        "doctor: mended 1 fault",
+        "doctor: fixed 1 fault",
     ]
     assert run(folder, "dvc", "status").returncode == 0
 
@@ -82,7 +82,7 @@ def test_a_torn_source_comes_back_from_the_last_commit_and_the_torn_one_is_kept(
     source.write_text(whole[:20])
     Path("data/raw/mine.dvc").write_text("outs:\n- md5: ")
     paths.DVC_LOCK.write_text("schema: '2.0'\nstages:\n")
-    assert "doctor` mends this" in run(folder, sys.executable, "-m", "flows.steps.commit_raw").stderr
+    assert "doctor` fixes this" in run(folder, sys.executable, "-m", "flows.steps.commit_raw").stderr
     printed = lines(capsys)
     assert source.read_text() == whole
     assert printed[0].startswith("doctor: dvc.lock: cut off while DVC wrote it; moved to .work/doctor/")
@@ -119,7 +119,7 @@ def test_nothing_is_touched_while_another_process_is_at_work(here: Path) -> None
     other = process_identity.identity(psutil.Process().parent())
     workspace_lock.take("`dvc repro`", other)
     for dry_run in (False, True):
-        with pytest.raises(TemporaryError, match="is at work in this workspace"):
+        with pytest.raises(TemporaryError, match="is running in this workspace"):
             doctor.examine(dry_run=dry_run)
     workspace_lock.give_back(other)
     with FileLock(".work/locks/build.lock"):  # a stage that was started by hand
@@ -127,11 +127,11 @@ def test_nothing_is_touched_while_another_process_is_at_work(here: Path) -> None
             COMMAND, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, check=False
         )
         assert held.returncode == 75
-        assert held.stderr.startswith("doctor: build is at work in this workspace")
+        assert held.stderr.startswith("doctor: build is running in this workspace")
         assert held.stderr.count("\n") == 1
     assert partial.is_dir()
     assert workspace_lock.holder() is None
-    assert doctor.examine() == "mended 1 fault"
+    assert doctor.examine() == "fixed 1 fault"
     assert me == process_identity.identity()
 
 
@@ -144,9 +144,9 @@ def test_status_names_a_fault_and_the_doctor(here: Path, capsys: pytest.CaptureF
         ".dvc/tmp/rwlock: the lock of a DVC that was killed",
         "mlflow.db: MLflow's database is damaged (file is not a database)",
     ]
-    assert found["next"][0] == {"command": "image-captioning doctor", "why": "mend the faults named above"}
+    assert found["next"][0] == {"command": "image-captioning doctor", "why": "fix the faults named above"}
     status.show_status()
-    assert "file is not a database); `image-captioning doctor` mends this" in " ".join(capsys.readouterr().out.split())
+    assert "file is not a database); `image-captioning doctor` fixes this" in " ".join(capsys.readouterr().out.split())
     assert dvc_files.RWLOCK.exists()
 
 

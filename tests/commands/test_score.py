@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.commands.score import score_files
 from pipeline.config.errors import ConfigError, DataError
+from pipeline.evaluation.caption_tokenizer import CHARACTERS
 from pipeline.evaluation.metrics.registry import METRICS, Metric, score_names
 from pipeline.evaluation.metrics.scoring import corpus_scores
 from pipeline.evaluation.ptb.tokens import TOKENIZER, ptb_tokenize
@@ -102,6 +103,22 @@ def test_the_report_has_scores_intervals_and_what_overlap_does_not_tell(files: t
     assert found["beyond_overlap"]["emoji_recall"] == found["beyond_overlap"]["hashtag_recall"] == 0.5
     assert found["beyond_overlap"]["distinct_captions"] == 1
     assert set(found["not_computed"]) == {"METEOR", "SPICE"}
+
+
+def test_near_identical_chinese_captions_are_scored_by_characters(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines(files[0], [{"image_id": i, "caption": c} for i, c in enumerate(["一只狗在草地上跑", "两个孩子在玩沙子"])])
+    lines(
+        files[1], [{"image_id": i, "references": [c]} for i, c in enumerate(["一只狗在草地上走", "两个孩子在玩沙子"])]
+    )
+    found = report(*files)
+    assert found["tokenizer"] == CHARACTERS.name
+    assert found["scores"]["BLEU-4"] > 0.8
+    assert 5 < found["scores"]["CIDEr-D"] < 10
+    assert found["beyond_overlap"]["words"] == found["beyond_overlap"]["reference_words"] == 8
+    assert found["not_computed"] == dict.fromkeys(("METEOR", "SPICE"), "needs captions in English")
+    assert f"words: {CHARACTERS.name}" in capsys.readouterr().out
 
 
 def test_the_same_files_give_the_same_report(files: tuple[Path, Path]) -> None:

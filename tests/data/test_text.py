@@ -84,6 +84,13 @@ def test_words_have_a_letter_or_digit_or_are_emoji() -> None:
     assert caption_words("so good ! 🔥 - 7 ...") == ["so", "good", "🔥", "7"]
 
 
+def test_each_character_is_a_word_in_scripts_without_spaces() -> None:
+    assert caption_words("一只狗 Max 在跑。") == ["一", "只", "狗", "Max", "在", "跑"]
+    assert caption_words("コーヒー") == list("コーヒー")
+    assert len(caption_words("หมาวิ่ง")) == 5  # with their vowel and tone marks
+    assert caption_words("개가 달린다") == ["개가", "달린다"]
+
+
 anything = st.text(
     alphabet=st.one_of(
         st.characters(exclude_categories=["Cs"]),

@@ -17,7 +17,7 @@ def page(caption: str, name: str = "1.jpg", versus: str | None = None) -> str:
     picture = "data:image/jpeg;base64,AAAA"
     shown = gallery.Card(name, picture, [caption, "b"], captions, {"model": 1.0, "before": 0.25})
     ends = {system: dict.fromkeys(values, (0.1, 1.5)) for system, values in SCORES.items()}
-    return gallery.render([shown], SCORES, ends, 1234, "A title", "model", versus)
+    return gallery.render([shown], SCORES, ends, 1234, "letters & digits", "A title", "model", versus)
 
 
 def test_captions_and_names_are_escaped() -> None:
@@ -30,6 +30,7 @@ def test_captions_and_names_are_escaped() -> None:
 def test_the_page_is_complete_and_loads_nothing() -> None:
     html = page("x")
     assert "1,234 pictures" in html
+    assert "Tokenizer: letters &amp; digits." in html
     assert "1.250<small>0.10 to 1.50</small>" in html
     assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
 

@@ -1,4 +1,4 @@
-"""A Prefect server of the tests' own, and small houses to run flows in."""
+"""A Prefect server of the tests' own, and toy workspaces to run flows in."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def first_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.build(tmp_path_factory.mktemp("first") / "small house")
+def first_toy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.build(tmp_path_factory.mktemp("first") / "toy workspace")
 
 
 @pytest.fixture
-def house(first_house: Path, tmp_path: Path) -> Path:
-    """A small house in which every stage is up to date."""
-    return toy.copy(first_house, tmp_path / "homes" / first_house.name)
+def toy_workspace(first_toy_workspace: Path, tmp_path: Path) -> Path:
+    """A toy workspace in which every stage is up to date."""
+    return toy.copy(first_toy_workspace, tmp_path / "homes" / first_toy_workspace.name)
 
 
 class Api:

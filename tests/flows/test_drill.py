@@ -132,7 +132,7 @@ class Drill:
     def check(self) -> None:
         """Nothing is doubled, half made, left over or touched; looked at where no run goes on."""
         for attempt in range(5):
-            settled(self)
+            wait_until_idle(self)
             begun = len(self.runs())
             try:
                 self._check()
@@ -278,7 +278,7 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
     assert not processes_in(drill.folder)
 
 
-REFUSED = r"is at work in this workspace|is busy, it is being blocked|Unable to acquire lock"
+REFUSED = r"is running in this workspace|is busy, it is being blocked|Unable to acquire lock"
 TARGETS = ("stage", "dvc", "flow", "server", "scheduler")
 
 
@@ -325,7 +325,7 @@ def test_kills_at_random_moments(workspace_of_the_real_stages: Path, web: Web, t
                 drill.scheduler.wait(10)
                 wait_until(lambda: not processes_in(drill.folder), 100)
                 drill.serve(never)
-            settled(drill)
+            wait_until_idle(drill)
             begin(drill)
             ends_well(drill)
             drill.check()
@@ -369,7 +369,7 @@ def strike(drill: Drill, target: str, after: float) -> str:
     return f"{target} ({what}) after {after:.1f} s"
 
 
-def settled(drill: Drill) -> None:
+def wait_until_idle(drill: Drill) -> None:
     """Wait until no run goes on, and none that was asked for is due."""
 
     def quiet() -> bool:
@@ -386,7 +386,7 @@ def ends_well(drill: Drill) -> float:
 
     A scheduler that was killed goes on by a run of its own, which does for the one that was asked for, now cancelled.
     """
-    settled(drill)
+    wait_until_idle(drill)
     last = next(run for run in drill.runs() if "covers this run too" not in (run["state"]["message"] or ""))
     drill.say(f"         then {last['name']}: {last['state_name']}: {last['state']['message']}")
     assert last["state_type"] == "COMPLETED", drill.said()[-4000:]
@@ -395,16 +395,16 @@ def ends_well(drill: Drill) -> float:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_two_flows_and_a_dvc_repro_at_once(house: Path, prefect: dict[str, str], times: int) -> None:
+def test_two_flows_and_a_dvc_repro_at_once(toy_workspace: Path, prefect: dict[str, str], times: int) -> None:
     for time_ in range(times):
-        file = house / "data/raw/mine/captions.csv"
+        file = toy_workspace / "data/raw/mine/captions.csv"
         file.unlink()
         file.write_text("a.jpg,a boat\n" * (time_ + 2))
         commands = [["-m", "flows.train"], ["-m", "flows.train"], ["-m", "dvc", "repro"]]
         random.Random(time_).shuffle(commands)
         started = [
             subprocess.Popen(
-                [sys.executable, *words], cwd=house, env=environment(**prefect, WORKS_SECONDS="0.3"),
+                [sys.executable, *words], cwd=toy_workspace, env=environment(**prefect, WORKS_SECONDS="0.3"),
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             for words in commands
@@ -416,6 +416,6 @@ def test_two_flows_and_a_dvc_repro_at_once(house: Path, prefect: dict[str, str],
             else:
                 assert process.returncode == 0 or re.search(REFUSED, text), text
             assert "Traceback" not in text
-        assert run(house, "dvc", "status").stdout.strip().endswith("Data and pipelines are up to date.")
-        assert (house / "models/finetune/all.csv").read_text() == file.read_text()
-        assert not processes_in(house)
+        assert run(toy_workspace, "dvc", "status").stdout.strip().endswith("Data and pipelines are up to date.")
+        assert (toy_workspace / "models/finetune/all.csv").read_text() == file.read_text()
+        assert not processes_in(toy_workspace)

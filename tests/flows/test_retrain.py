@@ -1,4 +1,4 @@
-"""The retraining flow against a real Prefect server, real git and DVC with a remote, in a small house."""
+"""The retraining flow against a real Prefect server, real git and DVC with a remote, in a toy workspace."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def web(tmp_path: Path) -> Iterator[Web]:
 
 
 @pytest.fixture
-def feed(house: Path, web: Web) -> Path:
-    """A house with a second source, which comes from the web, and a remote for its data."""
-    (house / "data/raw/feed").mkdir()
-    set_params(house, {"ingest.sources": ["mine", "feed"]})
+def feed(toy_workspace: Path, web: Web) -> Path:
+    """A workspace with a second source, which comes from the web, and a remote for its data."""
+    (toy_workspace / "data/raw/feed").mkdir()
+    set_params(toy_workspace, {"ingest.sources": ["mine", "feed"]})
     for words in (
         ["dvc", "import-url", "-q", web.address, "data/raw/feed/captions.csv"],
-        ["dvc", "remote", "add", "-q", "-d", "store", str(house.parent / "store")],
+        ["dvc", "remote", "add", "-q", "-d", "store", str(toy_workspace.parent / "store")],
         [*GIT, "add", "-A"],
         [*GIT, "commit", "-qm", "a feed"],
     ):
-        done = run(house, *words)
+        done = run(toy_workspace, *words)
         assert done.returncode == 0, done.stderr
-    return house
+    return toy_workspace
 
 
 def retrain(folder: Path, prefect: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
@@ -253,31 +253,33 @@ def test_what_is_no_better_is_kept_back_with_its_reasons(
 
 @pytest.mark.slow
 def test_a_folder_that_a_person_changes_is_taken_as_it_lies_there_and_their_dvc_file_stays(
-    house: Path, prefect: dict[str, str]
+    toy_workspace: Path, prefect: dict[str, str]
 ) -> None:
-    assert retrain(house, prefect).returncode == 0
-    file = house / "data/raw/mine/captions.csv"
+    assert retrain(toy_workspace, prefect).returncode == 0
+    file = toy_workspace / "data/raw/mine/captions.csv"
     file.unlink()
     file.write_text("a.jpg,a boat\nb.jpg,a red house\n")
-    before = theirs(house)
-    done = retrain(house, prefect)
+    before = theirs(toy_workspace)
+    done = retrain(toy_workspace, prefect)
     assert done.returncode == 0, done.stderr
     assert "models:/m/2 is promoted in the place of version 1" in done.stdout
-    assert theirs(house) == before
-    assert "nothing new" in retrain(house, prefect).stdout
-    run(house, "dvc", "add", "-q", "data/raw/mine")
-    assert (house / "data/raw/mine.dvc").read_bytes() == (house / ".work/clone/data/raw/mine.dvc").read_bytes()
+    assert theirs(toy_workspace) == before
+    assert "nothing new" in retrain(toy_workspace, prefect).stdout
+    run(toy_workspace, "dvc", "add", "-q", "data/raw/mine")
+    assert (toy_workspace / "data/raw/mine.dvc").read_bytes() == (
+        toy_workspace / ".work/clone/data/raw/mine.dvc"
+    ).read_bytes()
 
 
 @pytest.mark.slow
 def test_new_params_are_taken_once_they_are_committed_and_the_same_model_is_not_promoted_again(
-    house: Path, prefect: dict[str, str], api: Api
+    toy_workspace: Path, prefect: dict[str, str], api: Api
 ) -> None:
-    assert retrain(house, prefect).returncode == 0
-    set_params(house, {"finetune.epochs": 7})
-    assert "nothing new" in retrain(house, prefect).stdout
-    git(house, "commit", "-qam", "seven epochs")
-    done = retrain(house, prefect)
+    assert retrain(toy_workspace, prefect).returncode == 0
+    set_params(toy_workspace, {"finetune.epochs": 7})
+    assert "nothing new" in retrain(toy_workspace, prefect).stdout
+    git(toy_workspace, "commit", "-qam", "seven epochs")
+    done = retrain(toy_workspace, prefect)
     assert "check_updates: stale: finetune" in done.stderr
     assert "Running stage 'finetune'" in done.stderr
     assert "nothing new: the stages made what they had made before" in done.stdout
@@ -285,22 +287,22 @@ def test_new_params_are_taken_once_they_are_committed_and_the_same_model_is_not_
 
 
 def test_changed_code_alone_is_named_and_retrains_only_if_the_params_say_so(
-    house: Path, prefect: dict[str, str], api: Api
+    toy_workspace: Path, prefect: dict[str, str], api: Api
 ) -> None:
-    assert retrain(house, prefect).returncode == 0
-    code = house / "pipeline/works/finetune.py"
+    assert retrain(toy_workspace, prefect).returncode == 0
+    code = toy_workspace / "pipeline/works/finetune.py"
     code.write_text(code.read_text() + "# changed\n")
-    git(house, "commit", "-qam", "changed code")
-    waits = retrain(house, prefect)
+    git(toy_workspace, "commit", "-qam", "changed code")
+    waits = retrain(toy_workspace, prefect)
     assert waits.returncode == 0, waits.stderr
     assert "nothing new: only code changed (stale: finetune)" in waits.stdout
     found = api.run_of(waits.stderr)
     assert (found["name"].partition(" ")[2], found["state_name"]) == ("(code)", "Nothing new")
     assert [*api.tasks(found)] == ["check_updates"]
 
-    set_params(house, {"retrain.on_code_change": "all"})
-    git(house, "commit", "-qam", "retrain on code")
-    trains = retrain(house, prefect)
+    set_params(toy_workspace, {"retrain.on_code_change": "all"})
+    git(toy_workspace, "commit", "-qam", "retrain on code")
+    trains = retrain(toy_workspace, prefect)
     assert trains.returncode == 0, trains.stderr
     assert "Running stage 'finetune'" in trains.stderr
     assert api.run_of(trains.stderr)["name"].endswith(" (code)")

@@ -55,57 +55,57 @@ def state_of(api: Api, run: dict[str, Any]) -> str:
     return str(found["state_name"])
 
 
-def bring(house: Path, text: str) -> None:
-    file = house / "data/raw/mine/captions.csv"
+def bring(toy_workspace: Path, text: str) -> None:
+    file = toy_workspace / "data/raw/mine/captions.csv"
     file.unlink()
     file.write_text(text)
 
 
 def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
-    house: Path, start: Start, api: Api, prefect: dict[str, str]
+    toy_workspace: Path, start: Start, api: Api, prefect: dict[str, str]
 ) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    scheduler = start(toy_workspace, *MONDAYS, WORKS="finetune=sleep", **QUICK)
     said = until(scheduler, "Ctrl-C ends this")
     assert re.search(r"the next retraining is due Monday \d{4}-\d\d-\d\d 03:00 UTC", said)
-    assert scheduled(api, house)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
-    recorded = read_json(house / ".work/schedule.json")  # for `image-captioning status`
+    assert scheduled(api, toy_workspace)["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
+    recorded = read_json(toy_workspace / ".work/schedule.json")  # for `image-captioning status`
     assert recorded["cron"] == "0 3 * * 1"
     assert process_identity.pid_of(recorded["process"]) == scheduler.pid
-    of_house = {"id": {"any_": [scheduled(api, house)["id"]]}}
-    due = {"deployments": of_house, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    of_workspace = {"id": {"any_": [scheduled(api, toy_workspace)["id"]]}}
+    due = {"deployments": of_workspace, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     wait_until(lambda: any(run["auto_scheduled"] for run in api.ask("flow_runs/filter", **due)))
-    second = run(house, sys.executable, "-m", *MONDAYS, **prefect)
+    second = run(toy_workspace, sys.executable, "-m", *MONDAYS, **prefect)
     assert second.returncode == 75
     assert second.stderr.startswith("serve: another scheduler runs in this workspace")
     assert second.stderr.count("\n") == 1
 
-    begun = run_now(api, house)
+    begun = run_now(api, toy_workspace)
     until(scheduler, "finetune: sleeps")
     scheduler.terminate()
     before = time.monotonic()
     assert scheduler.wait(timeout=120) == 0
     assert time.monotonic() - before < 30
-    assert not processes_in(house)
+    assert not processes_in(toy_workspace)
     assert state_of(api, begun) == "Cancelled"
-    assert not list((house / ".work/runs").iterdir())
-    assert not (house / ".work/schedule.json").exists()
+    assert not list((toy_workspace / ".work/runs").iterdir())
+    assert not (toy_workspace / ".work/schedule.json").exists()
 
 
 @pytest.mark.slow
 def test_what_was_cut_off_goes_on_at_the_next_start_and_missed_runs_do_not_pile_up(
-    house: Path, start: Start, api: Api
+    toy_workspace: Path, start: Start, api: Api
 ) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    scheduler = start(toy_workspace, *MONDAYS, WORKS="finetune=sleep", **QUICK)
     until(scheduler, "Ctrl-C ends this")
-    run_now(api, house)
+    run_now(api, toy_workspace)
     until(scheduler, "finetune: sleeps")
     scheduler.terminate()
     scheduler.wait(timeout=120)
 
     # Three weeks while nothing runs.
-    deployment = api.deployment(f"retrain/{serve.deployment_name(house)}")["id"]
+    deployment = api.deployment(f"retrain/{serve.deployment_name(toy_workspace)}")["id"]
     missed = [
         api.ask(
             f"deployments/{deployment}/create_flow_run",
@@ -116,31 +116,33 @@ def test_what_was_cut_off_goes_on_at_the_next_start_and_missed_runs_do_not_pile_
         )
         for weeks in (3, 2, 1)
     ]
-    scheduler = start(house, *MONDAYS, **QUICK)
+    scheduler = start(toy_workspace, *MONDAYS, **QUICK)
     said = until(scheduler, "models:/m/2 is promoted as the first champion")
     assert "serve: the last retraining did not finish; it continues now" in said
     assert len(re.findall(r"is cancelled: one run covers all", said)) == 3
     assert "fetch: " not in said
     wait_until(lambda: sorted(state_of(api, run) for run in missed).count("Cancelled") >= 2)
-    assert registry(house)["versions"] == [2]
+    assert registry(toy_workspace)["versions"] == [2]
     scheduler.terminate()
     assert scheduler.wait(timeout=120) == 0
 
 
 @pytest.mark.slow
 def test_an_event_starts_a_run_and_what_was_killed_is_closed_at_the_next_start(
-    house: Path, start: Start, api: Api, prefect: dict[str, str]
+    toy_workspace: Path, start: Start, api: Api, prefect: dict[str, str]
 ) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    scheduler = start(toy_workspace, *MONDAYS, WORKS="finetune=sleep", **QUICK)
     until(scheduler, "Ctrl-C ends this")
-    emitted = run(house, "prefect", "event", "emit", serve.CHANGED, "--resource-id", "image-captioning.data", **prefect)
+    emitted = run(
+        toy_workspace, "prefect", "event", "emit", serve.CHANGED, "--resource-id", "image-captioning.data", **prefect
+    )
     assert emitted.returncode == 0, emitted.stderr
     said = until(scheduler, "finetune: sleeps")
     begun = api.run_of(said)
     scheduler.kill()
-    wait_until(lambda: not processes_in(house), 20)
-    scheduler = start(house, *MONDAYS, **QUICK)
+    wait_until(lambda: not processes_in(toy_workspace), 20)
+    scheduler = start(toy_workspace, *MONDAYS, **QUICK)
     until(scheduler, "models:/m/2 is promoted as the first champion")
     assert state_of(api, begun) == "Crashed"
     scheduler.terminate()
@@ -149,53 +151,53 @@ def test_an_event_starts_a_run_and_what_was_killed_is_closed_at_the_next_start(
 
 @pytest.mark.slow
 def test_its_own_server_is_on_this_machine_only_started_again_where_it_dies_and_gone_with_it(
-    house: Path, start: Start, prefect: dict[str, str], tmp_path: Path
+    toy_workspace: Path, start: Start, prefect: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
     own = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect"), **QUICK}
-    scheduler = start(house, *MONDAYS, "--port", str(port), WORKS="finetune=sleep", **own)
+    scheduler = start(toy_workspace, *MONDAYS, "--port", str(port), WORKS="finetune=sleep", **own)
     said = until(scheduler, "Ctrl-C ends this")
     assert f"serve: Prefect's pages: http://127.0.0.1:{port}/deployments" in said
     url = f"http://127.0.0.1:{port}/api"
     assert answers(f"{url}/health")
-    (server,) = [p for p in processes_in(house) if "flows.exec.server" in p.cmdline()]
+    (server,) = [p for p in processes_in(toy_workspace) if "flows.exec.server" in p.cmdline()]
     listening = [c.laddr for c in server.net_connections() if c.status == "LISTEN"]
     assert [address.ip for address in listening] == ["127.0.0.1"]
 
     api = Api(url)
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    begun = run_now(api, house)
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    begun = run_now(api, toy_workspace)
     until(scheduler, "finetune: sleeps")
     server.kill()
     until(scheduler, "Prefect's server had died; restarting it")
     wait_until(lambda: answers(f"{url}/health"), 60)
     assert state_of(api, begun) == "Running"
     scheduler.kill()
-    wait_until(lambda: not processes_in(house), 30)
+    wait_until(lambda: not processes_in(toy_workspace), 30)
     assert not answers(f"{url}/health")
 
-    scheduler = start(house, *MONDAYS, "--port", str(port), **own)
+    scheduler = start(toy_workspace, *MONDAYS, "--port", str(port), **own)
     said = until(scheduler, "models:/m/2 is promoted as the first champion")
     assert re.search(rf"serve: the run {begun['name']} \(data\) was Running, but its process died", said)
     assert state_of(api, begun) == "Crashed"
     scheduler.send_signal(signal.SIGINT)
     assert scheduler.wait(timeout=120) == 0
-    assert not processes_in(house)
+    assert not processes_in(toy_workspace)
 
 
 @pytest.mark.slow
 def test_it_ends_with_its_run_though_a_server_of_others_does_not_answer(
-    house: Path, start: Start, prefect: dict[str, str], tmp_path: Path
+    toy_workspace: Path, start: Start, prefect: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     others = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")}
     server = start(tmp_path, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), **others)
     wait_until(lambda: answers(f"{url}/health"), 60)
-    scheduler = start(house, *MONDAYS, WORKS="finetune=sleep", PREFECT_API_URL=url, **QUICK)
+    scheduler = start(toy_workspace, *MONDAYS, WORKS="finetune=sleep", PREFECT_API_URL=url, **QUICK)
     until(scheduler, "Ctrl-C ends this")
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    run_now(Api(url), house)
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    run_now(Api(url), toy_workspace)
     until(scheduler, "finetune: sleeps")
     server.kill()
     wait_until(lambda: not answers(f"{url}/health"), 20)
@@ -203,7 +205,7 @@ def test_it_ends_with_its_run_though_a_server_of_others_does_not_answer(
     said = scheduler.communicate(timeout=150)[0]
     assert scheduler.returncode == 0, said
     assert f"{url} does not answer" in said
-    assert not processes_in(house)
+    assert not processes_in(toy_workspace)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_it_ends_with_its_run_though_a_server_of_others_does_not_answer(
         (("--cron", "0 3 * * 1", "--timezone", "Mars/Base"), "Mars/Base"),
     ],
 )
-def test_a_clock_that_makes_no_sense_is_told_in_one_line(house: Path, words: tuple[str, ...], why: str) -> None:
-    done = run(house, sys.executable, "-m", "flows.serve", *words)
+def test_a_clock_that_makes_no_sense_is_told_in_one_line(toy_workspace: Path, words: tuple[str, ...], why: str) -> None:
+    done = run(toy_workspace, sys.executable, "-m", "flows.serve", *words)
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1
     assert why in done.stderr
@@ -234,11 +236,11 @@ class Locked(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_server_that_lets_nobody_in_is_told_in_one_line(house: Path, start: Start) -> None:
+def test_a_server_that_lets_nobody_in_is_told_in_one_line(toy_workspace: Path, start: Start) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Locked) as locked:
         threading.Thread(target=locked.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{locked.server_port}/api"
-        refused = start(house, *MONDAYS, PREFECT_API_URL=address)
+        refused = start(toy_workspace, *MONDAYS, PREFECT_API_URL=address)
         said = refused.communicate(timeout=120)[0]
         locked.shutdown()
     assert refused.returncode == 75, said
@@ -264,25 +266,25 @@ def test_prefect_yaml_has_the_same_deployments() -> None:
 
 @pytest.mark.slow
 def test_a_worker_of_a_process_pool_runs_them_and_a_killed_worker_takes_its_run_along(
-    house: Path, start: Start, api: Api, prefect: dict[str, str]
+    toy_workspace: Path, start: Start, api: Api, prefect: dict[str, str]
 ) -> None:
-    (house / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
+    (toy_workspace / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
     for words in (
         ("work-pool", "create", "--type", "process", "image-captioning"),
         ("--no-prompt", "deploy", "--all"),
     ):
-        done = run(house, "prefect", *words, WORKSPACE="photos", **prefect)
+        done = run(toy_workspace, "prefect", *words, WORKSPACE="photos", **prefect)
         assert done.returncode == 0, done.stdout + done.stderr
     assert api.deployment("train/photos")["entrypoint"] == "flows/train.py:train"
     deployment = api.deployment("retrain/photos")
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    worker = start(house, "prefect", "worker", "start", "--pool", "image-captioning", WORKS="finetune=sleep")
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    worker = start(toy_workspace, "prefect", "worker", "start", "--pool", "image-captioning", WORKS="finetune=sleep")
     begun = api.start(deployment)
     until(worker, "finetune: sleeps")
     worker.kill()
-    wait_until(lambda: not processes_in(house), 20)
+    wait_until(lambda: not processes_in(toy_workspace), 20)
     assert state_of(api, begun) == "Crashed"
-    start(house, "prefect", "worker", "start", "--pool", "image-captioning")
+    start(toy_workspace, "prefect", "worker", "start", "--pool", "image-captioning")
     again = api.start(deployment)
     wait_until(lambda: state_of(api, again) == "Promoted", 90)
 
@@ -314,22 +316,22 @@ def test_the_name_of_a_deployment_tells_workspaces_of_one_name_apart(monkeypatch
 
 
 def test_two_workspaces_on_one_server_each_run_their_own_and_leave_the_others_runs_alone(
-    house: Path, start: Start, api: Api, tmp_path: Path
+    toy_workspace: Path, start: Start, api: Api, tmp_path: Path
 ) -> None:
-    other = Path(shutil.copytree(house, tmp_path / "other" / house.name))
-    for workspace in (house, other):
+    other = Path(shutil.copytree(toy_workspace, tmp_path / "other" / toy_workspace.name))
+    for workspace in (toy_workspace, other):
         bring(workspace, "a.jpg,a boat\nb.jpg,a red house\n")
-    first = start(house, *MONDAYS, WORKS="finetune=sleep", **QUICK)
+    first = start(toy_workspace, *MONDAYS, WORKS="finetune=sleep", **QUICK)
     until(first, "Ctrl-C ends this")
-    sleeping = run_now(api, house)
+    sleeping = run_now(api, toy_workspace)
     until(first, "finetune: sleeps")
     second = start(other, *MONDAYS, **QUICK)
     until(second, "Ctrl-C ends this")
-    assert scheduled(api, house)["id"] != scheduled(api, other)["id"]
+    assert scheduled(api, toy_workspace)["id"] != scheduled(api, other)["id"]
     run_of_other = run_now(api, other)
     until(second, "models:/m/2 is promoted as the first champion")
     wait_until(lambda: state_of(api, run_of_other) == "Promoted")
-    assert (registry(other)["versions"], (house / "mlflow.db.json").exists()) == ([2], False)
+    assert (registry(other)["versions"], (toy_workspace / "mlflow.db.json").exists()) == ([2], False)
     second.terminate()
     assert second.wait(timeout=120) == 0
     assert state_of(api, sleeping) == "Running"
@@ -340,14 +342,14 @@ def test_two_workspaces_on_one_server_each_run_their_own_and_leave_the_others_ru
 
 @pytest.mark.slow
 def test_a_scheduler_starts_the_server_again_after_the_scheduler_that_had_started_it_ended(
-    house: Path, start: Start, prefect: dict[str, str], tmp_path: Path
+    toy_workspace: Path, start: Start, prefect: dict[str, str], tmp_path: Path
 ) -> None:
-    other = Path(shutil.copytree(house, tmp_path / "other" / house.name))
+    other = Path(shutil.copytree(toy_workspace, tmp_path / "other" / toy_workspace.name))
     bring(other, "a.jpg,a boat\nb.jpg,a red house\n")
     port = free_port()
     own = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect"), **QUICK}
     words = (*MONDAYS, "--port", str(port))
-    first = start(house, *words, **own)
+    first = start(toy_workspace, *words, **own)
     until(first, "Ctrl-C ends this")
     second = start(other, *words, **own)
     assert "starting Prefect's server" not in until(second, "Ctrl-C ends this")

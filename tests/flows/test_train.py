@@ -1,4 +1,4 @@
-"""The training flow against a real Prefect server, in a small house with real DVC."""
+"""The training flow against a real Prefect server, in a toy workspace with real DVC."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def bring(folder: Path, text: str) -> None:
 
 
 def test_it_has_the_result_of_dvc_repro_also_where_a_stage_was_killed_and_a_person_can_browse_what_it_did(
-    house: Path, prefect: dict[str, str], api: Api, tmp_path: Path
+    toy_workspace: Path, prefect: dict[str, str], api: Api, tmp_path: Path
 ) -> None:
-    other = house.parent / "the same"
-    shutil.copytree(house, other)
-    for folder in (house, other):
+    other = toy_workspace.parent / "the same"
+    shutil.copytree(toy_workspace, other)
+    for folder in (toy_workspace, other):
         bring(folder, "a.jpg,a boat\nb.jpg,a red house\n")
     assert run(other, "dvc", "repro").returncode == 0
-    done = train(house, prefect, WORKS=f"build=75@{tmp_path}/once evaluate=kill@{tmp_path}/twice finetune=bars")
+    done = train(toy_workspace, prefect, WORKS=f"build=75@{tmp_path}/once evaluate=kill@{tmp_path}/twice finetune=bars")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("flows.train: every stage is up to date")
-    assert result(house) == result(other)
-    assert git(house, "status", "--short").split() == ["M", "data/raw/mine.dvc", "M", "dvc.lock"]
+    assert result(toy_workspace) == result(other)
+    assert git(toy_workspace, "status", "--short").split() == ["M", "data/raw/mine.dvc", "M", "dvc.lock"]
 
     found = api.run_of(done.stderr)
     tasks = api.tasks(found)
@@ -68,38 +68,40 @@ def test_it_has_the_result_of_dvc_repro_also_where_a_stage_was_killed_and_a_pers
 
 
 @pytest.mark.slow
-def test_what_comes_in_while_it_runs_is_the_next_runs(house: Path, start: Start) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    flow = start(house, "flows.train", WORKS_SECONDS="1")
+def test_what_comes_in_while_it_runs_is_the_next_runs(toy_workspace: Path, start: Start) -> None:
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    flow = start(toy_workspace, "flows.train", WORKS_SECONDS="1")
     assert flow.stdout
     for line in flow.stdout:
         if "Running stage 'build'" in line:
-            bring(house, "c.jpg,a third\n")
+            bring(toy_workspace, "c.jpg,a third\n")
     assert flow.wait() == 0
-    assert read_json(house / "reports/ingest/mine.json")["rows"]["in"] == 2
-    assert read_json(house / "reports/build.json")["rows"]["in"] == 2
-    status = run(house, "dvc", "status").stdout
+    assert read_json(toy_workspace / "reports/ingest/mine.json")["rows"]["in"] == 2
+    assert read_json(toy_workspace / "reports/build.json")["rows"]["in"] == 2
+    status = run(toy_workspace, "dvc", "status").stdout
     assert "data/raw/mine" in status
     assert "build:" not in status
 
 
-def test_what_is_up_to_date_is_not_run_and_shows_nothing(house: Path, prefect: dict[str, str], api: Api) -> None:
-    before = result(house)
-    done = train(house, prefect)
+def test_what_is_up_to_date_is_not_run_and_shows_nothing(
+    toy_workspace: Path, prefect: dict[str, str], api: Api
+) -> None:
+    before = result(toy_workspace)
+    done = train(toy_workspace, prefect)
     assert done.returncode == 0, done.stderr
     assert "Running stage" not in done.stderr
     found = api.run_of(done.stderr)
     assert [*api.tasks(found)] == ["commit_raw", "ingest", "build", "finetune", "evaluate", "register"]
     assert api.artifacts(found) == {}
-    assert result(house) == before
+    assert result(toy_workspace) == before
 
 
 @pytest.mark.parametrize(("works", "code"), [("build=65", 65), pytest.param("build=78", 78, marks=pytest.mark.slow)])
 def test_bad_data_and_bad_configuration_fail_at_once_with_the_stages_own_words(
-    house: Path, prefect: dict[str, str], api: Api, works: str, code: int
+    toy_workspace: Path, prefect: dict[str, str], api: Api, works: str, code: int
 ) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    done = train(house, prefect, WORKS=works)
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(toy_workspace, prefect, WORKS=works)
     assert done.returncode == code
     assert done.stderr.splitlines()[-1] == "flows.train: build: build was told to fail"
     found = api.run_of(done.stderr)
@@ -111,112 +113,114 @@ def test_bad_data_and_bad_configuration_fail_at_once_with_the_stages_own_words(
 
 
 @pytest.mark.slow
-def test_it_gives_up_in_the_end(house: Path, prefect: dict[str, str], api: Api) -> None:
-    set_params(house, {"flow.retries": 2})
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    done = train(house, prefect, WORKS="ingest=75")
+def test_it_gives_up_in_the_end(toy_workspace: Path, prefect: dict[str, str], api: Api) -> None:
+    set_params(toy_workspace, {"flow.retries": 2})
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(toy_workspace, prefect, WORKS="ingest=75")
     assert done.returncode == 75
     assert api.tasks(api.run_of(done.stderr))["ingest"]["run_count"] == 3
 
 
 @pytest.mark.slow
 def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
-    house: Path, prefect: dict[str, str], api: Api
+    toy_workspace: Path, prefect: dict[str, str], api: Api
 ) -> None:
-    set_params(house, {"flow.timeout_minutes.finetune": 0.05})
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    done = train(house, prefect, WORKS="finetune=sleep")
+    set_params(toy_workspace, {"flow.timeout_minutes.finetune": 0.05})
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    done = train(toy_workspace, prefect, WORKS="finetune=sleep")
     assert done.returncode == 75
     words = "finetune: took longer than 0.05 minutes; raise flow.timeout_minutes in params.yaml"
     assert done.stderr.splitlines()[-1] == f"flows.train: {words}"
     task = api.tasks(api.run_of(done.stderr))["finetune"]
     assert (task["state_name"], task["run_count"]) == ("TimedOut", 1)
-    assert not processes_in(house)
-    assert train(house, prefect).returncode == 0
+    assert not processes_in(toy_workspace)
+    assert train(toy_workspace, prefect).returncode == 0
 
 
 @pytest.mark.parametrize(
     "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGINT)), signal.SIGKILL]
 )
 def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_well(
-    house: Path, prefect: dict[str, str], start: Start, how: signal.Signals
+    toy_workspace: Path, prefect: dict[str, str], start: Start, how: signal.Signals
 ) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    flow = start(house, "flows.train", WORKS="finetune=sleep")
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    flow = start(toy_workspace, "flows.train", WORKS="finetune=sleep")
     assert flow.stdout
     next(line for line in flow.stdout if "finetune: sleeps" in line)
-    assert len(processes_in(house)) >= 3  # the flow, dvc, the stage
+    assert len(processes_in(toy_workspace)) >= 3  # the flow, dvc, the stage
     flow.send_signal(how)
     rest = flow.stdout.read()
     assert flow.wait(timeout=20) == (75 if how == signal.SIGINT else -how)
     if how == signal.SIGINT:
         assert rest.splitlines()[-1].startswith("flows.train: interrupted; run it again")
-    wait_until(lambda: not processes_in(house), 10)
-    done = train(house, prefect)
+    wait_until(lambda: not processes_in(toy_workspace), 10)
+    done = train(toy_workspace, prefect)
     assert done.returncode == 0, done.stderr
     if how == signal.SIGKILL:
         assert re.search(r"takes over the workspace from `flows.train` \(process \d+\), which had died", done.stderr)
-    assert run(house, "dvc", "status").stdout.strip() == NOTHING
+    assert run(toy_workspace, "dvc", "status").stdout.strip() == NOTHING
 
 
 @pytest.mark.slow
 def test_a_flow_waits_for_a_dvc_repro_and_a_dvc_repro_is_refused_in_one_line(
-    house: Path, start: Start, prefect: dict[str, str]
+    toy_workspace: Path, start: Start, prefect: dict[str, str]
 ) -> None:
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    first = start(house, "dvc", "repro", WORKS_SECONDS="1.5")
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    first = start(toy_workspace, "dvc", "repro", WORKS_SECONDS="1.5")
     assert first.stdout
     next(line for line in first.stdout if "Running stage 'build'" in line)
-    flow = start(house, "flows.train", WORKS_SECONDS="1")
+    flow = start(toy_workspace, "flows.train", WORKS_SECONDS="1")
     assert flow.stdout
     waits = next(line for line in flow.stdout if "waiting: " in line)
-    assert re.search(r"`dvc repro` \(process \d+\) is at work in this workspace; wait until it has ended", waits)
-    assert "is at work" not in first.stdout.read()
+    assert re.search(r"`dvc repro` \(process \d+\) is running in this workspace; wait for it to finish", waits)
+    assert "is running in this workspace" not in first.stdout.read()
     assert first.wait() == 0
 
     assert flow.wait() == 0
-    set_params(house, {"finetune.epochs": 7})
-    flow = start(house, "flows.train", WORKS_SECONDS="2")
+    set_params(toy_workspace, {"finetune.epochs": 7})
+    flow = start(toy_workspace, "flows.train", WORKS_SECONDS="2")
     assert flow.stdout
     next(line for line in flow.stdout if "Running stage 'finetune'" in line)
-    second = run(house, "dvc", "repro")
+    second = run(toy_workspace, "dvc", "repro")
     assert second.returncode != 0
     said = second.stdout + second.stderr
-    assert re.search(r"is at work in this workspace|is busy, it is being blocked", said), said
+    assert re.search(r"is running in this workspace|is busy, it is being blocked", said), said
     assert "Traceback" not in said
     flow.stdout.read()
     assert flow.wait() == 0
-    assert run(house, "dvc", "status").stdout.strip() == NOTHING
+    assert run(toy_workspace, "dvc", "status").stdout.strip() == NOTHING
 
 
 @pytest.mark.slow
 def test_of_two_flows_the_second_waits_and_gives_up_in_one_line_where_that_takes_too_long(
-    house: Path, start: Start, prefect: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    toy_workspace: Path, start: Start, prefect: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_params(house, {"flow.wait_minutes": 0})
-    bring(house, "a.jpg,a boat\nb.jpg,a red house\n")
-    first = start(house, "flows.train", WORKS="finetune=sleep")
+    set_params(toy_workspace, {"flow.wait_minutes": 0})
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    first = start(toy_workspace, "flows.train", WORKS="finetune=sleep")
     assert first.stdout
     next(line for line in first.stdout if "finetune: sleeps" in line)
-    second = train(house, prefect)
+    second = train(toy_workspace, prefect)
     assert second.returncode == 75
-    assert re.match(r"flows.train: `flows.train` \(process \d+\) is at work", second.stderr.splitlines()[-1])
+    assert re.match(r"flows.train: `flows.train` \(process \d+\) is running", second.stderr.splitlines()[-1])
     first.terminate()
     first.wait()
-    monkeypatch.chdir(house)
+    monkeypatch.chdir(toy_workspace)
     assert workspace_lock._read() is None
 
 
-def test_a_server_that_is_not_there_is_told_in_one_line(house: Path) -> None:
-    done = run(house, sys.executable, "-m", "flows.train", PREFECT_API_URL="http://127.0.0.1:9/api")
+def test_a_server_that_is_not_there_is_told_in_one_line(toy_workspace: Path) -> None:
+    done = run(toy_workspace, sys.executable, "-m", "flows.train", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("flows.train: Failed to reach API at http://127.0.0.1:9/api; start")
     assert "Traceback" not in done.stderr
 
 
-def test_prefects_own_server_that_does_not_start_in_time_is_reported_in_one_line(house: Path, tmp_path: Path) -> None:
+def test_prefects_own_server_that_does_not_start_in_time_is_reported_in_one_line(
+    toy_workspace: Path, tmp_path: Path
+) -> None:
     late = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "0", "PREFECT_HOME": str(tmp_path / "prefect")}
-    done = run(house, sys.executable, "-m", "flows.train", **late)
+    done = run(toy_workspace, sys.executable, "-m", "flows.train", **late)
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("flows.train: Timed out while attempting to connect to ephemeral")
     assert done.stderr.splitlines()[-1].endswith("; run it again")

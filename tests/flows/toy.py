@@ -1,4 +1,4 @@
-"""A small house with the shape of ours: the real flows, DVC and git, and stages that take a moment and no model.
+"""A toy workspace with the shape of ours: the real flows, DVC and git, and stages that take a moment and no model.
 
 Its stages go through `pipeline.runtime.entrypoint`, so they have the locks, exit codes and ends of the
 real ones. The environment variable WORKS says what they do in place of work, like `finetune=sleep build=75`. A JSON
@@ -16,7 +16,7 @@ from tests.conftest import ROOT, TINY, environment, run, set_params
 GIT = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
 
 STAGE = '''
-"""A stage of the small house."""
+"""A stage of the toy workspace."""
 import json, os, pathlib, sys, time
 from pipeline.runtime import entrypoint
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
@@ -157,11 +157,11 @@ def arguments(parser):
 
 def run(params, args):
     known, result = registry(), None
-    if args.what == "note":
+    if args.what == "tag-version":
         known["tags"][str(read_json(paths.EVALUATE_REPORT)["rows"]["in"])] = args.commit
     if args.what == "start":
         result = f"models:/m/{known['champion']}" if known["champion"] else "scratch"
-    if args.what == "tidy":
+    if args.what == "delete-old-versions":
         kept = [v for v in known["versions"] if v in known["versions"][-args.keep:] or v == known["champion"]]
         result = {"commits": [known["tags"][str(v)] for v in kept]}
     write_json(REGISTRY, known)
@@ -195,7 +195,7 @@ def dvc_yaml() -> str:
 
 
 def build(folder: Path) -> Path:
-    """Make the house in a folder, with all its stages up to date and committed."""
+    """Make the workspace in a folder, with all its stages up to date and committed."""
     for package in ("pipeline", "flows"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pipeline/works").mkdir()
@@ -225,16 +225,16 @@ def build(folder: Path) -> Path:
         ["dvc", "add", "-q", "data/raw/mine"],
         ["dvc", "repro", "-q"],
         [*GIT, "add", "-A"],
-        [*GIT, "commit", "-qm", "the house"],
+        [*GIT, "commit", "-qm", "the workspace"],
     ):
         done = run(folder, *words)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return folder
 
 
-def copy(house: Path, folder: Path) -> Path:
-    """A house of its own for a test."""
-    shutil.copytree(house.parent, folder.parent, symlinks=True, dirs_exist_ok=True)
+def copy(toy_workspace: Path, folder: Path) -> Path:
+    """A workspace of its own for a test."""
+    shutil.copytree(toy_workspace.parent, folder.parent, symlinks=True, dirs_exist_ok=True)
     return folder
 
 

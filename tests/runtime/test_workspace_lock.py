@@ -42,7 +42,7 @@ def enter(stage: Path, **more: str) -> subprocess.CompletedProcess[str]:
 def test_the_second_to_take_a_workspace_is_refused_in_one_line(workspace: Path, other: str) -> None:
     assert workspace_lock.take("the first", other) is None
     with pytest.raises(
-        TemporaryError, match=rf"the first \(process {process_identity.pid_of(other)}\) is at work"
+        TemporaryError, match=rf"the first \(process {process_identity.pid_of(other)}\) is running"
     ) as caught:
         workspace_lock.take("the second", process_identity.identity())
     assert "\n" not in str(caught.value)
@@ -96,7 +96,7 @@ def test_a_dvc_repro_takes_the_workspace_with_its_first_stage_and_has_it_till_it
         assert b"made it" in dvc.stdout.readline()
         refused = enter(stage)
         assert refused.returncode == 75
-        assert f"`dvc repro` (process {dvc.pid}) is at work" in refused.stderr
+        assert f"`dvc repro` (process {dvc.pid}) is running" in refused.stderr
         dvc.kill()
     assert enter(stage).returncode == 0
 

@@ -32,7 +32,7 @@ def test_a_database_in_a_missing_folder_is_refused_at_once(workspace: Path) -> N
             workspace, sys.executable, "-m", "pipeline.cli", *command, MLFLOW_TRACKING_URI=uri, PYTHONPATH=str(ROOT)
         )
         if command == ["doctor"]:
-            assert done.returncode == 0  # there is nothing to mend
+            assert done.returncode == 0  # there is nothing to fix
         else:
             assert done.returncode == 78, done.stderr
             assert done.stderr.count("\n") == 1
@@ -54,7 +54,7 @@ def test_a_training_goes_on_without_a_damaged_database(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "mlflow.db: MLflow's database is damaged" in said
-    assert "`image-captioning doctor` mends this (training goes on" in said
+    assert "`image-captioning doctor` fixes this (training continues" in said
 
 
 def test_a_training_goes_on_when_the_database_is_damaged_meanwhile(
@@ -69,7 +69,7 @@ def test_a_training_goes_on_when_the_database_is_damaged_meanwhile(
     said = capsys.readouterr().err
     assert said.count("no live curves") == 1
     assert "Traceback" not in said
-    assert "`image-captioning doctor` mends this (training goes on" in said
+    assert "`image-captioning doctor` fixes this (training continues" in said
 
 
 def test_every_command_that_meets_a_damaged_database_names_the_doctor(workspace: Path) -> None:
@@ -77,7 +77,7 @@ def test_every_command_that_meets_a_damaged_database_names_the_doctor(workspace:
     done = run(workspace, sys.executable, "-m", "pipeline.cli", "trained-on", "x.jpg", PYTHONPATH=str(ROOT))
     assert done.returncode == 75
     assert done.stderr.count("\n") == 1
-    assert "is damaged (file is not a database); `image-captioning doctor` mends this" in done.stderr
+    assert "is damaged (file is not a database); `image-captioning doctor` fixes this" in done.stderr
 
 
 def test_a_whole_an_empty_and_a_locked_database_are_not_damaged(workspace: Path, mlflow_db: Path) -> None:

@@ -72,14 +72,14 @@ def test_old_versions_of_retrainings_go_with_their_files_and_the_others_stay(sto
     registry.make_champion(store, MODEL, 4)
     registry.note(store, MODEL, 4, {registry.BEFORE: "2"})  # where a roll-back would go
     store.set_registered_model_alias(MODEL, "someones", "3")
-    kept = result_of("tidy", keep=1)
+    kept = result_of("delete-old-versions", keep=1)
     assert registry.versions(store, MODEL) == [1, 2, 3, 4, 7]
     assert files("weights") == files("gallery.html") == 5
     assert kept == {"commits": [f"commit of {key}" for key in "abcf"]}
     gone = runs.find_run(store, runs.experiment(store, MODEL), "d")
     assert gone
     assert [point.value for point in store.get_metric_history(gone.info.run_id, "loss")] == [1.0]
-    assert "0 versions" in do("tidy", keep=1)
+    assert "0 versions" in do("delete-old-versions", keep=1)
 
 
 def test_what_a_registration_that_was_killed_left_goes_after_a_day(
@@ -91,10 +91,10 @@ def test_what_a_registration_that_was_killed_left_goes_after_a_day(
         logged(store, run, experiment)
     theirs = store.create_run(experiment)
     logged(store, runs.TrainingRun(store, theirs), experiment)
-    assert "and 0 models without a version;" in do("tidy", keep=2)
+    assert "and 0 models without a version;" in do("delete-old-versions", keep=2)
     later = time.time() + 25 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
-    assert "and 1 models without a version;" in do("tidy", keep=2)
+    assert "and 1 models without a version;" in do("delete-old-versions", keep=2)
     assert files("weights") == 2
 
 
@@ -105,11 +105,11 @@ def test_what_versions_of_other_models_are_made_of_stays(
     later = time.time() + 2 * 24 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
     set_params(Path.cwd(), {"register.model": "another", "register.experiment": MODEL})
-    assert "and 0 models without a version;" in do("tidy", keep=1)
+    assert "and 0 models without a version;" in do("delete-old-versions", keep=1)
     store.create_registered_model("in-use")
     store.copy_model_version(f"models:/{MODEL}/1", "in-use")
     deletion.delete_version(store, MODEL, 1)
-    assert "and 0 models without a version;" in do("tidy", keep=1)
+    assert "and 0 models without a version;" in do("delete-old-versions", keep=1)
     assert files("weights") == 1
 
 
@@ -117,16 +117,16 @@ def test_a_version_is_tagged_with_the_commit_of_its_data(store: mlflow.MlflowCli
     for key in "ab":
         version(store, key, retrained=False)
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": "sha of b", "training_key": "b"})
-    do("note", commit="c" * 40, branch="retrain/2026-01-05", since=time.time() + 9)
+    do("tag-version", commit="c" * 40, branch="retrain/2026-01-05", since=time.time() + 9)
     tags = store.get_model_version(MODEL, "2").tags
     assert tags["retrain.commit"] == "c" * 40
     assert tags["retrain.branch"] == "retrain/2026-01-05"
     assert retention.MADE not in tags  # it was there before the retraining, so it is a person's
-    do("note", commit="c" * 40, branch="retrain/2026-01-05", since=time.time() - 99)
+    do("tag-version", commit="c" * 40, branch="retrain/2026-01-05", since=time.time() - 99)
     assert retention.MADE in store.get_model_version(MODEL, "2").tags
     write_json(paths.REGISTER_REPORT, {"model": MODEL, "model_sha256": "another", "training_key": "b"})
     with pytest.raises(DataError, match="make register"):
-        do("note", commit="c", branch="b", since=0.0)
+        do("tag-version", commit="c", branch="b", since=0.0)
 
 
 def test_a_retraining_starts_from_the_champion_or_where_params_say_while_there_is_none(
@@ -143,5 +143,5 @@ def test_a_retraining_starts_from_the_champion_or_where_params_say_while_there_i
 def test_runs_of_trainings_that_died_are_closed(store: mlflow.MlflowClient) -> None:
     experiment = runs.experiment(store, MODEL)
     run = store.create_run(experiment, run_name="git-dead", tags={"process": "4194304:1.0", "host": "elsewhere"})
-    assert "git-dead" in do("close")
+    assert "git-dead" in do("close-dead-runs")
     assert store.get_run(run.info.run_id).info.status == "FAILED"

@@ -124,14 +124,14 @@ class Finetune(Section):
         if self.checkpoint.startswith(REGISTERED):
             if not re.fullmatch(rf"{REGISTERED}[^/@]+/\d+", self.checkpoint):
                 raise ValueError(
-                    f"`checkpoint` {self.checkpoint!r} is no version that stays the same; name one by its number, like"
+                    f"`checkpoint` {self.checkpoint!r} may change its version; use a version number, like"
                     " models:/image-captioning/3"
                 )
             return self
         if Path(f"{self.checkpoint}.dvc").is_file():
             raise ValueError(
-                f"`checkpoint` {self.checkpoint!r} is tracked by DVC but not in its place; bring it with"
-                f" `dvc pull {self.checkpoint}.dvc` (for what comes with the repository: `--remote sample`)"
+                f"`checkpoint` {self.checkpoint!r} is tracked by DVC but not in the workspace; fetch it with"
+                f" `dvc pull {self.checkpoint}.dvc` (with `--remote sample` if it comes with the repository)"
             )
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
             raise ValueError(
@@ -140,7 +140,7 @@ class Finetune(Section):
             )
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
-                f"`checkpoint` {self.checkpoint!r} is no folder here, so it is taken for a hub name, and `revision`"
+                f"`checkpoint` {self.checkpoint!r} is not a folder, so it is read as a hub name, and `revision`"
                 " must pin it: copy the 40-digit commit from 'Files and versions' of the model's page"
             )
         return self

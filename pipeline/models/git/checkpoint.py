@@ -119,12 +119,17 @@ def _check_config(file: Path, config: Any) -> None:
     """Check the sizes that cost memory or time before any weight is compared.
 
     Raises:
-        ConfigError: one is out of range.
+        ConfigError: one is out of range, or the checkpoint captions videos.
     """
+    # Stock GIT takes this many frames per video, and adds an embedding of its time to each.
+    if config.num_image_with_embedding:
+        raise ConfigError(
+            f"{file}: num_image_with_embedding: found {config.num_image_with_embedding!r}, so this checkpoint captions"
+            " videos, not pictures; choose one for pictures, like microsoft/git-base"
+        )
     vision = config.vision_config
     sizes = [
         ("num_hidden_layers", config.num_hidden_layers, checkpoint_files.MAX_LAYERS),
-        ("num_image_with_embedding", config.num_image_with_embedding or 1, checkpoint_files.MAX_LAYERS),
         ("vision_config.num_hidden_layers", vision.num_hidden_layers, checkpoint_files.MAX_LAYERS),
         ("vision_config.image_size", vision.image_size, checkpoint_files.MAX_IMAGE_SIZE),
         ("vision_config.patch_size", vision.patch_size, checkpoint_files.MAX_IMAGE_SIZE),

@@ -11,21 +11,21 @@ import pytest
 from flows.exec import process
 
 
-def shell(script: str, tell=lambda line: None, seconds: float = 60, **environment: str) -> int:
-    return process.run(["/bin/sh", "-c", script], tell, environment, seconds)
+def shell(script: str, log=lambda line: None, seconds: float = 60, **environment: str) -> int:
+    return process.run(["/bin/sh", "-c", script], log, environment, seconds)
 
 
 def test_lines_come_as_they_are_said(tmp_path: Path) -> None:
     """The command says its last line only once its second was heard, so it would hang if lines came at the end."""
     heard: list[str] = []
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         heard.append(line)
         if line == "two":
             (tmp_path / "heard").touch()
 
     script = f"echo one; echo two >&2; while [ ! -e '{tmp_path}/heard' ]; do sleep 0.05; done; echo three $MORE"
-    assert shell(script, tell, MORE="four") == 0
+    assert shell(script, log, MORE="four") == 0
     assert heard == ["one", "two", "three four"]
 
 

@@ -53,11 +53,11 @@ def test_other_lines_with_percentages_are_no_bars(line: str) -> None:
 
 
 def test_of_bars_the_first_and_last_line_and_one_now_and_then_are_told() -> None:
-    told: list[str] = []
+    logged: list[str] = []
     shown: list[int] = []
-    heard = Throttled(told.append, lambda name, done, line: shown.append(done), seconds=1000)
+    throttled = Throttled(logged.append, lambda name, done, line: shown.append(done), seconds=1000)
     for line in ("finetune: 1% 1 of 100", "finetune: 2% 2 of 100", "x", "features: 5% 1 of 9", "finetune: 100% 9 of 9"):
-        heard(line)
-    heard("finetune: 100% 9 of 9")
-    assert told == ["finetune: 1% 1 of 100", "x", "features: 5% 1 of 9", "finetune: 100% 9 of 9"]
+        throttled(line)
+    throttled("finetune: 100% 9 of 9")
+    assert logged == ["finetune: 1% 1 of 100", "x", "features: 5% 1 of 9", "finetune: 100% 9 of 9"]
     assert shown == [1, 2, 5, 100, 100]

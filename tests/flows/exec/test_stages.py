@@ -81,16 +81,16 @@ def test_a_commands_failure_is_told_in_its_own_words(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("import sys; print('mine: bad'); sys.exit(int(sys.argv[1]))")
     with pytest.raises(stages.StageError, match="mine: bad") as caught:
-        stages.command("mine", "mine", "78", tell=lambda line: None, minutes=1)
+        stages.command("mine", "mine", "78", log=lambda line: None, minutes=1)
     assert caught.value.code == 78
-    assert stages.command("mine", "mine", "0", tell=lambda line: None, minutes=1) is None
+    assert stages.command("mine", "mine", "0", log=lambda line: None, minutes=1) is None
 
 
 def test_the_result_of_a_command_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     body = "import os, pathlib; pathlib.Path(os.environ['IMAGE_CAPTIONING_RESULT']).write_text('{\"stale\": []}')"
     (tmp_path / "mine.py").write_text(body)
-    assert stages.command("mine", "mine", tell=lambda line: None, minutes=1) == {"stale": []}
+    assert stages.command("mine", "mine", log=lambda line: None, minutes=1) == {"stale": []}
 
 
 def test_a_command_of_the_flows_own_comes_from_where_its_code_is(
@@ -100,4 +100,4 @@ def test_a_command_of_the_flows_own_comes_from_where_its_code_is(
     (tmp_path / "flows" / "steps").mkdir(parents=True)
     (tmp_path / "flows/steps/commit_raw.py").write_text("raise SystemExit('the wrong one')")
     with pytest.raises(stages.StageError, match=r"commit_raw: params\.yaml: not found"):
-        stages.command("commit_raw", "flows.steps.commit_raw", tell=lambda line: None, minutes=1, ours=True)
+        stages.command("commit_raw", "flows.steps.commit_raw", log=lambda line: None, minutes=1, ours=True)

@@ -21,30 +21,30 @@ from tests.flows.toy import git
 
 
 @pytest.fixture
-def entered(house: Path) -> Iterator[Path]:
-    with clone.entered(house):
-        clone.synchronize(house)
-        yield house
+def entered(toy_workspace: Path) -> Iterator[Path]:
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
+        yield toy_workspace
 
 
 RESULT = Path(".work/result.json")
 
 
-def command(house: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+def command(toy_workspace: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     module = [sys.executable, "-P", "-m", f"flows.steps.{name}"]
-    given = {"PYTHONPATH": str(house), "IMAGE_CAPTIONING_RESULT": str(RESULT)}
-    return run(Path(), *module, "--workspace", str(house), *words, **given)
+    given = {"PYTHONPATH": str(toy_workspace), "IMAGE_CAPTIONING_RESULT": str(RESULT)}
+    return run(Path(), *module, "--workspace", str(toy_workspace), *words, **given)
 
 
-def check_updates(house: Path) -> str:
+def check_updates(toy_workspace: Path) -> str:
     """Run the step; return its last line."""
-    done = command(house, "check_updates")
+    done = command(toy_workspace, "check_updates")
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
 
-def fetch(house: Path, *sources: str) -> subprocess.CompletedProcess[str]:
-    return command(house, "fetch", "--source", *(f"data/raw/{source}.dvc" for source in sources))
+def fetch(toy_workspace: Path, *sources: str) -> subprocess.CompletedProcess[str]:
+    return command(toy_workspace, "fetch", "--source", *(f"data/raw/{source}.dvc" for source in sources))
 
 
 def bring(folder: Path, text: str) -> None:
@@ -112,26 +112,26 @@ def test_a_link_to_nothing_is_told_in_one_line_and_changes_nothing(entered: Path
     assert clone.data_state() == before
 
 
-def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(house: Path, tmp_path: Path) -> None:
+def test_a_web_source_is_asked_and_one_that_is_gone_may_come_back(toy_workspace: Path, tmp_path: Path) -> None:
     web = Web(tmp_path / "web")
     web.put("w.jpg,a boat\n")
-    (house / "data/raw/feed").mkdir()
-    set_params(house, {"ingest.sources": ["mine", "feed"]})
-    assert run(house, "dvc", "import-url", "-q", web.address, "data/raw/feed/captions.csv").returncode == 0
-    git(house, "add", "-A")
-    git(house, "commit", "-qm", "a feed")
-    with clone.entered(house):
-        clone.synchronize(house)
-        assert "new:" not in check_updates(house)
+    (toy_workspace / "data/raw/feed").mkdir()
+    set_params(toy_workspace, {"ingest.sources": ["mine", "feed"]})
+    assert run(toy_workspace, "dvc", "import-url", "-q", web.address, "data/raw/feed/captions.csv").returncode == 0
+    git(toy_workspace, "add", "-A")
+    git(toy_workspace, "commit", "-qm", "a feed")
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
+        assert "new:" not in check_updates(toy_workspace)
         web.put("w.jpg,a boat\nx.jpg,a tree\n")
-        assert "new: data/raw/feed/captions.csv.dvc" in check_updates(house)
+        assert "new: data/raw/feed/captions.csv.dvc" in check_updates(toy_workspace)
         web.down()
-        for done in (command(house, "check_updates"), fetch(house, "feed/captions.csv")):
+        for done in (command(toy_workspace, "check_updates"), fetch(toy_workspace, "feed/captions.csv")):
             assert done.returncode == 75
             assert done.stderr.count("\n") == 1, done.stderr
             assert f"{web.address} " in done.stderr
         web.up()
-        assert fetch(house, "feed/captions.csv").returncode == 0
+        assert fetch(toy_workspace, "feed/captions.csv").returncode == 0
         assert Path("data/raw/feed/captions.csv").read_text().count("\n") == 2
     web.down()
 

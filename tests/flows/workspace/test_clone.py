@@ -16,11 +16,11 @@ from tests.flows.toy import git
 
 
 @pytest.fixture
-def entered(house: Path) -> Iterator[Path]:
-    """The house's clone, up to date and the current folder."""
-    with clone.entered(house):
-        clone.synchronize(house)
-        yield house
+def entered(toy_workspace: Path) -> Iterator[Path]:
+    """The workspace's clone, up to date and the current folder."""
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
+        yield toy_workspace
 
 
 def commit(folder: Path, **files: str) -> None:
@@ -31,19 +31,19 @@ def commit(folder: Path, **files: str) -> None:
 
 
 def test_the_clone_has_the_last_commit_and_mlflow_and_the_cache_of_the_workspace(
-    house: Path, monkeypatch: pytest.MonkeyPatch
+    toy_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (house / "params.yaml").write_text("being: edited\n")
-    with clone.entered(house):
-        clone.synchronize(house)
-        assert Path.cwd() == house / ".work/clone"
+    (toy_workspace / "params.yaml").write_text("being: edited\n")
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
+        assert Path.cwd() == toy_workspace / ".work/clone"
         assert "ingest:" in Path("params.yaml").read_text()
-        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{house / 'mlflow.db'}"
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{toy_workspace / 'mlflow.db'}"
         shown = subprocess.run(
             ["dvc", "cache", "dir"], env=environment(), capture_output=True, text=True, check=True
         ).stdout
-        assert Path(shown.strip()) == house / ".dvc/cache"
+        assert Path(shown.strip()) == toy_workspace / ".dvc/cache"
         assert Path(".dvc/config.local").stat().st_mode & 0o077 == 0
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
@@ -53,26 +53,26 @@ def test_the_clone_has_the_last_commit_and_mlflow_and_the_cache_of_the_workspace
     [("sqlite:///store/x.db", "sqlite:///{}/store/x.db"), ("sqlite:////a/x.db",) * 2, ("http://h:5000",) * 2],
 )
 def test_an_address_of_mlflow_means_in_the_clone_what_it_means_in_the_workspace(
-    house: Path, monkeypatch: pytest.MonkeyPatch, given: str, used: str
+    toy_workspace: Path, monkeypatch: pytest.MonkeyPatch, given: str, used: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
-    with clone.entered(house):
-        assert os.environ["MLFLOW_TRACKING_URI"] == used.format(house)
+    with clone.entered(toy_workspace):
+        assert os.environ["MLFLOW_TRACKING_URI"] == used.format(toy_workspace)
     assert os.environ["MLFLOW_TRACKING_URI"] == given
 
 
-def test_dvcs_remotes_of_this_machine_come_along_with_their_paths(house: Path) -> None:
-    git(house, "status")
+def test_dvcs_remotes_of_this_machine_come_along_with_their_paths(toy_workspace: Path) -> None:
+    git(toy_workspace, "status")
     for words in (["-q", "-d", "store", "../shared store"], ["-q", "--local", "mine", "s3://bucket/x"]):
-        subprocess.run(["dvc", "remote", "add", *words], cwd=house, env=environment(), check=True)
-    git(house, "commit", "-qam", "a remote")
-    with clone.entered(house):
-        clone.synchronize(house)
+        subprocess.run(["dvc", "remote", "add", *words], cwd=toy_workspace, env=environment(), check=True)
+    git(toy_workspace, "commit", "-qam", "a remote")
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
         listed = subprocess.run(
             ["dvc", "remote", "list"], env=environment(), capture_output=True, text=True, check=True
         ).stdout
     listed = listed.replace("\n", "")  # rich breaks long lines
-    assert str(house.parent / "shared store") in listed
+    assert str(toy_workspace.parent / "shared store") in listed
     assert "s3://bucket/x" in listed
 
 
@@ -108,31 +108,31 @@ def test_where_the_workspace_has_committed_other_data_those_count(entered: Path)
     assert not Path("data/raw/mine.dvc").exists()
 
 
-def test_what_must_not_be_used_and_a_checkpoint_of_the_workspace_come_along(house: Path) -> None:
-    (house / "data/excluded").mkdir()
-    (house / "data/excluded/photo.jpg").write_text("x")
-    (house / "models/mine").mkdir(parents=True)
-    set_params(house, {"finetune.checkpoint": "models/mine"})
-    commit(house)
-    assert "data/excluded/photo.jpg" in git(house, "ls-files")  # the small house ignores less than ours
-    git(house, "rm", "-rq", "--cached", "data/excluded")
-    git(house, "commit", "-qm", "as ours")
-    with clone.entered(house):
-        clone.synchronize(house)
+def test_what_must_not_be_used_and_a_checkpoint_of_the_workspace_come_along(toy_workspace: Path) -> None:
+    (toy_workspace / "data/excluded").mkdir()
+    (toy_workspace / "data/excluded/photo.jpg").write_text("x")
+    (toy_workspace / "models/mine").mkdir(parents=True)
+    set_params(toy_workspace, {"finetune.checkpoint": "models/mine"})
+    commit(toy_workspace)
+    assert "data/excluded/photo.jpg" in git(toy_workspace, "ls-files")  # the toy workspace ignores less than ours
+    git(toy_workspace, "rm", "-rq", "--cached", "data/excluded")
+    git(toy_workspace, "commit", "-qm", "as ours")
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
         assert Path("data/excluded/photo.jpg").read_text() == "x"
         assert Path("models/mine").is_dir()
-        (house / "data/excluded/photo.jpg").rename(house / "data/excluded/other.jpg")
-        clone.synchronize(house)
+        (toy_workspace / "data/excluded/photo.jpg").rename(toy_workspace / "data/excluded/other.jpg")
+        clone.synchronize(toy_workspace)
         assert [path.name for path in Path("data/excluded").iterdir()] == ["other.jpg"]
 
 
-def test_pictures_to_leave_out_that_can_not_come_along_are_told(house: Path) -> None:
-    (house.parent / "excluded").mkdir()
-    set_params(house, {"ingest.exclude": ["../excluded"]})
-    commit(house)
-    with clone.entered(house), pytest.raises(ConfigError, match=r"\.\./excluded leads out of here"):
-        clone.synchronize(house)
-    assert (house.parent / "excluded").exists()
+def test_pictures_to_leave_out_that_can_not_come_along_are_told(toy_workspace: Path) -> None:
+    (toy_workspace.parent / "excluded").mkdir()
+    set_params(toy_workspace, {"ingest.exclude": ["../excluded"]})
+    commit(toy_workspace)
+    with clone.entered(toy_workspace), pytest.raises(ConfigError, match=r"\.\./excluded leads out of here"):
+        clone.synchronize(toy_workspace)
+    assert (toy_workspace.parent / "excluded").exists()
 
 
 def test_a_commit_touches_neither_what_is_checked_out_nor_the_index(entered: Path) -> None:
@@ -178,10 +178,10 @@ def test_a_lock_that_a_killed_git_left_is_no_obstacle(entered: Path) -> None:
     assert not Path(".git/index.lock").exists()
 
 
-def test_a_clone_that_was_cut_off_is_made_anew(house: Path) -> None:
-    (house / ".work/.clone.partial/.git").mkdir(parents=True)
-    with clone.entered(house):
-        clone.synchronize(house)
+def test_a_clone_that_was_cut_off_is_made_anew(toy_workspace: Path) -> None:
+    (toy_workspace / ".work/.clone.partial/.git").mkdir(parents=True)
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
         assert Path("params.yaml").is_file()
 
 
@@ -209,7 +209,7 @@ def test_a_retraining_that_begins_after_one_that_was_cut_off_goes_back_to_before
     assert not clone.refs(f"{clone.ASIDE}*")
     Path("data/raw/mine.dvc").write_text("fetched, and then it was cut off\n")
     clone.remember()
-    assert len(clone.refs(f"{clone.ASIDE}*")) == 1  # for flows.steps.tidy
+    assert len(clone.refs(f"{clone.ASIDE}*")) == 1  # for flows.steps.delete_old_data
     Path("data/raw/mine.dvc").write_text("fetched, and bad\n")
     clone.go_back()
     assert Path("data/raw/mine.dvc").read_text() == good
@@ -238,34 +238,37 @@ def test_accepted_data_are_gone_back_to_until_their_retraining_ends(entered: Pat
 
 
 def test_a_moved_workspace_takes_its_clone_along_and_a_persons_branch_is_none_of_it(
-    house: Path, monkeypatch: pytest.MonkeyPatch
+    toy_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    git(house, "checkout", "-q", "-b", "retrain/mine")
-    with clone.entered(house):
-        clone.synchronize(house)
+    git(toy_workspace, "checkout", "-q", "-b", "retrain/mine")
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
         assert not clone.refs(f"{clone.BRANCHES}*")
-    there = house.rename(house.with_name("another place"))
+    there = toy_workspace.rename(toy_workspace.with_name("another place"))
     monkeypatch.setenv("GIT_DIR", "nowhere")  # as git sets it for its hooks
     with clone.entered(there):
         clone.synchronize(there)
         assert clone.git("remote", "get-url", "origin") == str(there)
 
 
-def test_what_this_machine_sets_for_a_remote_adds_to_what_is_committed(house: Path) -> None:
+def test_what_this_machine_sets_for_a_remote_adds_to_what_is_committed(toy_workspace: Path) -> None:
     for words in (["add", "-q", "-d", "store", "../store"], ["modify", "--local", "store", "jobs", "2"]):
-        subprocess.run(["dvc", "remote", *words], cwd=house, env=environment(), check=True)
-    git(house, "commit", "-qam", "a remote")
-    with clone.entered(house):
-        clone.synchronize(house)
+        subprocess.run(["dvc", "remote", *words], cwd=toy_workspace, env=environment(), check=True)
+    git(toy_workspace, "commit", "-qam", "a remote")
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
         words = ["dvc", "config", "--local", "remote.store.url"]
         shown = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout
-    assert Path(shown.strip()) == house.parent / "store"
+    assert Path(shown.strip()) == toy_workspace.parent / "store"
 
 
-def test_params_that_are_no_yaml_are_told(house: Path) -> None:
-    commit(house, params_yaml="<<<<<<< mine\ningest: [\n")
-    with clone.entered(house), pytest.raises(ConfigError, match=r"params\.yaml: as it was committed it is no YAML"):
-        clone.synchronize(house)
+def test_params_that_are_no_yaml_are_told(toy_workspace: Path) -> None:
+    commit(toy_workspace, params_yaml="<<<<<<< mine\ningest: [\n")
+    with (
+        clone.entered(toy_workspace),
+        pytest.raises(ConfigError, match=r"params\.yaml: the committed file is not valid YAML"),
+    ):
+        clone.synchronize(toy_workspace)
 
 
 def test_data_files_outlive_a_synchronizing_that_is_cut_off(entered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,15 +306,15 @@ def test_a_data_file_that_dvc_was_killed_in_writing_is_that_of_before(entered: P
     assert Path("dvc.lock").read_text() == "of: the clone\n"
 
 
-def test_a_shallow_workspace_is_followed(house: Path, tmp_path: Path) -> None:
-    commit(house, **{"pipeline/works/ingest_py": "# of the second commit\n"})
+def test_a_shallow_workspace_is_followed(toy_workspace: Path, tmp_path: Path) -> None:
+    commit(toy_workspace, **{"pipeline/works/ingest_py": "# of the second commit\n"})
     shallow = tmp_path / "shallow"
-    git(house, "clone", "-q", "--depth", "1", house.as_uri(), str(shallow))
+    git(toy_workspace, "clone", "-q", "--depth", "1", toy_workspace.as_uri(), str(shallow))
     for words, then in (("second", "third"), ("third", "fourth")):
         with clone.entered(shallow):
             clone.synchronize(shallow)
             assert Path("pipeline/works/ingest.py").read_text() == f"# of the {words} commit\n"
-        commit(house, **{"pipeline/works/ingest_py": f"# of the {then} commit\n"})
+        commit(toy_workspace, **{"pipeline/works/ingest_py": f"# of the {then} commit\n"})
         git(shallow, "fetch", "-q", "--depth", "1")
         git(shallow, "reset", "-q", "--hard", "FETCH_HEAD")
 
@@ -321,29 +324,29 @@ def test_a_shallow_workspace_is_followed(house: Path, tmp_path: Path) -> None:
     [
         ("params.yaml", None, "is not committed"),
         ("params.yaml", b"", "has no sections"),
-        ("params.yaml", b"caf\xe9: 1\n", "is no YAML"),
+        ("params.yaml", b"caf\xe9: 1\n", "is not valid YAML"),
         (".dvc/config", b"[core\n", "DVC can't read its config there"),
     ],
 )
 def test_a_commit_that_can_not_be_worked_with_is_told_in_one_line(
-    house: Path, name: str, content: bytes | None, why: str
+    toy_workspace: Path, name: str, content: bytes | None, why: str
 ) -> None:
-    (house / name).unlink()
+    (toy_workspace / name).unlink()
     if content is not None:
-        (house / name).write_bytes(content)
-    commit(house)
-    with clone.entered(house), pytest.raises(ConfigError, match=why) as refused:
-        clone.synchronize(house)
+        (toy_workspace / name).write_bytes(content)
+    commit(toy_workspace)
+    with clone.entered(toy_workspace), pytest.raises(ConfigError, match=why) as refused:
+        clone.synchronize(toy_workspace)
     assert "\n" not in str(refused.value)
 
 
 def test_a_cache_that_is_set_for_all_of_the_machine_is_the_clones_too(
-    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
     words = ["dvc", "cache", "dir", "--global", str(tmp_path / "shared")]
-    subprocess.run(words, cwd=house, env=environment(), check=True)
-    with clone.entered(house):
-        clone.synchronize(house)
+    subprocess.run(words, cwd=toy_workspace, env=environment(), check=True)
+    with clone.entered(toy_workspace):
+        clone.synchronize(toy_workspace)
         shown = subprocess.run(["dvc", "cache", "dir"], env=environment(), capture_output=True, text=True, check=True)
     assert Path(shown.stdout.strip()) == tmp_path / "shared"

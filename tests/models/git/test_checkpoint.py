@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, GitConfig
+from transformers import GitForCausalLM as StockGit
 
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, TemporaryError
@@ -116,6 +117,20 @@ def test_a_broken_connection_is_a_temporary_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pipeline.models.factory.snapshot_download", broken)
     with pytest.raises(TemporaryError, match="can't be reached .ReadError."):
         factory.locate("microsoft/git-base", "0" * 40)
+
+
+def test_a_checkpoint_for_videos_is_refused(saved: Path) -> None:
+    config = GitConfig.from_pretrained(saved, num_image_with_embedding=6)
+    StockGit(config).save_pretrained(saved)
+    with pytest.raises(ConfigError, match="num_image_with_embedding: found 6, so this checkpoint captions videos"):
+        factory.load(saved)
+
+
+@pytest.mark.parametrize("frames", [None, 0])
+def test_a_checkpoint_without_frames_is_one_for_pictures(saved: Path, frames: int | None) -> None:
+    file = saved / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_image_with_embedding": frames}))
+    assert factory.load(saved).model.config.num_image_with_embedding == frames
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -52,12 +52,12 @@ def _clear_cache(workspace: Path, old: set[str], kept: set[str]) -> int:
         here = _objects(repo, kept)
     with opened(workspace) as repo:
         if not Path(repo.cache.local.path).resolve().is_relative_to(workspace.resolve()):
-            print("tidy: DVC's cache is outside the workspace and may be shared: nothing is removed from its cache")
+            print("delete_old_data: DVC's cache is outside the workspace and may be shared: nothing is removed from it")
             return 0
         try:
             repo.used_objs(force=True)
         except RevCollectionError:  # dvc.yaml is being edited, so its references are unknown
-            print(f"tidy: DVC can't read its files in {workspace}: nothing is removed from its cache")
+            print(f"delete_old_data: DVC can't read its files in {workspace}: nothing is removed from its cache")
             return 0
         there = _objects(repo, clone.commits_of_data(workspace))
         superfluous = candidates - here - there
@@ -85,4 +85,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    entrypoint.main("tidy", run, _arguments)
+    entrypoint.main("delete_old_data", run, _arguments)

@@ -1,0 +1,125 @@
+"""Start a local server as a child process: find a free port, wait until it answers, and end it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.config.errors import ConfigError, TemporaryError
+
+LOOPBACK = "127.0.0.1"
+_PORTS = 20  # ports to try
+_START_SECONDS = 120.0
+_END_SECONDS = 10.0
+
+
+def free_port(host: str, first: int, wanted: int | None = None) -> int:
+    """Return `wanted` if it is free; without it, the first free port of the 20 from `first`.
+
+    Raises:
+        ConfigError: `wanted`, or each of these ports, is taken or not allowed.
+    """
+    if wanted is not None:
+        if not is_free(host, wanted):
+            raise ConfigError(f"--port {wanted}: is taken or not allowed; choose another, or omit it")
+        return wanted
+    for port in range(first, first + _PORTS):
+        if is_free(host, port):
+            return port
+    raise ConfigError(f"ports {first} to {first + _PORTS - 1} are all taken; choose another with --port")
+
+
+def any_port() -> int:
+    """Return a free port of this machine, chosen by the operating system."""
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def is_free(host: str, port: int) -> bool:
+    """Return whether a server may listen on the port, and no other program answers there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        # macOS lets a second program bind a port that another, like AirPlay on port 5000, has on all addresses, so
+        # binding alone is no proof.
+        if probe.connect_ex((LOOPBACK, port)) == 0:
+            return False
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
+
+
+class LocalServer:
+    """A server that runs `python -m MODULE ...` as a child process.
+
+    Args:
+        name: what messages call the server, like "the page".
+        words: the module and its arguments.
+        log: file for the server's output; it is overwritten.
+        environment: environment variables besides those of this process.
+    """
+
+    def __init__(self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self._name, self._log = name, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_it_answers(self, address: str) -> None:
+        """Wait until an HTTP GET of `address` returns 200.
+
+        Raises:
+            TemporaryError: the server ended, or does not answer within two minutes.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(address):
+            if self._process.poll() is not None:
+                raise TemporaryError(f"{self._name} did not start; see {self._log}, then run it again")
+            if time.monotonic() > deadline:
+                raise TemporaryError(f"{self._name} did not answer within {_START_SECONDS:.0f} s; see {self._log}")
+            time.sleep(0.2)
+
+    def watch(self) -> NoReturn:
+        """Wait until the server ends by itself, and raise an error then.
+
+        Raises:
+            TemporaryError: the server ended.
+        """
+        code = self._process.wait()
+        raise TemporaryError(f"{self._name} ended with exit code {code}; see {self._log}, then run it again")
+
+    def terminate(self) -> None:
+        """Send SIGTERM if the server runs."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def end(self) -> None:
+        """Send SIGTERM if the server runs, and kill it if it has not ended after 10 seconds."""
+        self.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 (http, and our own address)
+            return bool(answer.status == 200)
+    except OSError:
+        return False

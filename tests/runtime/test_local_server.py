@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.runtime.local_server import LOOPBACK, LocalServer, any_port, free_port, is_free
+
+SERVES = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that serves on the port in its first argument."""
+    (tmp_path / "some_server.py").write_text(SERVES)
+    monkeypatch.chdir(tmp_path)
+    return "some_server"
+
+
+def test_a_port_on_which_a_program_answers_on_all_addresses_is_taken() -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        assert not is_free(LOOPBACK, port)
+        assert port < free_port(LOOPBACK, port) < port + 20
+        with pytest.raises(ConfigError, match=f"--port {port}: is taken"):
+            free_port(LOOPBACK, 1, wanted=port)
+
+
+def test_the_wanted_port_is_used() -> None:
+    port = any_port()
+    assert free_port(LOOPBACK, 1, wanted=port) == port
+
+
+def test_a_server_runs_until_it_is_ended(module: str, tmp_path: Path) -> None:
+    port = any_port()
+    server = LocalServer("it", [module, f"{port}"], tmp_path / "logs" / "log", {})
+    try:
+        server.wait_until_it_answers(f"http://{LOOPBACK}:{port}/")
+        assert not is_free(LOOPBACK, port)
+    finally:
+        server.end()
+    end = time.monotonic() + 20
+    while not is_free(LOOPBACK, port):
+        assert time.monotonic() < end, "the server goes on"
+        time.sleep(0.1)
+
+
+def test_a_server_that_ends_at_once_is_one_line_with_its_log(tmp_path: Path) -> None:
+    server = LocalServer("the page", ["no_such_module"], tmp_path / "log", {})
+    with pytest.raises(TemporaryError, match="the page did not start; see .*log"):
+        server.wait_until_it_answers(f"http://{LOOPBACK}:{any_port()}/")
+    assert "no_such_module" in (tmp_path / "log").read_text()
+    with pytest.raises(TemporaryError, match="the page ended with exit code 1"):
+        server.watch()
+    server.end()
