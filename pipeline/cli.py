@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 _NAME = "image-captioning"
 _MAX_SEED = 2**32 - 1
+
+
+class Device(StrEnum):
+    """Where trainings run."""
+
+    cpu = "cpu"
+    gpu = "gpu"
 
 
 class _Commands(TyperGroup):
@@ -144,6 +152,42 @@ def caption(
         return caption_photos(params, photos, model=model, several=several, seed=seed)
 
     _execute("caption", work)
+
+
+@app.command(
+    epilog=_examples(
+        "init ~/Downloads/pictures.zip --captions ~/Downloads/captions.csv",
+        "init ~/Downloads/archive.zip --name kaggle",
+        "init ~/photos --captions ~/photos.xlsx --for cpu",
+    )
+)
+def init(
+    photos: Annotated[
+        Path, typer.Argument(metavar="PHOTOS", help="A folder, a .zip or a .tar of pictures.", show_default=False)
+    ],
+    captions: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="The captions, if they are not among the photos.", show_default=False),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the source: its folder in data/raw.")] = "mine",
+    for_: Annotated[
+        Device | None,
+        typer.Option("--for", help="Where it will be trained. Default: a GPU if this machine has one."),
+    ] = None,
+) -> None:
+    """Set up training on your own photos: copy them, track them with DVC, and choose the checkpoint to start from.
+
+    The choice is written into params.yaml with its reason: microsoft/git-base at its newest commit if the hub can be
+    reached, else cnn-attention.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.commands import init as command
+
+        gpu = None if for_ is None else for_ == Device.gpu
+        return command.init(params, photos.expanduser(), captions and captions.expanduser(), name, gpu)
+
+    _execute("init", work)
 
 
 @app.command(

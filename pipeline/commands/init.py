@@ -1,0 +1,184 @@
+"""Make a source of a person's photos and captions, and set the few params that depend on them.
+
+Which checkpoint to start from is decided here, once, and written into `params.yaml` with the reason: later runs decide
+nothing by what the network answers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, DataError, TemporaryError
+from pipeline.config.params import Params
+from pipeline.data.sources.archive import open_files
+from pipeline.data.sources.layouts import find_captions_files
+from pipeline.runtime.atomic_files import PARTIAL, remove, swapped_in
+
+_HUB_MODEL = "microsoft/git-base"
+_HUB_SECONDS = 10.0
+_SAMPLE = ["sample"]  # the sources of the demo, which give way to a person's own
+_NAME = r"letters, digits, '_', '-' and '.'"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint to start from.
+
+    Attributes:
+        reason: why it was chosen, a comment for `params.yaml`.
+        params: the keys and values to set.
+    """
+
+    reason: str
+    params: Mapping[str, Any]
+
+
+def init(params: Params, photos: Path, captions: Path | None, name: str, gpu: bool | None) -> str:
+    """Make `data/raw/NAME`, let DVC track it, set the params, and return the last line to print.
+
+    Args:
+        params: of the workspace.
+        photos: a folder, a zip or a tar.
+        captions: a table, if it is not among the photos.
+        name: of the source.
+        gpu: whether the trainings will run on a GPU; None looks whether this machine has one.
+
+    Raises:
+        ConfigError: the name is taken, or `photos` or `captions` does not exist.
+        DataError: no captions are found.
+        TemporaryError: `dvc add` failed.
+    """
+    folder = _check(photos, captions, name)
+    pictures = _copy(params, photos, captions, folder)
+    _track(folder)
+    start = choose_start(_has_gpu() if gpu is None else gpu)
+    sources = [source for source in params.ingest.sources if source not in (*_SAMPLE, name)]
+    _set_params({"ingest.sources": [*sources, name], **start.params}, start.reason)
+    print(f"init: {folder} has {pictures:,} files; DVC tracks it by {folder}.dvc")
+    print(f"init: {paths.PARAMS} starts from {start.params['finetune.checkpoint']}: {start.reason}")
+    return (
+        f"set up; look at `git diff {paths.PARAMS}`, then `git add . && git commit -m 'My own pictures'`, and `dvc repro`"
+        " trains"
+    )
+
+
+def choose_start(gpu: bool) -> Start:
+    """Return the start for this machine: git-base at today's commit if the hub answers, else a model on a CNN."""
+    commit = _hub_commit()
+    if commit is None:
+        return Start(
+            "the hub can't be reached, and this model's image encoder comes by pip",
+            {
+                "finetune.checkpoint": "cnn-attention",
+                "finetune.revision": None,
+                "finetune.freeze": "image_encoder",
+                "finetune.label_smoothing": 0.1,
+            },
+        )
+    where = "a GPU trains all of it" if gpu else "without a GPU its image encoder stays fixed"
+    return Start(
+        f"the hub answered, so the model pretrained on photographs at its newest commit; {where}",
+        {
+            "build.captions.emoji": "words",
+            "finetune.checkpoint": _HUB_MODEL,
+            "finetune.revision": commit,
+            "finetune.freeze": "none" if gpu else "image_encoder",
+            "finetune.learning_rate": 5e-5,
+        },
+    )
+
+
+def _check(photos: Path, captions: Path | None, name: str) -> Path:
+    """Return the source's folder, which does not exist yet."""
+    for path in (photos, captions):
+        if path is not None and not path.exists():
+            raise ConfigError(f"{path}: not found; name the folder or archive of your photos, and the table of captions")
+    if captions is not None and not captions.is_file():
+        raise ConfigError(f"{captions}: is a folder; name the table of captions itself")
+    if not name or not all(letter.isalnum() or letter in "_-." for letter in name) or not name[0].isalnum():
+        raise ConfigError(f"--name: found {name[:40]!r}; use {_NAME}, and begin with a letter or digit")
+    folder = paths.RAW / name
+    if folder.exists() or Path(f"{folder}.dvc").exists():
+        raise ConfigError(f"{folder}: exists already; choose another --name, or add files there and run `dvc add {folder}`")
+    return folder
+
+
+def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> int:
+    """Copy the files, check that captions are among them, and return the number of files with those in archives."""
+    with swapped_in(folder) as (place,):
+        if photos.is_dir():
+            shutil.copytree(photos, place, symlinks=True)
+        else:
+            place.mkdir(parents=True)
+            shutil.copy(photos, place)
+        if captions is not None:
+            shutil.copy(captions, place)
+        try:
+            with open_files(place) as files:
+                find_captions_files(files, params.ingest.columns)
+                return len(files.members)
+        except DataError as error:
+            message = str(error).replace(str(place), str(photos))
+            raise DataError(f"{message}; or name the table with --captions") from None
+
+
+def _track(folder: Path) -> None:
+    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        remove(folder)
+        why = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise TemporaryError(f"{folder}: `dvc add` failed: {why}; run `image-captioning doctor`, then this again")
+
+
+def _hub_commit() -> str | None:
+    """Return the newest commit of git-base on the hub; None if the hub can't be reached."""
+    from huggingface_hub import HfApi  # takes a second to import
+
+    try:
+        return HfApi().model_info(_HUB_MODEL, timeout=_HUB_SECONDS).sha
+    except Exception:  # including those of the HTTP library
+        return None
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _set_params(values: Mapping[str, Any], reason: str) -> None:
+    """Set params in `params.yaml`, with the reason as a comment; all other lines stay as they are."""
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.representer.add_representer(type(None), _null)
+    content = yaml.load(paths.PARAMS.read_text(encoding="utf-8"))
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section = content
+        for name in sections:
+            section = section[name]
+        if isinstance(value, list):
+            section[last][:] = value
+        else:
+            section[last] = value
+    content["finetune"].yaml_add_eol_comment(f"by `image-captioning init`: {reason}", "checkpoint")
+    place = paths.PARAMS.with_name(f"{paths.PARAMS.name}{PARTIAL}")
+    with place.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+    place.replace(paths.PARAMS)
+
+
+def _null(representer: Any, value: None) -> ScalarNode:
+    node: ScalarNode = representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    return node
