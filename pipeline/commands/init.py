@@ -21,6 +21,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.config.params import Params
 from pipeline.data.sources.archive import open_files
+from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layouts import find_captions_files
 from pipeline.runtime.atomic_files import PARTIAL, remove, swapped_in
 
@@ -67,8 +68,8 @@ def init(params: Params, photos: Path, captions: Path | None, name: str, gpu: bo
     print(f"init: {folder} has {pictures:,} files; DVC tracks it by {folder}.dvc")
     print(f"init: {paths.PARAMS} starts from {start.params['finetune.checkpoint']}: {start.reason}")
     return (
-        f"set up; look at `git diff {paths.PARAMS}`, then `git add . && git commit -m 'My own pictures'`, and `dvc repro`"
-        " trains"
+        f"set up; check `git diff {paths.PARAMS}`, then `git add . && git commit -m 'My own pictures'`, and"
+        " `dvc repro` trains"
     )
 
 
@@ -102,19 +103,24 @@ def _check(photos: Path, captions: Path | None, name: str) -> Path:
     """Return the source's folder, which does not exist yet."""
     for path in (photos, captions):
         if path is not None and not path.exists():
-            raise ConfigError(f"{path}: not found; name the folder or archive of your photos, and the table of captions")
+            raise ConfigError(
+                f"{path}: not found; name the folder or archive of your photos, and the table of captions"
+            )
     if captions is not None and not captions.is_file():
         raise ConfigError(f"{captions}: is a folder; name the table of captions itself")
     if not name or not all(letter.isalnum() or letter in "_-." for letter in name) or not name[0].isalnum():
         raise ConfigError(f"--name: found {name[:40]!r}; use {_NAME}, and begin with a letter or digit")
     folder = paths.RAW / name
     if folder.exists() or Path(f"{folder}.dvc").exists():
-        raise ConfigError(f"{folder}: exists already; choose another --name, or add files there and run `dvc add {folder}`")
+        raise ConfigError(
+            f"{folder}: exists already; choose another --name, or add files there and run `dvc add {folder}`"
+        )
     return folder
 
 
 def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> int:
     """Copy the files, check that captions are among them, and return the number of files with those in archives."""
+    columns = params.ingest.columns
     with swapped_in(folder) as (place,):
         if photos.is_dir():
             shutil.copytree(photos, place, symlinks=True)
@@ -125,7 +131,7 @@ def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> 
             shutil.copy(captions, place)
         try:
             with open_files(place) as files:
-                find_captions_files(files, params.ingest.columns)
+                find_captions_files(files, Columns(columns.picture, columns.caption))
                 return len(files.members)
         except DataError as error:
             message = str(error).replace(str(place), str(photos))
@@ -146,7 +152,8 @@ def _hub_commit() -> str | None:
     from huggingface_hub import HfApi  # takes a second to import
 
     try:
-        return HfApi().model_info(_HUB_MODEL, timeout=_HUB_SECONDS).sha
+        commit: str | None = HfApi().model_info(_HUB_MODEL, timeout=_HUB_SECONDS).sha
+        return commit
     except Exception:  # including those of the HTTP library
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -55,7 +56,8 @@ def test_with_the_hub_the_pretrained_model_at_its_newest_commit_is_chosen(
     workspace: Path, photos: Path, captions: Path, tracked: list[Path], gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(init, "_hub_commit", lambda: COMMIT)
-    (workspace / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    shutil.copy(ROOT / "params.yaml", workspace)
+    (workspace / "models").symlink_to(ROOT / "models")
     before = Path("params.yaml").read_text()
     init.init(params.load(), photos, captions, "mine", gpu)
     assert tracked == [Path("data/raw/mine")]
