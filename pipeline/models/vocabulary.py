@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.sections.finetune import REGISTERED
+from pipeline.config.sections.finetune import CREATED, REGISTERED
 
 _TOKENIZER = "tokenizer.json"
 _MOST_SHOWN = 20
@@ -42,8 +42,8 @@ def unknown_tokens(checkpoint: str, revision: str | None, captions: Sequence[str
         captions: cleaned captions.
 
     Returns:
-        None if there is no `tokenizer.json` to check: for `scratch`, which trains its own; for a registered version,
-        which is not downloaded here; or if the hub is unreachable, which fine-tuning will report.
+        None if there is no `tokenizer.json` to check: for models that are created, which train their own; for a
+        registered version, which is not downloaded here; or if the hub is unreachable, which fine-tuning will report.
     """
     from tokenizers import Tokenizer
 
@@ -69,7 +69,7 @@ def unknown_tokens(checkpoint: str, revision: str | None, captions: Sequence[str
 
 
 def _tokenizer_file(checkpoint: str, revision: str | None) -> Path | None:
-    if checkpoint == "scratch" or checkpoint.startswith(REGISTERED):
+    if checkpoint in CREATED or checkpoint.startswith(REGISTERED):
         return None
     if Path(checkpoint).is_dir():
         file = Path(checkpoint) / _TOKENIZER
