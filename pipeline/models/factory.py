@@ -41,7 +41,7 @@ def _git() -> Architecture:
     return Git()
 
 
-def _recurrent(decoder: str = "attention") -> Architecture:
+def _recurrent(decoder: str | None = None) -> Architecture:
     from pipeline.models.cnn.checkpoint import Recurrent
 
     return Recurrent(decoder)
@@ -52,7 +52,7 @@ _ARCHITECTURES: dict[str, Callable[[], Architecture]] = {"git": _git, "cnn-capti
 # What creates the models that are named instead of a checkpoint.
 _STARTS: dict[str, Callable[[], Architecture]] = {
     "scratch": _git,
-    "cnn-attention": _recurrent,
+    "cnn-attention": partial(_recurrent, "attention"),
     "cnn-lstm": partial(_recurrent, "lstm"),
     "cnn-rnn": partial(_recurrent, "rnn"),
 }

@@ -23,10 +23,10 @@ class Recurrent:
     """The architecture behind `model_type: cnn-captioner`; see `pipeline.models.base.Architecture`.
 
     Args:
-        decoder: the decoder of new captioners: `attention`, `lstm` or `rnn`.
+        decoder: the decoder of the captioner to create, `attention`, `lstm` or `rnn`; None loads only.
     """
 
-    def __init__(self, decoder: str = "attention") -> None:
+    def __init__(self, decoder: str | None = None) -> None:
         self._decoder = decoder
 
     def load(self, folder: Path) -> Checkpoint:
@@ -73,7 +73,7 @@ class Recurrent:
         tokenizer = train_wordpiece(captions, sizes.vocabulary, max_tokens)
         config = CnnCaptionerConfig(
             encoder_config=eyes.config,
-            decoder_type=self._decoder,
+            decoder_type=self._decoder or DECODERS[0],
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.cls_token_id,
             eos_token_id=tokenizer.sep_token_id,
@@ -84,4 +84,10 @@ class Recurrent:
         return Checkpoint(model, encoder.image_processor(eyes.config.image_size), tokenizer)
 
     def self_check(self) -> None:
-        """Check nothing: the model is our own code, and the encoder's weights are checked when they are read."""
+        """Check that the encoder's weights are installed if a captioner will be created.
+
+        Raises:
+            ConfigError: they are not, or they are damaged.
+        """
+        if self._decoder:
+            encoder.check_installed()
