@@ -1,9 +1,12 @@
 """Recurrent decoders: features of a picture + the words so far -> the next word.
 
-* `rnn` (Karpathy and Fei-Fei 2015): a tanh RNN whose first state comes from the pooled features.
+* `rnn` (Karpathy and Fei-Fei 2015): a tanh RNN that starts from the pooled features.
 * `lstm` (Vinyals et al. 2015, "Show and Tell"): an LSTM in its place.
-* `attention` (Xu et al. 2015, "Show, Attend and Tell", soft attention): an LSTM that also looks at a weighted mean of
-  the grid's cells before each word.
+* `attention` (Xu et al. 2015, "Show, Attend and Tell", soft attention): an LSTM that looks at a weighted mean of the
+  grid's cells before each word.
+
+Unlike in the papers, `rnn` and `lstm` see the pooled features at every word, not at the first alone: with some hundred
+photos the decoder otherwise learns to ignore the picture, and says the same of all (measured).
 
 Embeddings and output layer share their weights (Press and Wolf 2017), which saves half of the parameters.
 """
@@ -26,18 +29,23 @@ class Memory:
     """What a decoder knows of pictures, one row per picture or per caption.
 
     Attributes:
-        grid: the projected cells, `(rows, cells, image_width)`.
+        pooled: the projected mean of the cells, `(rows, image_width)`.
+        grid: the projected cells, `(rows, cells, image_width)`; None without attention.
         keys: the cells as attention compares them, `(rows, cells, attention_size)`; None without attention.
     """
 
-    grid: torch.Tensor
+    pooled: torch.Tensor
+    grid: torch.Tensor | None
     keys: torch.Tensor | None
 
     def of(self, picture_of: torch.Tensor) -> Memory:
         """Return the rows of each caption's picture."""
         # `index_select` and not `[]`: its backward pass is much faster with deterministic algorithms.
-        keys = None if self.keys is None else self.keys.index_select(0, picture_of)
-        return Memory(self.grid.index_select(0, picture_of), keys)
+        return Memory(
+            self.pooled.index_select(0, picture_of),
+            None if self.grid is None else self.grid.index_select(0, picture_of),
+            None if self.keys is None else self.keys.index_select(0, picture_of),
+        )
 
 
 class Decoder(nn.Module):
@@ -52,9 +60,9 @@ class Decoder(nn.Module):
         nn.init.normal_(self.words.weight, std=words**-0.5)
         self.dropout = nn.Dropout(config.dropout)
         self.image = nn.Sequential(nn.Linear(features, image), nn.LayerNorm(image))
-        seen = words + image if self.attends else words
         self.cell: nn.RNNCell | nn.LSTMCell
-        self.cell = nn.RNNCell(seen, hidden) if config.decoder_type == "rnn" else nn.LSTMCell(seen, hidden)
+        kind = nn.RNNCell if config.decoder_type == "rnn" else nn.LSTMCell
+        self.cell = kind(words + image, hidden)
         self.states = 1 if config.decoder_type == "rnn" else 2
         self.first = nn.Linear(image, self.states * hidden)
         if self.attends:
@@ -62,17 +70,20 @@ class Decoder(nn.Module):
             self.queries = nn.Linear(hidden, config.attention_size)
             self.relevance = nn.Linear(config.attention_size, 1, bias=False)
             self.gate = nn.Linear(hidden, image)
-        self.output = nn.Linear(hidden + image if self.attends else hidden, words)
+        self.output = nn.Linear(hidden + image, words)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def look(self, features: torch.Tensor) -> Memory:
         """Return the memory of pictures from their features, `(pictures, cells, features)`."""
+        pooled = self.image(self.dropout(features.mean(dim=1)))
+        if not self.attends:
+            return Memory(pooled, None, None)
         grid = self.image(self.dropout(features))
-        return Memory(grid, self.keys(grid) if self.attends else None)
+        return Memory(pooled, grid, self.keys(grid))
 
     def start(self, memory: Memory) -> State:
-        """Return the state before the first word, by the mean of the grid."""
-        states: State = torch.tanh(self.first(memory.grid.mean(dim=1))).chunk(self.states, dim=1)
+        """Return the state before the first word."""
+        states: State = torch.tanh(self.first(memory.pooled)).chunk(self.states, dim=1)
         return states
 
     def step(self, word: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State, torch.Tensor | None]:
@@ -84,15 +95,14 @@ class Decoder(nn.Module):
             memory: one row per caption.
 
         Returns:
-            The input of the output layer, the new state, and the attention, `(captions, cells)`, which sums to 1.
+            The input of the output layer, the new state, and the attention, `(captions, cells)`, which sums to 1; None
+            without attention.
         """
-        if not self.attends:
-            state = self._next(word, state)
-            return state[0], state, None
-        assert memory.keys is not None
-        scores = self.relevance(torch.tanh(memory.keys + self.queries(state[0])[:, None]))[..., 0]
-        attention = scores.softmax(dim=1)
-        context = torch.bmm(attention[:, None], memory.grid)[:, 0] * torch.sigmoid(self.gate(state[0]))
+        context, attention = memory.pooled, None
+        if memory.grid is not None and memory.keys is not None:
+            scores = self.relevance(torch.tanh(memory.keys + self.queries(state[0])[:, None]))[..., 0]
+            attention = scores.softmax(dim=1)
+            context = torch.bmm(attention[:, None], memory.grid)[:, 0] * torch.sigmoid(self.gate(state[0]))
         state = self._next(torch.cat([word, context], dim=1), state)
         return torch.cat([state[0], context], dim=1), state, attention
 

@@ -43,9 +43,9 @@ class RecurrentCache:
 
     def expand(self, rows: int) -> None:
         """Repeat each picture's memory for its beams or samples."""
-        pictures = len(self.memory.grid)
+        pictures = len(self.memory.pooled)
         if rows != pictures:
-            picture_of = torch.arange(pictures, device=self.memory.grid.device)
+            picture_of = torch.arange(pictures, device=self.memory.pooled.device)
             self.memory = self.memory.of(picture_of.repeat_interleave(rows // pictures))
 
     def reorder_cache(self, beams: torch.Tensor) -> None:
