@@ -16,6 +16,7 @@ from pipeline.config.params import Params
 from pipeline.data import images
 from pipeline.data.sources.corrections import Action, Correction
 from pipeline.runtime import process_identity, workspace_lock
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of
 from pipeline.serving.client import DEFAULT_URL, Client, Readiness, Result
 from pipeline.serving.corrections import Corrections, Said
 from pipeline.serving.limits import TOKEN
@@ -46,7 +47,13 @@ def load_params() -> Params:
 
 def corrections(params: Params) -> Corrections:
     """Return the corrections of the workspace."""
-    return Corrections(max_pixels=params.ingest.max_pixels)
+    return Corrections(max_pixels=params.ingest.max_pixels, budget=memory_budget(params.runtime.memory_gb))
+
+
+@st.cache_resource
+def memory_budget(gigabytes: float) -> MemoryBudget:
+    """Return the memory that all visitors' pictures may take together; see `runtime.memory_gb`."""
+    return MemoryBudget(bytes_of(gigabytes))
 
 
 @st.cache_resource
@@ -80,18 +87,19 @@ def warn_if_in_use() -> None:
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
-def _reduced(data: bytes, max_pixels: int) -> bytes:
-    image = images.decode(data, max_pixels, at_least=_SIDE)
-    image.thumbnail((_SIDE, _SIDE))
+def _reduced(data: bytes, max_pixels: int, memory_gb: float) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    with images.opened(data, max_pixels, memory_budget(memory_gb), at_least=_SIDE) as picture:
+        image = picture.decode()
+        image.thumbnail((_SIDE, _SIDE))
+        image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
 def show_picture(data: bytes, params: Params, alt: str = "") -> bool:
     """Show a picture that may come from a stranger; return False, and say why, if it can't be shown."""
     try:
-        st.image(_reduced(data, params.ingest.max_pixels), width="stretch", alt=alt)
+        st.image(_reduced(data, params.ingest.max_pixels, params.runtime.memory_gb), width="stretch", alt=alt)
     except images.PictureError as error:
         say_problem(f"This file {error}; save it as JPEG or PNG.")
         return False

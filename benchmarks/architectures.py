@@ -143,6 +143,7 @@ def settings(name: str, seed: int) -> Finetune:
         batch_size=8,
         accumulation=1,
         captions_per_picture="all",
+        new_tokens=0,
         augmentation=Augmentation(crop=0.0, colour=0.0, mirror=False),
         learning_rate=RATES[name],
         schedule="cosine",
@@ -312,8 +313,8 @@ def _mean(lines: Sequence[dict], key: str) -> float:
 
 _TEXT = """# Architectures on 500 photographs
 
-Photos: the first 500 of Flickr8k that `../shared/data` holds, five captions each, {folds} folds. Per run about 350 photos
-train, 50 validate and 100 test. All architectures get {epochs} epochs with all captions of a picture, label smoothing
+Photos: the first 500 of Flickr8k that `../shared/data` holds, five captions each, {folds} folds. Per run about 350
+photos train, 50 validate and 100 test. All architectures get {epochs} epochs with all captions of a picture, label smoothing
 0.1 and the rates in `benchmarks/architectures.py`; the best epoch by validation CIDEr-D is tested with {beams} beams.
 The naive answers take their captions from training and validation photos. One thread of a loaded machine; CPU seconds
 are those of the training with its validation, without the 30 to 60 s in which the CNN encodes 500 photos once.

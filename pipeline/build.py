@@ -1,8 +1,8 @@
 """Build the data set: data/ingest/* -> data/dataset/{train,validation,test}.
 
 Build cleans captions, merges the same picture from several sources, removes near-duplicates that would span two splits,
-leaves out excluded pictures, and assigns every picture to a split that new data never changes. It continues the audit
-of ingest, so that every raw file and row is accounted for up to the training data.
+leaves out excluded pictures, and assigns every picture to a split; a picture that was once in validation or test never
+goes to train. It continues the audit of ingest: every raw file and row is accounted for up to the training data.
 """
 
 from __future__ import annotations
@@ -10,88 +10,83 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
-from pipeline.config.sections.build import Captions
+from pipeline.config.sections.build import Build, Captions
 from pipeline.data import report as data_report
-from pipeline.data.audit import Audit, read_set_aside, write_set_aside
-from pipeline.data.dataset import (
-    Example,
-    IngestedPicture,
-    PictureReader,
-    RawCaption,
-    read_ingested,
-    read_withdrawn,
-    write_split,
-)
+from pipeline.data.audit import Audit, write_set_aside
+from pipeline.data.dataset import Example, PictureReader, write_split
 from pipeline.data.exclusion import Exclusion
+from pipeline.data.held_out import HeldOut, read_held_out
+from pipeline.data.merged import CorrectedCaptions, MergedPicture, merge
 from pipeline.data.near_duplicates import Fingerprints
-from pipeline.data.split import SPLITS, duplicates_across_splits, furthest_from_training, split_of
+from pipeline.data.split import HELD_OUT, SPLITS, assign_splits, duplicates_across_splits, own_splits
 from pipeline.data.text import caption_cleaner, caption_words, clean
-from pipeline.models.vocabulary import Unknown, unknown_tokens
+from pipeline.models.vocabulary import TokenCounts, count_tokens
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
+from pipeline.runtime.atomic_files import swapped_in, write_json
 from pipeline.runtime.progress import progress_bar
 
-_MAX_UNKNOWN = 0.02  # share of unknown tokens above which a model misses what people wrote
+_MANY_UNKNOWN = 0.02  # share of unknown words above which a model misses what people wrote
 _MAX_CHARACTERS_PER_WORD = 50  # a caption with more is not text
 _CHANGED_CAPTIONS = 20  # examples in the report
 
 
-@dataclass
-class _Picture:
-    """A picture with what every source has for it; maps each cleaned caption to the source and row that it is from."""
+class _Outputs(NamedTuple):
+    """Where the outputs are written before they are swapped in together."""
 
-    found_in: list[tuple[str, IngestedPicture]]
-    captions: dict[str, tuple[str, RawCaption]] = field(default_factory=dict)
-
-    @property
-    def first(self) -> IngestedPicture:
-        return self.found_in[0][1]
-
-    def raw_captions(self) -> list[tuple[str, RawCaption]]:
-        return [(source, caption) for source, record in self.found_in for caption in record.captions]
-
-    def example(self) -> Example:
-        return Example(
-            file_name=self.first.file_name,
-            captions=list(self.captions),
-            sha256=self.first.sha256,
-            sources=[source for source, _ in self.found_in],
-            origins=[record.origin for _, record in self.found_in],
-        )
+    dataset: Path
+    report: Path
+    metrics: Path
+    set_aside: Path
+    page: Path
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
     """Build the data set from all sources; return the last line to print."""
     audit = Audit()
-    pictures = _merge(params.ingest.sources, audit)
-    pictures, exclusion = _exclude(pictures, params, audit)
-    corrections = _Corrections(params.ingest.sources, params.build.captions)
-    pictures, changed = _clean(pictures, params.build.captions, corrections, audit)
-    kept, duplicates = _split(pictures, params, audit)
-    audit.pictures = sum(map(len, kept.values()))
-    audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
-    audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
-    _check_not_empty(kept, params)
+    # Entered first because it restores the last data set, which has the memory of the splits, after a killed run.
+    targets = (paths.DATASET, paths.BUILD_REPORT, paths.BUILD_METRICS, paths.SET_ASIDE, paths.DATA_PAGE)
+    with swapped_in(*targets) as places:
+        pictures = merge(params.ingest.sources, audit)
+        pictures, exclusion = _exclude(pictures, params, audit)
+        corrections = CorrectedCaptions(params.ingest.sources, params.build.captions)
+        pictures, changed = _clean(pictures, params.build.captions, corrections, audit)
+        settings = params.build
+        held_out = read_held_out(
+            paths.DATASET, {"splits": settings.splits, "validation": settings.validation, "test": settings.test}
+        )
+        own = _own_splits(pictures, settings)
+        kept, duplicates = _split(pictures, own, held_out, params, audit)
+        audit.pictures = sum(map(len, kept.values()))
+        audit.captions = sum(len(example.captions) for examples in kept.values() for example in examples)
+        with audit.listed_if_stopped("build"):
+            audit.check_share(f"the data set of {', '.join(params.ingest.sources)}", params.ingest.max_set_aside)
+            _check_not_empty(kept, params)
 
-    captions = [caption for examples in kept.values() for example in examples for caption in example.captions]
-    unknown = unknown_tokens(params.finetune.checkpoint, params.finetune.revision, captions)
-    report = _counts(audit, kept) | {
-        "captions_changed": {"count": changed.total(), "examples": _changed_examples(changed)},
-        "unknown_tokens": _unknown_report(unknown, params.finetune.checkpoint),
-        "near_duplicates": [
-            {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
-        ],
-        "excluded": exclusion.matches,
-        "corrections": corrections.count(pictures, kept),
-    }
-    _write(kept, report, audit, [(picture.example(), other.example()) for picture, other in duplicates], params)
-    _warn(unknown, exclusion, params)
+        captions = {split: [text for example in kept[split] for text in example.captions] for split in SPLITS}
+        tokens = count_tokens(params.finetune, list(chain.from_iterable(captions.values())), captions["train"])
+        if tokens:
+            tokens.check(params.build.max_unknown_words, params.build.max_cut_captions)
+        report = _counts(audit, kept) | {
+            "own_splits": {source: dict(sorted(Counter(of.values()).items())) for source, of in own.items()},
+            "captions_changed": {"count": changed.total(), "examples": _changed_examples(changed)},
+            "unknown_tokens": tokens and tokens.unknown_report(),
+            "cut_captions": tokens and tokens.cut_report(),
+            "near_duplicates": [
+                {"set_aside": picture.first.origin, "near_to": other.first.origin} for picture, other in duplicates
+            ],
+            "excluded": exclusion.matches,
+            "corrections": corrections.count(pictures, kept),
+        }
+        near_duplicates = [(picture.example(), other.example()) for picture, other in duplicates]
+        _write(_Outputs(*places), kept, held_out, report, audit, near_duplicates, params)
+    _warn(tokens, exclusion, held_out, own)
     counts = ", ".join(f"{split} {len(kept[split]):,}" for split in SPLITS)
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {paths.DATASET} ({counts}); set aside"
@@ -100,33 +95,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     )
 
 
-def _merge(sources: Sequence[str], audit: Audit) -> list[_Picture]:
-    """Return one entry per picture, in the order of the sources' names and their archives.
-
-    With this order new pictures are usually last, so earlier shards stay unchanged.
-    """
-    merged: dict[str, _Picture] = {}
-    corrections = {source for source in sources if read_withdrawn(paths.INGEST / source) is not None}
-    # Corrections come last, so that a correction moves no picture to another shard.
-    for source in sorted(sources, key=lambda name: (name in corrections, name)):
-        report = paths.INGEST_REPORTS / f"{source}.json"
-        if not report.is_file():
-            raise DataError(f"{report}: not found; run `dvc repro`, which ingests every source first")
-        counts = read_json(report)
-        audit.files += counts["files"]["in"]
-        audit.captions_files += counts["files"]["captions_files"]
-        audit.rows += counts["rows"]["in"]
-        audit.set_aside += read_set_aside(paths.INGEST / source / "set_aside.csv")
-        for record in read_ingested(paths.INGEST / source):
-            if record.sha256 in merged:
-                audit.set_aside_file(source, record.origin, "in_several_sources")
-                if source in corrections:  # the other source alone says what the split follows
-                    record = replace(record, split_by=[])
-            merged.setdefault(record.sha256, _Picture([])).found_in.append((source, record))
-    return list(merged.values())
-
-
-def _exclude(pictures: list[_Picture], params: Params, audit: Audit) -> tuple[list[_Picture], Exclusion]:
+def _exclude(pictures: list[MergedPicture], params: Params, audit: Audit) -> tuple[list[MergedPicture], Exclusion]:
     """Return the pictures without those that `ingest.exclude` names and without their near-duplicates."""
     exclusion = Exclusion(params.ingest.exclude, params.ingest.image_size, params.ingest.max_pixels)
     names = [
@@ -139,45 +108,9 @@ def _exclude(pictures: list[_Picture], params: Params, audit: Audit) -> tuple[li
     return [picture for index, picture in enumerate(pictures) if index not in excluded], exclusion
 
 
-class _Corrections:
-    """The corrections of people: sources with captions that they wrote or accepted, and captions that they withdrew."""
-
-    def __init__(self, sources: Sequence[str], policy: Captions) -> None:
-        found = {source: read_withdrawn(paths.INGEST / source) for source in sources}
-        clean_caption = caption_cleaner(policy)
-        self._sources = {source for source, withdrawn in found.items() if withdrawn is not None}
-        self._withdrawn: dict[str, set[str]] = {}  # SHA-256 -> cleaned texts
-        for one in (one for withdrawn in found.values() for one in withdrawn or ()):
-            self._withdrawn.setdefault(one.sha256, set()).add(clean_caption(one.text))
-
-    def withdraw(self, source: str, sha256: str, caption: str) -> bool:
-        """Return whether a cleaned caption was withdrawn. Captions of people's corrections never are."""
-        return source not in self._sources and caption in self._withdrawn.get(sha256, ())
-
-    def count(self, pictures: Sequence[_Picture], kept: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
-        """Return for each split how many pictures were corrected, and how many captions are corrections."""
-        written = {
-            picture.first.sha256: sum(source in self._sources for source, _ in picture.raw_captions())
-            for picture in pictures
-        }
-        return {
-            split: {
-                "pictures": sum(bool(written[e.sha256]) or e.sha256 in self._withdrawn for e in examples),
-                "captions": sum(written[e.sha256] for e in examples),
-            }
-            for split, examples in kept.items()
-        }
-
-
-def _describe_corrections(counts: Mapping[str, Mapping[str, int]]) -> str:
-    total = sum(count["pictures"] for count in counts.values())
-    by_split = ", ".join(f"{split} {count['pictures']:,}" for split, count in counts.items())
-    return f" corrected pictures: {total:,} ({by_split});" if total else ""
-
-
 def _clean(
-    pictures: list[_Picture], policy: Captions, corrections: _Corrections, audit: Audit
-) -> tuple[list[_Picture], Counter[tuple[str, str]]]:
+    pictures: list[MergedPicture], policy: Captions, corrections: CorrectedCaptions, audit: Audit
+) -> tuple[list[MergedPicture], Counter[tuple[str, str]]]:
     """Clean all captions; return the pictures that still have one, and the captions that the policy changed.
 
     The changed captions are pairs (before, after) with their counts.
@@ -190,9 +123,9 @@ def _clean(
             if caption != clean(raw.text):
                 changed[clean(raw.text), caption] += 1
             if corrections.withdraw(source, picture.first.sha256, caption):
-                audit.set_aside_row(source, raw.file, raw.row, "corrected")
+                audit.set_aside_row(source, raw.file, raw.row, "corrected", picture.first.origin)
             elif reason := _rejection(caption, picture, policy):
-                audit.set_aside_row(source, raw.file, raw.row, reason)
+                audit.set_aside_row(source, raw.file, raw.row, reason, picture.first.origin)
             else:
                 picture.captions[caption] = source, raw
         if not picture.captions:
@@ -200,7 +133,7 @@ def _clean(
     return [picture for picture in pictures if picture.captions], changed
 
 
-def _rejection(caption: str, picture: _Picture, policy: Captions) -> str | None:
+def _rejection(caption: str, picture: MergedPicture, policy: Captions) -> str | None:
     """Return the reason why a cleaned caption cannot be used; None if it can."""
     words = len(caption_words(caption))
     if words < policy.min_words:
@@ -211,18 +144,36 @@ def _rejection(caption: str, picture: _Picture, policy: Captions) -> str | None:
     return "same_caption" if caption in picture.captions else None
 
 
+def _own_splits(pictures: list[MergedPicture], settings: Build) -> dict[str, dict[str, str]]:
+    """Return the splits of the sources that have their own: source -> SHA-256 -> split."""
+    if settings.splits == "hash":
+        return {}
+    by_source: dict[str, dict[str, list[str]]] = {}
+    for picture in pictures:
+        for source, record in picture.found_in:
+            by_source.setdefault(source, {})[record.sha256] = record.splits
+    found = {source: own_splits(of, settings.validation, settings.test) for source, of in by_source.items()}
+    return {source: splits for source, splits in found.items() if splits}
+
+
 def _split(
-    pictures: list[_Picture], params: Params, audit: Audit
-) -> tuple[dict[str, list[Example]], list[tuple[_Picture, _Picture]]]:
-    """Return the examples of each split, and the near-duplicates that were set aside with the pictures they match."""
+    pictures: list[MergedPicture], own: Mapping[str, Mapping[str, str]], held_out: HeldOut, params: Params, audit: Audit
+) -> tuple[dict[str, list[Example]], list[tuple[MergedPicture, MergedPicture]]]:
+    """Return the examples of each split, and the near-duplicates that were set aside with the pictures they match.
+
+    Adds the pictures of validation and test to `held_out`; `own` is the result of `_own_splits`.
+    """
     settings = params.build
-    splits = [
-        furthest_from_training(
-            split_of(sha256, settings.validation, settings.test)
-            for sha256 in {key for _, record in picture.found_in for key in record.split_by}
-        )
-        for picture in pictures
-    ]
+    posts = {
+        p.first.sha256: frozenset(key for source, r in p.found_in if source not in own for key in r.split_by)
+        for p in pictures
+    }
+    given = {
+        p.first.sha256: [own[source][p.first.sha256] for source, _ in p.found_in if source in own] for p in pictures
+    }
+    remembered = held_out.splits_of((picture.first for picture in pictures), settings.near_duplicate_bits)
+    assigned = assign_splits(posts, remembered, settings.validation, settings.test, given)
+    splits = list(assigned.values())
     duplicates = duplicates_across_splits(_fingerprints(pictures), splits, settings.near_duplicate_bits)
     for index in duplicates:
         _set_aside(pictures[index], "near_duplicate", audit)
@@ -230,17 +181,19 @@ def _split(
     for index, (picture, split) in enumerate(zip(pictures, splits, strict=True)):
         if index not in duplicates:
             kept[split].append(picture.example())
+            if split in HELD_OUT:
+                held_out.add(picture.first, split)
     return kept, [(pictures[i], pictures[j]) for i, j in duplicates.items()]
 
 
-def _set_aside(picture: _Picture, reason: str, audit: Audit) -> None:
+def _set_aside(picture: MergedPicture, reason: str, audit: Audit) -> None:
     """Set aside a picture and its remaining captions (all of them if they have not been cleaned yet)."""
     audit.set_aside_file(picture.found_in[0][0], picture.first.origin, reason)
     for source, raw in picture.captions.values() if picture.captions else picture.raw_captions():
-        audit.set_aside_row(source, raw.file, raw.row, "picture_set_aside")
+        audit.set_aside_row(source, raw.file, raw.row, "picture_set_aside", picture.first.origin)
 
 
-def _fingerprints(pictures: list[_Picture]) -> Fingerprints:
+def _fingerprints(pictures: list[MergedPicture]) -> Fingerprints:
     return Fingerprints.of([(int(p.first.phash, 16), bytes.fromhex(p.first.thumbnail)) for p in pictures])
 
 
@@ -258,30 +211,31 @@ def _check_not_empty(kept: Mapping[str, list[Example]], params: Params) -> None:
 
 
 def _write(
+    outputs: _Outputs,
     kept: Mapping[str, list[Example]],
+    held_out: HeldOut,
     report: Mapping[str, Any],
     audit: Audit,
     duplicates: Sequence[tuple[Example, Example]],
     params: Params,
 ) -> None:
-    """Write the splits, the report, the list of what was set aside, and the HTML page, and swap them in together."""
+    """Write the splits with their memory, the report, the list of what was set aside, and the HTML page."""
     readers = {name: PictureReader(paths.INGEST / name) for name in params.ingest.sources}
 
     def reader(example: Example) -> PictureReader:
         return readers[example.sources[0]]
 
-    targets = (paths.DATASET, paths.BUILD_REPORT, paths.BUILD_METRICS, paths.SET_ASIDE, paths.DATA_PAGE)
-    with swapped_in(*targets) as (folder, new_report, new_metrics, new_set_aside, new_page):
-        for split in SPLITS:
-            examples = progress_bar(kept[split], desc=f"build {split}", unit=" pictures")
-            write_split(folder / split, examples, reader, last=paths.DATASET / split)
-        write_json(new_report, report)
-        write_json(new_metrics, _metrics(report))
-        write_set_aside(new_set_aside, audit.set_aside)
-        page = data_report.render(
-            report, kept, audit.set_aside, duplicates, lambda example: reader(example).read(example.file_name)
-        )
-        new_page.write_text(page, encoding="utf-8")
+    for split in SPLITS:
+        examples = progress_bar(kept[split], desc=f"build {split}", unit=" pictures")
+        write_split(outputs.dataset / split, examples, reader, last=paths.DATASET / split)
+    held_out.write(outputs.dataset)
+    write_json(outputs.report, report)
+    write_json(outputs.metrics, _metrics(report))
+    write_set_aside(outputs.set_aside, audit.set_aside)
+    page = data_report.render(
+        report, kept, audit.set_aside, duplicates, lambda example: reader(example).read(example.file_name)
+    )
+    outputs.page.write_text(page, encoding="utf-8")
 
 
 def _counts(audit: Audit, kept: Mapping[str, list[Example]]) -> dict[str, Any]:
@@ -313,6 +267,12 @@ def _metrics(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _describe_corrections(counts: Mapping[str, Mapping[str, int]]) -> str:
+    total = sum(count["pictures"] for count in counts.values())
+    by_split = ", ".join(f"{split} {count['pictures']:,}" for split, count in counts.items())
+    return f" corrected pictures: {total:,} ({by_split});" if total else ""
+
+
 def _changed_examples(changed: Counter[tuple[str, str]]) -> list[dict[str, str]]:
     """Return a few changed captions, evenly spread by length and shortest first (short ones show changes best)."""
     pairs = sorted((len(before), before, after) for before, after in changed)
@@ -320,28 +280,34 @@ def _changed_examples(changed: Counter[tuple[str, str]]) -> list[dict[str, str]]
     return [{"before": before, "after": after} for _, before, after in pairs[::step][:_CHANGED_CAPTIONS]]
 
 
-def _unknown_report(unknown: Unknown | None, checkpoint: str) -> dict[str, Any] | None:
-    if unknown is None:
-        return None
-    return {
-        "checkpoint": checkpoint,
-        "share": round(unknown.share, 6),
-        "unknown": unknown.unknown,
-        "tokens": unknown.tokens,
-        "most_frequent": dict(unknown.most),
-    }
-
-
-def _warn(unknown: Unknown | None, exclusion: Exclusion, params: Params) -> None:
-    """Print what is no error but probably a mistake."""
+def _warn(
+    tokens: TokenCounts | None, exclusion: Exclusion, held_out: HeldOut, own: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Print what is no error but should be known."""
+    for source, splits in own.items():
+        counts = Counter(splits.values())
+        shown = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
+        stay = sum(splits[sha256] == "train" and sha256 in held_out.splits for sha256 in splits)
+        print(
+            f"build: {source}: its own splits are used ({shown}); set build.splits to `hash` to ignore them"
+            + (f"; {stay:,} of its train pictures stay in validation or test, where they were before" if stay else "")
+        )
+    if held_out.params_before:
+        print(
+            f"build: the params of the splits changed from {held_out.params_before} to {dict(held_out.params)}: all"
+            " pictures are assigned anew, so a model trained before may have seen today's test pictures"
+        )
     for entry in exclusion.without_match:
         print(f"build: params.yaml: ingest.exclude: {entry!r} is no folder and matches no picture; check it")
-    if unknown and unknown.share > _MAX_UNKNOWN:
-        pieces = " ".join(piece for piece, _ in unknown.most[:8])
+    if tokens and tokens.unknown_share > _MANY_UNKNOWN:
         print(
-            f"build: {unknown.share:.1%} of the caption tokens are unknown to {params.finetune.checkpoint} (most"
-            f" frequent: {pieces}); if they are emoji, set build.captions.emoji to `words`; for another script, choose"
-            " a checkpoint that supports it"
+            f"build: {tokens.describe_unknown()}; add them with finetune.new_tokens; if they are emoji, you can"
+            " also set build.captions.emoji to `words`; for another script, choose a checkpoint that supports it"
+        )
+    if tokens and tokens.cut:
+        print(
+            f"build: {tokens.describe_cut()}; raise finetune.max_tokens, or lower build.captions.max_words"
+            f" (examples: {paths.DATA_PAGE})"
         )
 
 

@@ -7,15 +7,12 @@ are not decoded again; they are found by the hash of their raw bytes.
 from __future__ import annotations
 
 import argparse
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
@@ -27,30 +24,22 @@ from pipeline.data.dataset import (
     IngestedPicture,
     PictureReader,
     PictureWriter,
-    RawCaption,
-    Withdrawn,
     read_ingested,
     write_ingested,
     write_withdrawn,
 )
 from pipeline.data.images import Normalised
-from pipeline.data.sources.archive import Files, MemberError, open_files, suffix
-from pipeline.data.sources.layout import CaptionRow
-from pipeline.data.sources.layouts import find_captions_files, is_resource_fork, read_captions
-from pipeline.data.sources.picture_index import PictureIndex
-from pipeline.data.text import clean
+from pipeline.data.sources.archive import Files, MemberError, open_files
+from pipeline.data.sources.delimited import Columns
+from pipeline.data.sources.matching import MatchedCaptions
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
+from pipeline.runtime.parallel_map import parallel_map
 from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
 _MADE_BY = "made_by.json"  # what the pictures in the folder depend on, beside the raw bytes
-_UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".arw", ".dng"}
-_VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".avi", ".mkv"}
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -63,25 +52,33 @@ def run(params: Params, args: argparse.Namespace) -> str:
     folder, report = paths.INGEST / name, paths.INGEST_REPORTS / f"{name}.json"
     with open_files(paths.RAW / name) as files, swapped_in(folder, report) as (new_folder, new_report):
         audit = Audit()
-        source = _Source(name, files, audit)
-        captions_files = source.read_captions()
-        records = source.ingest_pictures(
+        matched = MatchedCaptions(name, files, audit, Columns(settings.columns.picture, settings.columns.caption))
+        records = _Source(name, files, matched, audit).ingest_pictures(
             new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads, params.runtime.memory_gb
         )
-        if not (records or source.may_be_empty):
-            reasons = audit.reasons("file") + audit.reasons("row")
-            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-            raise DataError(
-                f"{files.folder}: contains no picture with a caption ({counts}); check that the captions name the"
-                " picture files"
-            )
-        audit.check_share(str(files.folder), settings.max_set_aside)
+        with audit.listed_if_stopped(name):
+            if not (records or matched.may_be_empty):
+                reasons = audit.reasons("file") + audit.reasons("row")
+                counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+                raise DataError(
+                    f"{files.folder}: contains no picture with a caption ({counts}{matched.example()}); check that the"
+                    " captions name the picture files"
+                )
+            audit.check_share(str(files.folder), settings.max_set_aside, matched.example())
         write_ingested(new_folder, records)
-        if source.withdrawn is not None:
-            write_withdrawn(new_folder, source.withdrawn)
+        if matched.withdrawn is not None:
+            write_withdrawn(new_folder, matched.withdrawn)
         write_json(new_folder / _MADE_BY, _made_by(settings))
         write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
-        write_json(new_report, {**audit.report(), "captions_files": captions_files})
+        write_json(
+            new_report,
+            {**audit.report(), "captions_files": matched.files_read, "foreign_paths": matched.foreign_paths},
+        )
+    if matched.foreign_paths:
+        print(
+            f"ingest: {name}: {matched.foreign_paths:,} rows name paths of another machine, or URLs; their pictures"
+            " were found by the end of the path"
+        )
     return (
         f"{audit.pictures:,} pictures with {audit.captions:,} captions in {folder}; set aside"
         f" {audit.reasons('file').total():,} files and {audit.reasons('row').total():,} rows"
@@ -95,6 +92,7 @@ def _made_by(settings: Ingest) -> dict[str, Any]:
         "max_pixels": settings.max_pixels,
         "code": sha256_of(Path(images.__file__), Path(dataset.__file__)),
         "pillow": version("pillow"),
+        "pillow-heif": version("pillow-heif"),
         "imagehash": version("imagehash"),
     }
 
@@ -173,67 +171,11 @@ class _Group:
 class _Source:
     """A source that is being ingested: its files, the captions of each picture, and the audit of both."""
 
-    def __init__(self, name: str, files: Files, audit: Audit) -> None:
+    def __init__(self, name: str, files: Files, matched: MatchedCaptions, audit: Audit) -> None:
         self.name = name
         self.files = files
+        self.matched = matched
         self.audit = audit
-        self.may_be_empty = False
-        self.withdrawn: list[Withdrawn] | None = None
-        self._captions: dict[int, list[RawCaption]] = {}  # index of every picture file -> its captions
-        self._leads: dict[int, set[int]] = {}  # index -> the first pictures of the posts that show it
-
-    def read_captions(self) -> list[dict[str, object]]:
-        """Sort the files by name and read the captions of each picture; return a summary per captions file."""
-        members = self.files.members
-        layouts = find_captions_files(self.files)
-        self.audit.files, self.audit.captions_files = len(members), len(layouts)
-        for index, member in enumerate(members):
-            if is_resource_fork(member):
-                self._set_aside(index, "not_a_picture_file")
-            elif member.suffix in images.SUFFIXES:
-                self._captions[index] = []
-            elif index not in layouts:
-                kind = "unsupported_format" if member.suffix in _UNSUPPORTED else "not_a_picture_file"
-                self._set_aside(index, member.refused or kind)
-        # A row names the file that exists under that name once the archive is unpacked.
-        by_name = PictureIndex({i: members[i] for i in self._captions if members[i].refused != "duplicate_name"})
-        summaries = []
-        for index, layout in layouts.items():
-            captions = read_captions(self.files, index, layout)
-            rows = self._assign(captions.rows, by_name)
-            self.may_be_empty |= layout.may_be_empty
-            if captions.withdrawn is not None:
-                self.withdrawn = [*(self.withdrawn or ()), *captions.withdrawn]
-            summaries.append(
-                {"file": members[index].place, "layout": layout.name, "encoding": captions.encoding, "rows": rows}
-            )
-        return summaries
-
-    def _assign(self, rows: Iterable[CaptionRow], by_name: PictureIndex) -> int:
-        """Assign each caption to its picture, or set the row aside; return the number of rows."""
-        before = self.audit.rows
-        leads: dict[int, int] = {}  # post -> its first picture
-        for row in rows:
-            self.audit.rows += 1
-            matches = by_name.find(row.picture, row.folder) if row.picture else set()
-            index = min(matches, default=-1)
-            reason = None
-            if row.set_aside:
-                reason = row.set_aside
-            elif row.picture is None:
-                reason = "malformed"
-            elif not clean(row.caption.text):
-                reason = "empty"
-            elif len(matches) != 1:
-                missing = "video" if suffix(row.picture) in _VIDEOS else "picture_missing"
-                reason = "picture_ambiguous" if matches else missing
-            if reason:
-                self.audit.set_aside_row(self.name, row.caption.file, row.caption.row, reason)
-            else:
-                self._captions[index].append(row.caption)
-                lead = index if row.post is None else leads.setdefault(row.post, index)
-                self._leads.setdefault(index, set()).add(lead)
-        return self.audit.rows - before
 
     def ingest_pictures(
         self, folder: Path, settings: Ingest, last: _LastRun, threads: int, memory_gb: float
@@ -246,17 +188,19 @@ class _Source:
         same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
         memory = _Memory(bytes_of(memory_gb))
-        decoded = _parallel_map(lambda index: self._decode(index, settings, last, memory), self._captions, threads)
+        decoded = parallel_map(
+            lambda index: self._decode(index, settings, last, memory), self.matched.captions, threads
+        )
         with PictureWriter(folder, last.pictures) as writer:
             for index, (sha256, result) in progress_bar(
-                zip(self._captions, decoded, strict=True),
-                total=len(self._captions),
+                zip(self.matched.captions, decoded, strict=True),
+                total=len(self.matched.captions),
                 desc=f"ingest {self.name}",
                 unit=" pictures",
             ):
                 if sha256 is None:
                     assert isinstance(result, str)
-                    self._set_aside(index, result)
+                    self.matched.set_aside(index, result)
                     continue
                 sha256s[index] = sha256
                 same_bytes.setdefault(sha256, []).append(index)
@@ -266,7 +210,7 @@ class _Source:
                     writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
                     result = result.without_jpeg() if result.jpeg else result
                 results[sha256] = index, result
-        unused = "corrections_undone" if self.may_be_empty else "no_caption"
+        unused = "corrections_undone" if self.matched.may_be_empty else "no_caption"
         records = []
         for sha256, members in same_bytes.items():
             group = _Group(members, *results.get(sha256, (members[0], unused)))
@@ -288,24 +232,30 @@ class _Source:
         except MemberError as error:
             return _Decoded(None, error.reason)
         sha256 = images.identity(data)
-        if not self._captions[index]:
+        if not self.matched.captions[index]:
             return _Decoded(sha256, None)
         try:
             picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels, budget)
         except images.PictureError as error:
             return _Decoded(sha256, error.reason)
-        return _Decoded(sha256, picture)
+        # Only larger pictures are reduced, and never below this.
+        too_small = min(picture.width, picture.height) < settings.min_side
+        return _Decoded(sha256, "too_small" if too_small else picture)
 
     def _set_aside_members(self, group: _Group) -> None:
         """Set aside a group that cannot be used, or all but the first member of one that can."""
         for index in group.members:
             if isinstance(group.result, str):
-                self._set_aside(index, group.result)
+                self.matched.set_aside(index, group.result)
             elif index != group.first:
                 self.audit.set_aside_file(self.name, self.files.members[index].place, "same_bytes")
 
     def _record(self, sha256: str, group: _Group, picture: Normalised, sha256s: Mapping[int, str]) -> IngestedPicture:
-        leads = {lead for index in group.members for lead in self._leads.get(index, ())}
+        posts = [post for index in group.members for post in self.matched.posts.get(index, ())]
+        # A post's first picture may be missing or unreadable; the next one is the same for all pictures of the post.
+        split_by = {next(sha256s[index] for index in post if index in sha256s) for post in posts}
+        if not self.matched.alone.isdisjoint(group.members):
+            split_by.add(sha256)
         return IngestedPicture(
             sha256=sha256,
             file_name=f"{sha256}.jpg",
@@ -315,32 +265,10 @@ class _Source:
             height=picture.height,
             phash=f"{picture.phash:016x}",
             thumbnail=picture.thumbnail.hex(),
-            # If the first picture of a post cannot be read, the split follows the picture itself.
-            split_by=sorted({sha256s.get(lead, sha256) for lead in leads}),
-            captions=[caption for index in group.members for caption in self._captions[index]],
+            split_by=sorted(split_by),
+            splits=sorted({split for index in group.members for split in self.matched.splits.get(index, ())}),
+            captions=[caption for index in group.members for caption in self.matched.captions[index]],
         )
-
-    def _set_aside(self, index: int, reason: str) -> None:
-        """Set aside a file and the rows that name it."""
-        self.audit.set_aside_file(self.name, self.files.members[index].place, reason)
-        for caption in self._captions.get(index, ()):
-            self.audit.set_aside_row(self.name, caption.file, caption.row, "picture_set_aside")
-
-
-def _parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map` with threads (Pillow releases the GIL while decoding); results keep the order of the items.
-
-    Unlike `Executor.map` it reads only a few items ahead, so that an archive of any size fits in memory.
-    """
-    workers = threads or (os.cpu_count() or 1) + 1  # one more than cores, because one usually waits for the GIL
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[R]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

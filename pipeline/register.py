@@ -35,7 +35,7 @@ _SCORE, _VERDICT = "test_CIDEr-D", "test_verdict"  # tags of the current evaluat
 _SETTLE_SECONDS = 1.0  # longer than MLflow takes to create a run
 _SHOWN = 60  # pictures on the page of captions
 _REQUIREMENTS = (
-    *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "pandas"),
+    *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "pillow-heif", "numpy", "pandas"),
     *("pydantic", "ruamel.yaml"),
 )
 
@@ -91,7 +91,8 @@ def _checked_inputs() -> tuple[dict[str, Any], dict[str, Any], str]:
     Raises:
         DataError: a file is missing, or the model or the data set is not the one of the reports.
     """
-    for needed in (paths.TRAINING, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE):
+    reports = (paths.BUILD_REPORT, paths.EVALUATE_REPORT, paths.FINETUNE_REPORT, paths.FINETUNE_CURVE)
+    for needed in (paths.TRAINING, *reports):
         if not needed.is_file():
             raise DataError(f"{needed}: not found; run `dvc repro`, which fine-tunes and evaluates first")
     training, model_sha256 = read_json(paths.TRAINING), read_json(paths.FINETUNE_REPORT)["model_sha256"]
@@ -113,7 +114,7 @@ def _log(
     run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
     run.tags(facts)
     run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
-    run.replace_metrics(run_metrics.of_evaluation(evaluation))
+    run.replace_metrics(run_metrics.of_evaluation(evaluation) | run_metrics.of_build(read_json(paths.BUILD_REPORT)))
     for epoch in read_history(paths.FINETUNE_CURVE):
         run.metrics(epoch.metrics(), epoch.epoch)
     for file, again in (

@@ -24,6 +24,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 # As small as they come, so that a whole loop takes seconds; for learning itself see test_learning.py.
 TINY = {
+    "ingest.min_side": 1,
     "finetune.checkpoint": "scratch",
     "finetune.freeze": "none",
     "finetune.epochs": 2,

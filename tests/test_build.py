@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 import zipfile
 from argparse import Namespace
 from collections import Counter
@@ -19,13 +20,15 @@ from PIL import Image
 
 from pipeline import build, ingest
 from pipeline.config import params
-from pipeline.config.errors import DataError
+from pipeline.config.errors import ConfigError, DataError
 from pipeline.data.audit import SetAside, read_set_aside, write_set_aside
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
-from pipeline.data.split import SPLITS
+from pipeline.data.images import identity
+from pipeline.data.split import SPLITS, split_of
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.synthetic.sample import write_sample
-from tests.conftest import ROOT, jpeg, set_params
+from pipeline.tracking import run_metrics
+from tests.conftest import ROOT, jpeg, run, set_params
 
 
 def build_from(*sources: str) -> dict:
@@ -103,10 +106,10 @@ def test_captions_are_cleaned_by_the_policy_or_set_aside(workspace: Path, bring:
     aside = [item for item in read_set_aside(Path("reports/set_aside.csv")) if item.source == "s"]
     assert sorted(aside, key=lambda item: item.row or 0) == [
         SetAside("file", "s", "images.zip:b.jpg", None, "no_caption_left"),
-        SetAside("row", "s", "captions.csv", 3, "same_caption"),
-        SetAside("row", "s", "captions.csv", 4, "too_few_words"),
-        SetAside("row", "s", "captions.csv", 5, "too_few_words"),
-        SetAside("row", "s", "captions.csv", 6, "too_many_words"),
+        SetAside("row", "s", "captions.csv", 3, "same_caption", "images.zip:a.jpg"),
+        SetAside("row", "s", "captions.csv", 4, "too_few_words", "images.zip:a.jpg"),
+        SetAside("row", "s", "captions.csv", 5, "too_few_words", "images.zip:b.jpg"),
+        SetAside("row", "s", "captions.csv", 6, "too_many_words", "images.zip:a.jpg"),
     ]
     assert {"before": "so good🔥", "after": "so good fire"} in report["captions_changed"]["examples"]
 
@@ -125,8 +128,9 @@ def test_a_policy_that_leaves_too_little_stops_the_run_and_changes_nothing(works
     build_from("sample")
     before = sha256_of(Path("data/dataset"), Path("reports"))
     set_params(workspace, {"build.captions.min_words": 90})
-    with pytest.raises(DataError, match=r"too_few_words.*max_set_aside"):
+    with pytest.raises(DataError, match=r"too_few_words.*max_set_aside.*\.work/set_aside/build\.csv"):
         build_from("sample")
+    assert {item.reason for item in read_set_aside(Path(".work/set_aside/build.csv"))} > {"too_few_words"}
     assert sha256_of(Path("data/dataset"), Path("reports")) == before
 
 
@@ -139,14 +143,51 @@ def test_unknown_tokens_are_reported_with_the_fix(
     assert "unknown" not in capsys.readouterr().out
     rows = [[f"{k}.jpg", "a page 🧿🧿"] for k in range(3)]
     bring("odd", {f"{k}.jpg": jpeg("red", (30 + 20 * k, 40)) for k in range(3)}, rows)
-    set_params(workspace, {"build.validation": 0, "build.test": 0})
+    set_params(workspace, {"build.validation": 0, "build.test": 0, "build.max_unknown_words": 0.5})
     report = build_from("odd")
     assert report["unknown_tokens"]["most_frequent"] == {"🧿": 6}
     said = capsys.readouterr().out
-    assert "33.3% of the caption tokens are unknown" in said
+    assert "50.0% of the caption words are unknown" in said
     assert "set build.captions.emoji to `words`" in said
-    set_params(workspace, {"build.captions.emoji": "words"})
+    set_params(workspace, {"finetune.new_tokens": 1})
+    assert build_from("odd")["unknown_tokens"]["unknown"] == 0
+    assert "unknown" not in capsys.readouterr().out
+    set_params(workspace, {"finetune.new_tokens": 0, "build.captions.emoji": "words"})
     assert build_from("odd")["unknown_tokens"]["share"] == 0
+
+
+def test_captions_that_the_checkpoint_cannot_say_stop_the_run(workspace: Path, bring: Callable[..., Path]) -> None:
+    set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo")})
+    rows = [[f"{k}.jpg", "一只狗在草地上奔跑"] for k in range(60)]
+    bring("zh", {f"{k}.jpg": photo(k) for k in range(60)}, rows)
+    with pytest.raises(ConfigError, match=r"100\.0% of the caption words are unknown to .*git-demo.*max_unknown_words"):
+        build_from("zh")
+    assert not Path("data/dataset").exists()
+    done = run(workspace, sys.executable, "-m", "pipeline.build")
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    set_params(workspace, {"finetune.checkpoint": "scratch"})
+    assert build_from("zh")["unknown_tokens"] is None
+
+
+def test_cut_captions_are_counted_and_stop_the_run_above_the_limit(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_params(workspace, {"finetune.checkpoint": str(ROOT / "models/git-demo"), "finetune.max_tokens": 6})
+    rows = [[f"{k}.jpg", "a red boat" if k % 4 else "a red boat and a red boat"] for k in range(40)]
+    bring("s", {f"{k}.jpg": photo(k) for k in range(40)}, rows)
+    report = build_from("s")
+    cut = report["cut_captions"]
+    assert (cut["max_tokens"], cut["captions"], cut["share"], cut["tokens"]) == (6, 10, 0.25, 30)
+    assert cut["share_of_tokens"] == round(30 / (30 * 3 + 10 * 7), 6)
+    assert cut["examples"][0] == {"kept": "a red boat and", "lost": " a red boat"}
+    assert "10 captions (25.0%) are longer than finetune.max_tokens = 6" in capsys.readouterr().out
+    assert "Training cuts them" in Path("reports/data.html").read_text()
+    shown = run_metrics.of_build(report)
+    assert (shown["data/cut_captions"], shown["data/unknown_words"]) == (0.25, 0)
+    set_params(workspace, {"build.max_cut_captions": 0.2})
+    with pytest.raises(ConfigError, match=r"build\.max_cut_captions = 0\.2; raise finetune\.max_tokens"):
+        build_from("s")
 
 
 def photo(seed: int, quality: int = 90, size: tuple[int, int] = (160, 120)) -> bytes:
@@ -200,6 +241,98 @@ def test_pictures_of_a_post_are_in_one_split(workspace: Path) -> None:
     assert len(where) == 60
     assert all(len(found) == 1 for found in where.values())
     assert {split for found in where.values() for split in found} == set(SPLITS)
+
+
+def karpathy(splits: dict[int, str]) -> bytes:
+    images = [
+        {"filename": f"{k}.jpg", "split": split, "sentences": [{"raw": f"caption {k}"}]} for k, split in splits.items()
+    ]
+    return json.dumps({"images": images}).encode()
+
+
+def split_numbers() -> dict[int, str]:
+    """Return the split of each picture, by the number in its caption."""
+    return {
+        int(example.captions[0].split()[-1]): split
+        for split in SPLITS
+        for example in read_examples(Path("data/dataset") / split)
+    }
+
+
+def test_the_splits_of_a_published_data_set_are_kept(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {k: ("train", "restval", "val", "test")[k % 4] for k in range(40)}
+    folder = bring("s", {f"{k}.jpg": photo(k) for k in range(40)}, None)
+    (folder / "dataset_coco.json").write_bytes(karpathy(wanted))
+    report = build_from("s")
+    assert split_numbers() == {k: ("train", "train", "validation", "test")[k % 4] for k in range(40)}
+    assert report["own_splits"] == {"s": {"test": 10, "train": 20, "validation": 10}}
+    check_audit(report)
+    assert "s: its own splits are used (train 20, validation 10, test 10)" in capsys.readouterr().out
+    set_params(workspace, {"build.splits": "hash"})
+    assert build_from("s")["own_splits"] == {}
+    assert split_numbers() == {k: split_of(identity(photo(k)), 0.1, 0.15) for k in range(40)}
+
+
+def test_a_source_in_which_a_picture_has_no_split_has_none(workspace: Path, bring: Callable[..., Path]) -> None:
+    for name, wanted in (("one", {40: "none"}), ("all train", {})):
+        shutil.rmtree(workspace / "data", ignore_errors=True)
+        splits = dict.fromkeys(range(40), "train" if name == "all train" else "test") | wanted
+        folder = bring("s", {f"{k}.jpg": photo(k) for k in range(41)}, None)
+        (folder / "dataset_x.json").write_bytes(karpathy(splits))
+        assert build_from("s")["own_splits"] == {}
+        assert split_numbers() == {k: split_of(identity(photo(k)), 0.1, 0.15) for k in splits}
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "zips", "COCO"])
+def test_folders_and_files_of_a_split_are_its_pictures(
+    workspace: Path, bring: Callable[..., Path], layout: str
+) -> None:
+    folder = workspace / "data/raw/s"
+    for split, numbers in (("train", range(30)), ("val", range(30, 40))):
+        names = [f"{k}.jpg" for k in numbers]
+        lines = "".join(json.dumps({"file_name": n, "text": f"caption {n[:-4]}"}) + "\n" for n in names)
+        if layout == "imagefolder":
+            (folder / split).mkdir(parents=True)
+            for k in numbers:
+                (folder / split / f"{k}.jpg").write_bytes(photo(k))
+            (folder / split / "metadata.jsonl").write_text(lines)
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
+            for k in numbers:
+                archive.writestr(f"{k}.jpg", photo(k))
+            if layout == "zips":
+                archive.writestr("metadata.jsonl", lines)
+        if layout == "COCO":
+            images = [{"id": k, "file_name": f"{k}.jpg"} for k in numbers]
+            notes = [{"image_id": k, "caption": f"caption {k}"} for k in numbers]
+            content = json.dumps({"images": images, "annotations": notes})
+            (folder / f"captions_{split}2017.json").write_text(content)
+    build_from("s")
+    # There is no test split, so it is taken from the train split.
+    by_hash = {k: split_of(identity(photo(k)), 0.1, 0.15) for k in range(30)}
+    train = {k: "test" if split == "test" else "train" for k, split in by_hash.items()}
+    assert split_numbers() == train | dict.fromkeys(range(30, 40), "validation")
+
+
+def test_a_source_that_gets_splits_later_moves_no_test_picture_to_train(
+    workspace: Path, bring: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when COCO's train2017 comes first and val2017 later."""
+    folder = bring("s", {f"{k}.jpg": photo(k) for k in range(60)}, None)
+    (folder / "dataset_x.json").write_bytes(karpathy(dict.fromkeys(range(50), "train")))
+    build_from("s")
+    before = split_numbers()
+    wanted = dict.fromkeys(range(50), "train") | {k: ("val", "test")[k % 2] for k in range(50, 60)}
+    (folder / "dataset_x.json").write_bytes(karpathy(wanted))
+    build_from("s")
+    after = split_numbers()
+    assert {k: after[k] for k in before} == before
+    held_out = sum(split != "train" for split in before.values())
+    assert held_out > 0
+    assert f"{held_out} of its train pictures stay in validation or test" in capsys.readouterr().out
 
 
 def test_more_data_or_another_size_moves_no_picture_to_another_split(workspace: Path) -> None:
@@ -327,10 +460,10 @@ def test_lines_are_readable_json(workspace: Path) -> None:
 
 def test_names_that_a_spreadsheet_would_run_as_formulas_are_escaped(tmp_path: Path) -> None:
     names = ['=HYPERLINK("http://x.org","open").jpg', "+1.jpg", "-1.jpg", "@a.jpg", "'quoted.jpg", "plain.jpg"]
-    aside = [SetAside("file", "s", name, None, "damaged") for name in names]
+    aside = [SetAside("row", "s", name, 1, "picture_missing", name) for name in names]
     write_set_aside(tmp_path / "set_aside.csv", aside)
     with (tmp_path / "set_aside.csv").open(newline="") as file:
-        assert [row["file"][0] for row in csv.DictReader(file)] == ["'"] * 5 + ["p"]
+        assert [row["file"][0] + row["names"][0] for row in csv.DictReader(file)] == ["''"] * 5 + ["pp"]
     assert list(read_set_aside(tmp_path / "set_aside.csv")) == aside
 
 

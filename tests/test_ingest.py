@@ -17,9 +17,9 @@ from PIL import Image
 
 from pipeline import ingest
 from pipeline.config import params
-from pipeline.config.errors import DataError
+from pipeline.config.errors import ConfigError, DataError
 from pipeline.data import images
-from pipeline.data.audit import FILE_REASONS, ROW_REASONS
+from pipeline.data.audit import FILE_REASONS, ROW_REASONS, read_set_aside
 from pipeline.data.dataset import PictureReader, read_ingested
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.synthetic.sample import write_sample
@@ -93,7 +93,7 @@ def test_a_damaged_picture_is_set_aside_with_its_captions_and_copies(workspace: 
     ("lost", "words"),
     [
         ("pictures", "4 of 7 pictures would be set aside (4 no_caption)"),
-        ("rows", "4 of 7 rows would be set aside (4 picture_missing)"),
+        ("rows", "4 of 7 rows would be set aside (4 picture_missing; captions.csv, row 5 names '3.jpg'"),
     ],
 )
 def test_if_too_much_would_be_set_aside_the_run_stops_and_changes_nothing(
@@ -372,8 +372,64 @@ def test_real_flickr8k_is_ingested_completely(workspace: Path) -> None:
     assert max(sizes) == 256
 
 
+def test_pictures_of_phones_and_browsers_are_read(workspace: Path, bring: Bring) -> None:
+    kinds = {"a.HEIC": "HEIF", "b.heif": "HEIF", "c.avif": "AVIF", "d.jfif": "JPEG", "e.jpg": "HEIF"}
+    files = {}
+    for k, (name, kind) in enumerate(kinds.items()):
+        Image.new("RGB", (60 + k, 40), "green").save(buffer := io.BytesIO(), kind)
+        files[name] = buffer.getvalue()
+    bring("s", files, [[name, "x"] for name in files])
+    report = ingest_source("s")
+    assert report["files"]["pictures_kept"] == 5
+    assert report["rows"]["set_aside"] == {}
+
+
+def test_a_row_that_names_a_file_in_an_unsupported_format_is_not_called_missing(workspace: Path, bring: Bring) -> None:
+    files = {"a.jpg": jpeg(), "raw/b.CR2": b"raw", "c.svg": b"<svg/>"}
+    bring("s", files, [["a.jpg", "x"], ["b.CR2", "y"], ["c", "z"], ["lost.jpg", "w"]])
+    set_params(workspace, {"ingest.max_set_aside": 0.8})
+    report = ingest_source("s")
+    assert report["files"]["set_aside"] == {"unsupported_format": 2}
+    assert report["rows"]["set_aside"] == {"picture_missing": 1, "picture_set_aside": 2}
+    rows = [item for item in read_set_aside(Path("data/ingest/s/set_aside.csv")) if item.kind == "row"]
+    assert [(item.row, item.names) for item in rows] == [(3, "b.CR2"), (4, "c"), (5, "lost.jpg")]
+
+
+def test_a_run_that_stops_lists_what_it_would_set_aside_and_shows_a_missing_name(workspace: Path, bring: Bring) -> None:
+    bring("s", {"img/photo-1.jpg": jpeg(), "z.jpg": jpeg("blue")}, [["photo_1.jpg", "x"], ["gone.jpg", "y"]])
+    listed = Path(".work/set_aside/s.csv")
+    with pytest.raises(DataError) as caught:
+        ingest_source("s")
+    assert "captions.csv, row 2 names 'photo_1.jpg', and the source has images.zip:img/photo-1.jpg" in str(caught.value)
+    assert str(listed) in str(caught.value)
+    items = list(read_set_aside(listed))
+    assert [(item.kind, item.file, item.reason, item.names) for item in items] == [
+        ("row", "captions.csv", "picture_missing", "photo_1.jpg"),
+        ("row", "captions.csv", "picture_missing", "gone.jpg"),
+        ("file", "images.zip:img/photo-1.jpg", "no_caption", ""),
+        ("file", "images.zip:z.jpg", "no_caption", ""),
+    ]
+    shutil.rmtree(workspace / "data/raw/s")
+    bring("s", {"a.jpg": jpeg()}, [["a.jpg", "x"]])
+    ingest_source("s")
+    assert not listed.exists()
+
+
+def test_small_pictures_are_set_aside(workspace: Path, bring: Bring) -> None:
+    files = {"icon.jpg": jpeg(size=(200, 31)), "good.jpg": jpeg("blue", (200, 32))}
+    bring("s", files, [["icon.jpg", "x"], ["good.jpg", "y"]])
+    set_params(workspace, {"ingest.min_side": 32})
+    assert ingest_source("s")["files"]["set_aside"] == {"too_small": 1}
+    set_params(workspace, {"ingest.image_size": 16})
+    with pytest.raises(ConfigError, match="`min_side` is more than `image_size`"):
+        ingest_source("s")
+
+
 def test_every_described_reason_is_used() -> None:
-    files = ["ingest.py", "build.py", "data/sources/archive.py", "data/sources/corrections.py", "data/images.py"]
+    files = [
+        *("ingest.py", "build.py", "data/images.py", "data/merged.py"),
+        *(f"data/sources/{name}.py" for name in ("archive", "corrections", "matching", "picture_index")),
+    ]
     source = "".join((ROOT / "pipeline" / file).read_text() for file in files)
     for reason in FILE_REASONS | ROW_REASONS:
         assert f'"{reason}"' in source

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.data.images import PictureError, decode
-from pipeline.runtime.threads import wait_passively
 from pipeline.serving.choice import choose
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def caption_photos(
     readable = _open_photos(photos, params.ingest.max_pixels, problems)
     first = next(readable, None)  # before the model is loaded
     if first is None:
-        raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
+        raise DataError(f"{'; '.join(problems)}; name a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture")
 
     model, why = (model, "") if model else _default_model(params.register_.model)
     folder = _checkpoint(model, params.runtime.model_cache_gb)
@@ -80,7 +79,6 @@ def caption_folder(
     """
     if len(sources) != 1:
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
-    wait_passively()
     from pipeline.models.captioner import Captioner
     from pipeline.serving import bulk
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pipeline.config.params import Params
-from pipeline.runtime.threads import wait_passively
 from pipeline.serving.limits import token_for
 
 
 def serve_model(params: Params, *, host: str, port: int, model: str | None, alias: str) -> str:
     """Serve captions until SIGTERM or Ctrl-C, and return the last line to print; see `server.serve`."""
     token_for(host)  # before torch is imported, which takes seconds
-    wait_passively()
     print("serve-model: starting ...", flush=True)
     from pipeline.serving import server
 

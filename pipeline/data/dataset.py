@@ -72,8 +72,9 @@ class IngestedPicture:
         width, height: pixels of the normalised picture.
         phash: 64-bit perceptual hash, 16 hexadecimal digits.
         thumbnail: 8 x 8 RGB, row by row, 384 hexadecimal digits.
-        split_by: the SHA-256s that determine its split: its own, or that of the first picture of each post that shows
-            it.
+        split_by: the keys that determine its split: its own SHA-256 if a row shows it alone, and for each post of
+            several pictures that shows it the SHA-256 of the post's first picture that can be read.
+        splits: its splits in a source that has splits of its own (usually one); none in any other.
         captions: in the order of the source.
     """
 
@@ -86,6 +87,7 @@ class IngestedPicture:
     phash: str
     thumbnail: str
     split_by: list[str]
+    splits: list[str]
     captions: list[RawCaption]
 
 

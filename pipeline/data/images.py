@@ -10,16 +10,23 @@ import base64
 import hashlib
 import io
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+import pillow_heif
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from pipeline.runtime.memory_budget import MemoryBudget
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
+)
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
+
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 # EXIF orientation -> the operation that turns the picture upright.
 _TURNS = {
@@ -41,12 +48,16 @@ _MAX_ASPECT = 50
 
 # Upper bounds of the memory that decoding takes, measured per format and mode (tests/data/test_memory.py).
 _BYTES_PER_PIXEL = 10  # Pillow's 4, 4 more for a copy in RGB or turned upright, and 2 for a reduced copy
-_EXTRA_BYTES_PER_PIXEL = {"WEBP": 8}  # libwebp's canvas and two copies
+# libwebp's canvas and two copies; the planes of libheif and libavif, with up to 16 bits per channel.
+_EXTRA_BYTES_PER_PIXEL = {"WEBP": 8, "HEIF": 14, "AVIF": 14}
 _TIFF_BYTES_PER_PIXEL = 8  # libtiff's strip or tile, at 4 channels of 16 bits
 _BAND_PIXELS = 2**20
 
 THUMBNAIL = 8  # cells per side
 _JPEG_QUALITY = 95
+
+_PROFILED = {"RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "L": "RGB"}  # mode -> mode after the conversion to sRGB
+_MAX_PROFILE_BYTES = 2**22
 
 
 class PictureError(Exception):
@@ -90,7 +101,7 @@ class OpenedPicture:
         """Read the header.
 
         Args:
-            data: a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file.
+            data: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, HEIC or AVIF file.
             max_pixels: larger pictures are rejected.
             at_least: a JPEG may be decoded at a reduced size, with no side shorter than this (pixels).
 
@@ -102,7 +113,9 @@ class OpenedPicture:
         except MemoryError:
             raise
         except Exception:  # Pillow raises many types of exceptions on damaged files
-            raise PictureError("not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
+            raise PictureError(
+                "not_a_picture", "is not a JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture"
+            ) from None
         _check_size(image.width, image.height, max_pixels)
         if max(image.size) > _MAX_ASPECT * min(image.size):
             raise PictureError(
@@ -128,7 +141,7 @@ class OpenedPicture:
             self.memory += _TIFF_BYTES_PER_PIXEL * tile[0] * tile[1]
 
     def decode(self) -> Image.Image:
-        """Return the picture in RGB, turned upright by its EXIF orientation, on white if it is transparent.
+        """Return the picture in sRGB, turned upright by its EXIF orientation, on white if it is transparent.
 
         Raises:
             PictureError: `damaged`.
@@ -149,6 +162,23 @@ class OpenedPicture:
     def close(self) -> None:
         """Free the decoded picture, which `decode` may have returned itself."""
         self._image.close()
+
+
+@contextmanager
+def opened(
+    data: bytes, max_pixels: int, budget: MemoryBudget | None = None, at_least: int | None = None
+) -> Iterator[OpenedPicture]:
+    """Open a picture, reserve the memory that decoding it takes in `budget`, and free it after the block.
+
+    Decode it within the block, and keep no large picture beyond it. For the other arguments and the errors see
+    `OpenedPicture`.
+    """
+    picture = OpenedPicture(data, max_pixels, at_least)
+    with budget.reserve(picture.memory) if budget else nullcontext():
+        try:
+            yield picture
+        finally:
+            picture.close()
 
 
 def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:
@@ -184,26 +214,57 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, converted in bands: all at once would take up to four more copies of a large one."""
-    if image.mode == "RGB" and not image.has_transparency_data:
+    """Return the picture in sRGB, converted in bands: all at once would take up to five more copies of a large one."""
+    transform = _transform_of(image)
+    if image.mode == "RGB" and not image.has_transparency_data and transform is None:
         return image
     result = Image.new("RGB", image.size)
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        result.paste(_band_to_rgb(band), (0, top))
+        result.paste(_band_to_rgb(band, transform), (0, top))
     return result
 
 
-def _band_to_rgb(image: Image.Image) -> Image.Image:
+def _band_to_rgb(image: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits per pixel: `convert` would clip instead of scale
         scaled = np.asarray(image, dtype=np.float32) / 257
         image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
+    if transform is not None:
+        image = transform.apply(image)
+    if image.mode == "RGBA":
         page = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(page, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a picture's colours to sRGB; None if they need none.
+
+    A profile that cannot be used (damaged, or of another kind of picture) is ignored, as browsers do.
+    """
+    profile = image.info.get("icc_profile")
+    mode = "RGBA" if image.has_transparency_data else image.mode  # see `_band_to_rgb`
+    if not isinstance(profile, bytes) or not 0 < len(profile) <= _MAX_PROFILE_BYTES or mode not in _PROFILED:
+        return None
+    try:
+        return _transform_to_srgb(profile, mode)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+@lru_cache(maxsize=32)
+def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform to sRGB for pictures of a mode; None if the profile is sRGB itself."""
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "srgb" in ImageCms.getProfileDescription(opened).lower():
+        return None
+    target = ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(opened, target, mode, _PROFILED[mode], ImageCms.Intent.RELATIVE_COLORIMETRIC)
 
 
 def identity(data: bytes) -> str:
@@ -223,18 +284,14 @@ def normalise(data: bytes, size: int, max_pixels: int, budget: MemoryBudget | No
     Raises:
         PictureError: see `OpenedPicture`.
     """
-    opened = OpenedPicture(data, max_pixels, at_least=2 * size)
-    with budget.reserve(opened.memory) if budget else nullcontext():
-        try:
-            return _normalise(opened, size)
-        finally:
-            opened.close()
+    with opened(data, max_pixels, budget, at_least=2 * size) as picture:
+        return _normalise(picture, size)
 
 
-def _normalise(opened: OpenedPicture, size: int) -> Normalised:
+def _normalise(picture: OpenedPicture, size: int) -> Normalised:
     import imagehash  # takes 0.2 s (SciPy), and only ingest needs it
 
-    image = opened.decode()
+    image = picture.decode()
     shorter = min(image.size)
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in image.size)

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
+from pipeline.models.new_tokens import choose_new_tokens, known_pieces
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,25 @@ class CaptionModel(torch.nn.Module, ABC):
             ConfigError: the architecture has no such layers.
         """
 
+    def vocabulary_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters with one row per token: the embeddings, and the output weights and biases.
+
+        Raises:
+            ConfigError: the architecture can't add tokens.
+        """
+        raise ConfigError("params.yaml: finetune.new_tokens: this architecture can't add tokens; set it to 0")
+
+    def add_tokens(self, pieces: Mapping[int, Sequence[int]]) -> None:
+        """Give tokens that were added to the tokenizer a row of `vocabulary_parameters`.
+
+        Args:
+            pieces: for each added token, the tokens whose mean its row starts as; none: the mean of all.
+
+        Raises:
+            ConfigError: the architecture can't add tokens.
+        """
+        raise ConfigError("params.yaml: finetune.new_tokens: this architecture can't add tokens; set it to 0")
+
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass from now on, to save memory.
@@ -203,6 +224,28 @@ class Checkpoint:
     def image_size(self) -> int:
         """The side of the square input picture, in pixels."""
         return self.model.image_size
+
+    def add_new_tokens(self, captions: Iterable[str], count: int) -> list[str]:
+        """Add tokens for words of the captions to the tokenizer and the model, and return these words.
+
+        The rows of a new token in embeddings and head start as the mean of its pieces' rows (of all rows, if no piece
+        is known), as in Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models". The result is
+        a plain checkpoint: the tokens are Hugging Face's added tokens.
+
+        Args:
+            captions: the training captions.
+            count: at most this many tokens are added.
+
+        Raises:
+            ConfigError: the architecture can't add tokens.
+        """
+        added = choose_new_tokens(self.tokenizer.backend_tokenizer, captions, count)
+        words = [token.content for token in added]
+        pieces = [known_pieces(self.tokenizer.backend_tokenizer, word) for word in words]
+        if words:
+            self.tokenizer.add_tokens(added)
+            self.model.add_tokens(dict(zip(self.tokenizer.convert_tokens_to_ids(words), pieces, strict=True)))
+        return words
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a plain Hugging Face checkpoint.

@@ -23,14 +23,10 @@ from pipeline.config.errors import PipelineError, TemporaryError, is_disk_full, 
 from pipeline.config.params import Params, load
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import write_json
+from pipeline.runtime.threads import wait_passively
 
 RESULT = "IMAGE_CAPTIONING_RESULT"  # environment: the file to which a command writes its result as JSON
 _GRACE_SECONDS = 60.0  # to write the state of a training
-
-# OpenMP reads it when torch is loaded. Threads that wait for each other sleep instead of spinning: on a machine with
-# other load, training git-demo with two spinning threads took eleven times as long. The number of threads stays as it
-# is, because the bits of a result depend on it; how they wait changes no bit.
-_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 # A default run sends nothing to anybody.
 _QUIET = {
@@ -108,8 +104,9 @@ def execute(
         prints: whether the last line is printed, if it is not empty.
         needs_params: whether it runs in a workspace with a `params.yaml`.
     """
-    for key, value in (_QUIET | _THREADS).items():
+    for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
+    wait_passively()
     result = os.environ.pop(RESULT, None)  # what this starts must not write to it
     try:
         signal.signal(signal.SIGTERM, _terminate)

@@ -21,9 +21,10 @@ import torch
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.data.audit import FILE_REASONS
-from pipeline.data.images import SUFFIXES, PictureError, decode, identity
+from pipeline.data.images import SUFFIXES, PictureError, identity, opened
 from pipeline.data.sources.archive import Files, Member, MemberError, open_files, open_zip
 from pipeline.models.captioner import Captioner
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 from pipeline.runtime.progress import progress_bar
 from pipeline.serving.bulk_outputs import Line, Output, open_output
 
@@ -81,7 +82,9 @@ def caption_all(
         names = {member.place: index for index, member in pictures if not member.refused}
         problems = [f"{member.place}: {FILE_REASONS[member.refused]}" for _, member in pictures if member.refused]
         if not pictures:
-            raise DataError(f"{source}: has no JPEG, PNG, WebP, GIF, BMP or TIFF picture; name another folder or zip")
+            raise DataError(
+                f"{source}: has no JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture; name another folder or zip"
+            )
         with open_output(out, list(names)) as output:
             waiting = [name for name in names if name not in output.captioned and name not in output.left_alone]
             before, left_alone = len(names.keys() & output.captioned), len(names.keys() & output.left_alone)
@@ -130,10 +133,15 @@ def _caption(
     """Caption pictures in batches, append what can't be read to `problems`, and return how many were captioned."""
     captioner, size = model.captioner, params.runtime.caption_batch_size
     threads = params.runtime.decode_threads or (os.cpu_count() or 1) + 1
+    return_large_blocks()
+    budget = MemoryBudget(bytes_of(params.runtime.memory_gb))
     captioned = 0
 
     with ThreadPoolExecutor(threads) as pool, progress_bar(total=total, desc="caption", unit=" pictures") as bar:
-        jobs = (pool.submit(_read, files, index, name, captioner, params.ingest.max_pixels) for name, index in wanted)
+        jobs = (
+            pool.submit(_read, files, index, name, captioner, params.ingest.max_pixels, budget)
+            for name, index in wanted
+        )
         pictures = _readable(_ahead(jobs, 2 * size), problems, bar.update)
         while batch := list(islice(pictures, size)):
             output.write(_lines(batch, model, params.evaluate.beams, options))
@@ -165,20 +173,21 @@ def _readable(
             skipped(1)
 
 
-def _read(files: Files, index: int, name: str, captioner: Captioner, max_pixels: int) -> _Picture:
-    """Return a picture at the size of the model's input.
+def _read(files: Files, index: int, name: str, captioner: Captioner, max_pixels: int, budget: MemoryBudget) -> _Picture:
+    """Return a picture at the size of the model's input, decoded under the memory budget.
 
     Raises:
         _UnreadableError: it can't be read or decoded.
     """
     try:
         data = files.read(index, _MAX_BYTES)
-        image = decode(data, max_pixels, at_least=2 * captioner.image_size)
+        with opened(data, max_pixels, budget, at_least=2 * captioner.image_size) as picture:
+            prepared = captioner.prepare(picture.decode())
     except MemberError as error:
         raise _UnreadableError(f"{name}: {FILE_REASONS[error.reason]}") from None
     except PictureError as error:
         raise _UnreadableError(f"{name}: {error}") from None
-    return _Picture(name, identity(data), captioner.prepare(image))
+    return _Picture(name, identity(data), prepared)
 
 
 def _lines(batch: Sequence[_Picture], model: NamedCaptioner, beams: int, options: _Sampling) -> list[Line]:

@@ -121,7 +121,7 @@ class Client:
         """Return the captions of 1 to 64 picture files.
 
         Args:
-            pictures: JPEG, PNG, WebP, GIF, BMP or TIFF files.
+            pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF files.
             n: up to this many different captions per picture.
             beams: width of beam search; None for the service's own.
             sampling: sample all captions; otherwise the likeliest by beam search comes first.

@@ -22,10 +22,11 @@ from filelock import FileLock
 
 from pipeline.config import paths
 from pipeline.config.errors import DataError, TemporaryError
-from pipeline.data.images import PictureError, decode, identity
+from pipeline.data.images import PictureError, identity, opened
 from pipeline.data.sources.corrections import FILE_NAME, PICTURES, Action, Correction, complete_lines, left_out, parse
 from pipeline.data.text import clean
 from pipeline.runtime.atomic_files import PARTIAL
+from pipeline.runtime.memory_budget import MemoryBudget
 
 FOLDER = paths.RAW / "corrections"
 _LOCK = paths.WORK / "locks" / "corrections.lock"
@@ -47,18 +48,26 @@ class Said:
 class Corrections:
     """The corrections of a workspace. Threads and processes may share the folder."""
 
-    def __init__(self, folder: Path = FOLDER, lock: Path = _LOCK, max_pixels: int = 100_000_000) -> None:
+    def __init__(
+        self,
+        folder: Path = FOLDER,
+        lock: Path = _LOCK,
+        max_pixels: int = 100_000_000,
+        budget: MemoryBudget | None = None,
+    ) -> None:
         """Open the folder, which need not exist.
 
         Args:
             folder: see the module.
             lock: outside the folder, because DVC tracks everything in that.
             max_pixels: larger pictures are refused.
+            budget: the memory of a picture is reserved in it while the picture is checked.
         """
         self.folder = folder
         self._file = folder / FILE_NAME
         self._lock = lock
         self._max_pixels = max_pixels
+        self._budget = budget
 
     def save(
         self,
@@ -174,7 +183,8 @@ class Corrections:
         if len(picture) > MAX_PICTURE_BYTES:
             raise DataError(f"the picture has more than {MAX_PICTURE_BYTES // 2**20} MB; save a smaller copy of it")
         try:
-            decode(picture, self._max_pixels)
+            with opened(picture, self._max_pixels, self._budget) as photo:
+                photo.decode()
         except PictureError as error:
             raise DataError(f"the picture {error}; save it as JPEG or PNG") from None
         return f"{PICTURES}/{identity(picture)}.{_suffix(picture)}", picture

@@ -1,4 +1,4 @@
-"""The test metrics that a run shows: those that a person compares between runs.
+"""The metrics of test and data that a run shows: those that a person compares between runs.
 
 MLflow's page of a run lists metrics in the order of their first values (with a SQLite store). The test metrics come
 last in a training, so their places are reserved before it logs anything.
@@ -44,3 +44,19 @@ def of_evaluation(evaluation: Mapping[str, Any]) -> dict[str, float]:
             values[f"{PREFIX}{_HEADLINE}/{system}"] = scores[_HEADLINE]
     places = {name: place for place, name in enumerate(expected(from_scratch=False))}
     return {name: values[name] for name in sorted(values, key=lambda name: places.get(name, len(places)))}
+
+
+def of_build(build: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the tokenizer loses of the captions, as shares, from the content of build.json.
+
+    There are none if there was no tokenizer to count with.
+    """
+    unknown, cut = build["unknown_tokens"], build["cut_captions"]
+    if unknown is None or cut is None:
+        return {}
+    return {
+        "data/unknown_tokens": unknown["share"],
+        "data/unknown_words": unknown["share_of_words"],
+        "data/cut_captions": cut["share"],
+        "data/cut_tokens": cut["share_of_tokens"],
+    }

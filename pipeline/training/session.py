@@ -92,7 +92,10 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     train, validation = read_splits(settings.validation_captions)
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True)
-    checkpoint = _load(start, params, train)
+    checkpoint, new_tokens = _load(start, params, train)
+    if settings.new_tokens and processes.is_first:
+        shown = f": {', '.join(new_tokens[:10])}{', ...' if len(new_tokens) > 10 else ''}" if new_tokens else ""
+        print(f"finetune: adds {len(new_tokens):,} tokens for words that {settings.checkpoint} lacks{shown}")
     _check_fits(checkpoint, params)
     checkpoint.model.to(processes.device)
     # Generated captions are then as long as the training captions, also from the saved checkpoint.
@@ -198,12 +201,14 @@ def training_facts(params: Params, start_hash: str, computed_in: str) -> dict[st
     return {"training_key": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), **facts}
 
 
-def _load(start: Path | None, params: Params, train: Sequence[Example]) -> Checkpoint:
-    if start:
-        return factory.load(start)
+def _load(start: Path | None, params: Params, train: Sequence[Example]) -> tuple[Checkpoint, list[str]]:
+    """Return the checkpoint, and the words that were added to its vocabulary."""
     captions = [caption for example in train for caption in example.captions]
     settings = params.finetune
-    return factory.create(settings.checkpoint, settings.scratch, captions, settings.max_tokens)
+    if start is None:
+        return factory.create(settings.checkpoint, settings.scratch, captions, settings.max_tokens), []
+    checkpoint = factory.load(start)
+    return checkpoint, checkpoint.add_new_tokens(captions, settings.new_tokens)
 
 
 def _check_fits(checkpoint: Checkpoint, params: Params) -> None:

@@ -86,6 +86,9 @@ class Trainer:
         self.parameters = self.model.num_parameters()
         if settings.lora.rank:
             inject_lora(self.model, settings.lora, self.model.lora_targets(settings.freeze == "none"))
+            if settings.new_tokens:  # their embeddings are new, so low-rank updates of other layers are not enough
+                for parameter in self.model.vocabulary_parameters():
+                    parameter.requires_grad_(True)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)

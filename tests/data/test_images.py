@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from pipeline.data.images import PictureError, decode, normalise
@@ -29,7 +29,7 @@ def middle(data: bytes) -> tuple[int, ...]:
     return pixel
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF"])
 def test_every_format_is_read(kind: str) -> None:
     assert np.allclose(middle(encoded(Image.new("RGB", (20, 20), (200, 40, 40)), kind)), (200, 40, 40), atol=6)
 
@@ -44,6 +44,31 @@ def test_every_mode_is_converted_to_rgb() -> None:
     assert np.allclose(middle(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")), (255, 0, 0), atol=3)
     sixteen = Image.fromarray(np.full((8, 8), 257 * 90, dtype=np.uint16))
     assert middle(encoded(sixteen, "PNG")) == (90, 90, 90)
+
+
+def swapped_profile() -> bytes:
+    """Return an ICC profile that is sRGB with red and blue swapped."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    name = "sRGB".encode("utf-16-be")
+    assert name in profile
+    swapped = profile.replace(b"rXYZ", b"tmp!").replace(b"bXYZ", b"rXYZ").replace(b"tmp!", b"bXYZ")
+    return swapped.replace(name, "BGRs".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF"])
+def test_colours_are_converted_from_the_profile_to_srgb(kind: str) -> None:
+    image = Image.new("RGB", (20, 20), (240, 30, 20))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.allclose(middle(encoded(image, kind, icc_profile=srgb)), (240, 30, 20), atol=8)
+    assert np.allclose(middle(encoded(image, kind, icc_profile=swapped_profile())), (20, 30, 240), atol=8)
+
+
+def test_a_profile_that_cannot_be_used_is_ignored() -> None:
+    image = Image.new("RGB", (20, 20), (240, 30, 20))
+    for profile in (b"no profile", swapped_profile()[:300]):
+        assert middle(encoded(image, "PNG", icc_profile=profile)) == (240, 30, 20)
+    clear = Image.new("RGBA", (20, 20), (240, 30, 20, 0))
+    assert middle(encoded(clear, "PNG", icc_profile=swapped_profile())) == (255, 255, 255)
 
 
 def test_the_first_of_several_frames_is_used() -> None:

@@ -30,6 +30,7 @@ from tests.conftest import jpeg, set_params
 from tests.test_build import photo
 
 RED = jpeg("red")
+CUT = {"max_tokens": 48, "captions": 21, "share": 0.21, "tokens": 1300, "share_of_tokens": 0.27, "examples": []}
 
 
 def example(name: str, *captions: str) -> Example:
@@ -55,6 +56,7 @@ def render(
         "captions": counts,
         "captions_changed": changed,
         "unknown_tokens": None,
+        "cut_captions": None,
         "excluded": {},
     }
     kept = {"train": list(train), "validation": [], "test": list(test)}
@@ -101,7 +103,7 @@ def counted(html: str, name: str) -> dict[str, int]:
 
 
 def test_all_untrusted_text_is_escaped() -> None:
-    names = ("caption", "source", "origin", "file", "before", "after", "checkpoint", "token", "entry")
+    names = ("caption", "source", "origin", "file", "before", "after", "checkpoint", "token", "entry", "kept", "lost")
     hostile = {name: f'{name}<script>alert(1)</script>"><img src=x onerror=y>' for name in names}
     one = Example("a.jpg", [hostile["caption"]], "0" * 64, [hostile["source"]], [hostile["origin"]])
     html = render(
@@ -114,8 +116,10 @@ def test_all_untrusted_text_is_escaped() -> None:
             "share": 0.1,
             "unknown": 1,
             "tokens": 10,
+            "share_of_words": 0.1,
             "most_frequent": {hostile["token"]: 1},
         },
+        cut_captions=CUT | {"examples": [{name: hostile[name] for name in ("kept", "lost")}]},
         excluded={hostile["entry"]: 1},
     )
     elements = Elements(html)
@@ -277,13 +281,25 @@ def test_captions_before_and_after_cleaning_are_shown_side_by_side() -> None:
 
 
 def test_unknown_tokens_are_shown_if_there_is_a_tokenizer() -> None:
-    told = {"checkpoint": "some/model", "share": 0.0375, "unknown": 30, "tokens": 800, "most_frequent": {"🧿": 29}}
+    told = {"checkpoint": "some/model", "share": 0.0375, "unknown": 30, "tokens": 800, "share_of_words": 0.05}
+    told |= {"most_frequent": {"🧿": 29}}
     html = render(example("a", "x"), unknown_tokens=told)
-    assert "3.75 % of the caption tokens (30 of 800) are unknown to some/model" in re.sub(r"\s+", " ", html)
+    assert "3.75 % of the caption tokens (30 of 800; 5.00 % of the words) are unknown to some/model" in re.sub(
+        r"\s+", " ", html
+    )
     assert counted(html, "unknown") == {"🧿": 29}
     none = render(example("a", "x"), unknown_tokens=told | {"share": 0, "unknown": 0, "most_frequent": {}})
     assert counted(none, "unknown") == {}
     assert section(render(example("a", "x")), "unknown")[1].startswith("Not available")
+
+
+def test_cut_captions_are_shown_with_what_is_lost() -> None:
+    html = render(example("a", "x"), cut_captions=CUT | {"examples": [{"kept": "a long", "lost": "caption #end"}]})
+    shown = " ".join(section(html, "cut"))
+    assert "21 captions (21.0 %)" in shown
+    assert "1,300 tokens (27.0 %)" in re.sub(r"\s+", " ", shown)
+    assert section(html, "cut")[-2:] == ["a long", "caption #end"]
+    assert "No caption is longer" in section(render(example("a", "x"), cut_captions=CUT | {"captions": 0}), "cut")[1]
 
 
 def test_a_page_with_the_most_and_largest_pictures_stays_small() -> None:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.commands.caption import caption_folder, caption_photos
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
+from pipeline.data.images import decode
 from pipeline.models.captioner import Captioner
 from pipeline.serving import bulk, bulk_outputs
 from pipeline.serving.bulk import NamedCaptioner
@@ -70,9 +71,7 @@ def test_each_picture_gets_one_line_with_its_caption_and_model(
     assert sorted(found) == NAMES
     assert {line["model"] for line in found.values()} == {URI}
     assert all(line["score"] < 0 and len(line["sha256"]) == 64 for line in found.values())
-    alone = captioner.scored(
-        [captioner.prepare(bulk.decode(pictures[0], 10**9))], [0], count=1, beams=1, sampling=False
-    )
+    alone = captioner.scored([captioner.prepare(decode(pictures[0], 10**9))], [0], count=1, beams=1, sampling=False)
     assert found["img/1.jpg"]["caption"] == alone[0][0].text
     assert last.startswith("4 pictures captioned (")
     assert last.endswith("1 not readable: captions.jsonl")

@@ -97,6 +97,7 @@ def test_training_resumes_after_a_crash_bit_for_bit(
     "changes",
     [
         {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"},
+        {"new_tokens": 20, "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "freeze": "image_encoder"},
         {"augmentation": {"crop": 0.3, "colour": 0.2, "mirror": True}, "accumulation": 2},
     ],
 )

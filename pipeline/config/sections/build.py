@@ -31,9 +31,12 @@ class Build(Section):
     """How the data set is made of what was ingested."""
 
     captions: Captions
+    splits: Literal["source", "hash"]
     validation: Fraction
     test: Fraction
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+    max_unknown_words: Annotated[float, Field(ge=0, le=1)]
+    max_cut_captions: Annotated[float, Field(ge=0, le=1)]
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Build:

@@ -62,6 +62,7 @@ class Finetune(Section):
 
     checkpoint: Annotated[str, Field(min_length=1)]
     revision: str | None
+    new_tokens: Annotated[int, Field(ge=0, le=100_000)]
     scratch: Scratch
     freeze: Literal["none", "image_encoder"]
     lora: Lora
@@ -110,6 +111,13 @@ class Finetune(Section):
     def _what_lora_changes_has_learned_something(self) -> Finetune:
         if self.checkpoint in CREATED and self.lora.rank:
             raise ValueError(f"`lora.rank` would keep the random weights of `{self.checkpoint}`; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _scratch_learns_all_words(self) -> Finetune:
+        if self.checkpoint in CREATED and self.new_tokens:
+            name = self.checkpoint
+            raise ValueError(f"`new_tokens` is for a checkpoint: `{name}` has all words of the captions; set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Read the files of a source's folder and of the zips in it, without unpacking anything to disk.
+"""Read the files of a source's folder and of the zips and tars in it, without unpacking anything to disk.
 
 No other module reads raw archives. Zip bombs, path traversal, links and damaged files are detected here.
 """
@@ -15,12 +15,16 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.errors import DataError
+from pipeline.data.sources.encodings import decode_names
+from pipeline.data.sources.parquet_file import ParquetReader, member_name, open_parquet
+from pipeline.data.sources.tar_file import TarReader, open_tar
 
 # The list of files in a zip is read into memory at once, with the size that the zip states; this is the limit.
 _MAX_DIRECTORY_BYTES = 2**28
@@ -31,6 +35,7 @@ _RATIO_FREE_BYTES = 2**24  # files up to this size may have any ratio, as a whit
 _MAX_TOTAL_RATIO = 100
 _TOTAL_FREE_BYTES = 2**30  # what a zip may unpack to in addition to `_MAX_TOTAL_RATIO` times its size
 _CHUNK = 2**20
+_UTF_8 = 0x800  # flag of a zip's file whose name is UTF-8
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -92,7 +97,7 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.members: list[Member] = []
-        self._opened: list[tuple[Path | _Zip, zipfile.ZipInfo | None]] = []
+        self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader, Any]] = []  # and the place in it
 
     def _add_loose(self, path: Path) -> None:
         name = _printable(path.relative_to(self.folder).as_posix())
@@ -105,12 +110,33 @@ class Files:
         name = _printable(name)
         # (`ZipInfo.is_dir` fails on a name that is empty.)
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
+        names = _names(infos)
         last = {info.filename: place for place, info in enumerate(infos)}
         for place, info in enumerate(infos):
             # If two files have the same name, unpacking the archive leaves the later one.
             refused = "duplicate_name" if last[info.filename] != place else _refused(info)
-            self.members.append(Member(_printable(info.filename.replace("\\", "/")), name, refused))
+            self.members.append(Member(_printable(names[place].replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
+
+    def _add_tar(self, path: Path, opened: TarReader) -> None:
+        name = _printable(path.relative_to(self.folder).as_posix())
+        infos = [info for info in opened.infos if not info.isdir()]
+        last = {info.name: place for place, info in enumerate(infos)}
+        for place, info in enumerate(infos):
+            refused = "duplicate_name" if last[info.name] != place else _unsafe(info.name)
+            if not info.isreg() or info.issparse():
+                refused = refused or "link"
+            elif suffix(info.name) in _ARCHIVES:
+                refused = refused or "nested_archive"
+            self.members.append(Member(_printable(info.name), name, refused))
+            self._opened.append((opened, info))
+
+    def _add_parquet(self, path: Path, opened: ParquetReader) -> None:
+        self._add_loose(path)  # for its captions
+        name = _printable(path.relative_to(self.folder).as_posix())
+        for row, picture in enumerate(opened.paths):
+            self.members.append(Member(member_name(name, row, suffix(_printable(picture)) or ".jpg"), name, None))
+            self._opened.append((opened, row))
 
     def size(self, index: int) -> int:
         """Return the size in bytes of the file at `index` of `members`, as stated; `read` returns no more.
@@ -119,7 +145,7 @@ class Files:
         """
         opened, info = self._opened[index]
         try:
-            return opened.stat().st_size if isinstance(opened, Path) else info.file_size if info else 0
+            return opened.stat().st_size if isinstance(opened, Path) else int(opened.size(info))
         except OSError:
             return 0
 
@@ -142,7 +168,6 @@ class Files:
                 with opened.open("rb") as stream:
                     data = stream.read(limit + 1)
             else:
-                assert info is not None
                 data = opened.read(info, limit)
         except (OSError, *_DAMAGED) as error:
             if _is_disk_error(error):  # a failing disk must not set aside intact pictures
@@ -176,6 +201,9 @@ class _Zip:
                 pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def size(self, info: zipfile.ZipInfo) -> int:
+        return info.file_size
+
     def _count(self, size: int) -> None:
         with self._lock:
             self._budget -= size
@@ -188,7 +216,7 @@ class _Zip:
 
 @contextmanager
 def open_files(folder: Path) -> Iterator[Files]:
-    """Open all files of a source's folder and of the zips in it for reading; links are not followed.
+    """Open all files of a source's folder and of the zips and tars in it for reading; links are not followed.
 
     Raises:
         DataError: the folder does not exist; a zip is not a zip, is cut off (its list of files is at the end), or
@@ -207,6 +235,10 @@ def open_files(folder: Path) -> Iterator[Files]:
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
                     name = path.relative_to(folder).as_posix()
                     files._add_zip(name, stack.enter_context(_open_zip(path)))
+                elif path.suffix.lower() == ".tar" and not path.is_symlink() and not path.name.startswith("."):
+                    files._add_tar(path, stack.enter_context(open_tar(path)))
+                elif path.suffix.lower() == ".parquet" and not path.is_symlink() and not path.name.startswith("."):
+                    files._add_parquet(path, stack.enter_context(open_parquet(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
         yield files
@@ -257,15 +289,42 @@ def _open_zip(path: Path) -> Iterator[_Zip]:
         yield _Zip(path, file)
 
 
+def zip_unpacks_to(data: bytes) -> int | None:
+    """Return the number of bytes that a zip in memory says it unpacks to; None if it is not a zip."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            return sum(info.file_size for info in file.infolist())
+    except (OSError, *_DAMAGED):
+        return None
+
+
 def _refused(info: zipfile.ZipInfo) -> str | None:
-    name = info.filename.replace("\\", "/")
-    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-        return "unsafe_path"
+    if unsafe := _unsafe(info.filename):
+        return unsafe
     if stat.S_ISLNK(info.external_attr >> 16):
         return "link"
     if info.flag_bits & 0x1:
         return "encrypted"
-    return "nested_archive" if suffix(name) in _ARCHIVES else None
+    return "nested_archive" if suffix(info.filename.replace("\\", "/")) in _ARCHIVES else None
+
+
+def _unsafe(name: str) -> str | None:
+    name = name.replace("\\", "/")
+    climbs = name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/")
+    return "unsafe_path" if climbs else None
+
+
+def _names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Return the files' names; if the zip does not say how they are encoded, it is detected."""
+    names = [info.filename for info in infos]
+    unsaid = [place for place, info in enumerate(infos) if not info.flag_bits & _UTF_8 and not names[place].isascii()]
+    try:
+        raw = [names[place].encode("cp437") for place in unsaid]
+    except UnicodeEncodeError:
+        return names
+    for place, name in zip(unsaid, decode_names([names[place] for place in unsaid], raw), strict=True):
+        names[place] = name
+    return names
 
 
 def suffix(name: str) -> str:

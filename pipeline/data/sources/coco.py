@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout, named, required_list
+from pipeline.data.sources.own_splits import split_named
 
 
 def _read(file: CaptionsFile) -> Captions:
@@ -15,6 +16,8 @@ def _read(file: CaptionsFile) -> Captions:
     for image in images:
         if isinstance(image, dict) and isinstance(image.get("id"), int | str):
             names[image["id"]] = image.get("file_name")
+    # captions_train2017.json, captions_val2014.json
+    split = split_named(file.member.rpartition("/")[2].rpartition(":")[2].removeprefix("captions_").split(".")[0])
 
     def rows() -> Iterator[CaptionRow]:
         for number, annotation in enumerate(annotations, start=1):
@@ -23,7 +26,7 @@ def _read(file: CaptionsFile) -> Captions:
                 continue
             # An id without an image is reported as a picture that is missing.
             name = names.get(annotation["image_id"], f"image_id {annotation['image_id']}")
-            yield file.row(number, name, annotation.get("caption"))
+            yield file.row(number, name, annotation.get("caption"), split)
 
     return Captions(encoding, rows())
 

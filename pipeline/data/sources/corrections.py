@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.dataset import RawCaption, Withdrawn
-from pipeline.data.sources.delimited import decode
+from pipeline.data.sources.encodings import decode
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout, named
 from pipeline.data.text import clean
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pipeline.data.sources import table
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout, named, parse_json
+from pipeline.data.sources.own_splits import split_in_path
 
 
 def _read(file: CaptionsFile) -> Captions:
-    """Read a table, or one JSON object per line with `file_name` and `text`, `caption` or a list `captions`."""
-    if file.member.lower().endswith(".csv"):
-        return table.read(file)
+    """Read the captions; a folder (or zip) `train`, `validation` or `test` is the split of the pictures in it."""
+    captions = table.read(file) if file.member.lower().endswith(".csv") else _read_lines(file)
+    folder = file.member.removesuffix(file.member.rpartition("/")[2].rpartition(":")[2])
+
+    def rows() -> Iterator[CaptionRow]:
+        for row in captions.rows:
+            yield replace(row, split=split_in_path(f"{folder}{row.picture}"))
+
+    return captions._replace(rows=rows())
+
+
+def _read_lines(file: CaptionsFile) -> Captions:
+    """Read one JSON object per line with `file_name` and `text`, `caption` or a list `captions`."""
     encoding, lines = file.lines()
 
     def rows() -> Iterator[CaptionRow]:

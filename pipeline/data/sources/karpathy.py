@@ -1,10 +1,11 @@
-"""The layout of Karpathy's splits: `dataset_*.json` with `images` (`filepath`, `filename`, `sentences` with `raw`)."""
+"""The layout of Karpathy's splits: `dataset_*.json` with `images` (`filepath`, `filename`, `split`, `sentences`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout, named, required_list
+from pipeline.data.sources.own_splits import split_named
 
 
 def _read(file: CaptionsFile) -> Captions:
@@ -21,8 +22,9 @@ def _read(file: CaptionsFile) -> Captions:
                 continue
             folder = image.get("filepath")
             name = f"{folder}/{image['filename']}" if folder and isinstance(folder, str) else image["filename"]
+            split = split_named(image.get("split"))
             for sentence in sentences or [{"raw": ""}]:
-                yield file.row(number, name, sentence.get("raw") if isinstance(sentence, dict) else None)
+                yield file.row(number, name, sentence.get("raw") if isinstance(sentence, dict) else None, split)
 
     return Captions(encoding, rows())
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from pipeline.config.errors import DataError
 from pipeline.data.dataset import RawCaption, Withdrawn
 from pipeline.data.sources.archive import Files
-from pipeline.data.sources.delimited import decode
+from pipeline.data.sources.delimited import USUAL_COLUMNS, Columns
+from pipeline.data.sources.encodings import decode
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class CaptionRow:
         caption: the text, and the file and row that it comes from.
         folder: the folder that relative paths start from; "" for the top of the zip or of the source.
         post: identifies a post that shows several pictures with one caption; None for a single picture.
+        split: `train`, `validation` or `test`, if the data set has splits of its own.
         set_aside: the reason (of `audit.ROW_REASONS`) why the layout itself leaves the row out; None if it does not.
     """
 
@@ -33,6 +35,7 @@ class CaptionRow:
     caption: RawCaption
     folder: str
     post: int | None = None
+    split: str | None = None
     set_aside: str | None = None
 
 
@@ -59,17 +62,19 @@ class CaptionsFile:
         place: its path from the workspace, for error messages.
         member: its path from the source's folder, for records and reports.
         folder: the folder that contains it, within its zip or the source.
+        columns: the columns to read, if it is a table.
     """
 
     data: bytes
     place: str
     member: str
     folder: str
+    columns: Columns = USUAL_COLUMNS
 
-    def row(self, number: int, picture: object, caption: object) -> CaptionRow:
+    def row(self, number: int, picture: object, caption: object, split: str | None = None) -> CaptionRow:
         """Return a row of this file; it is malformed unless `picture` and `caption` are strings."""
         if isinstance(picture, str) and isinstance(caption, str):
-            return CaptionRow(picture.strip(), RawCaption(caption, self.member, number), self.folder)
+            return CaptionRow(picture.strip(), RawCaption(caption, self.member, number), self.folder, split=split)
         return CaptionRow(None, RawCaption("", self.member, number), self.folder)
 
     def lines(self) -> tuple[str, Iterator[tuple[int, str]]]:

@@ -9,8 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.config.errors import DataError
-from pipeline.data.sources import coco, corrections, flickr, imagefolder, instagram_export, karpathy, table
+from pipeline.data.sources import (
+    coco,
+    corrections,
+    flickr,
+    imagefolder,
+    instagram_export,
+    karpathy,
+    label_studio,
+    parquet_table,
+    sidecars,
+    table,
+    workbook,
+)
 from pipeline.data.sources.archive import Files, Member, MemberError
+from pipeline.data.sources.delimited import Columns, is_captions
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
 
 _MAX_CAPTIONS_BYTES = 2**30
@@ -27,6 +40,10 @@ LAYOUTS: list[Layout] = [
     instagram_export.LAYOUT,
     flickr.TOKENS,
     flickr.TABLE,
+    sidecars.LAYOUT,
+    label_studio.LAYOUT,
+    workbook.LAYOUT,
+    parquet_table.LAYOUT,
     table.LAYOUT,
 ]
 
@@ -36,8 +53,10 @@ def is_resource_fork(member: Member) -> bool:
     return member.base.startswith("._") or "__MACOSX/" in member.name
 
 
-def find_captions_files(files: Files) -> dict[int, Layout]:
+def find_captions_files(files: Files, columns: Columns) -> dict[int, Layout]:
     """Return the index of each captions file among the members, with its layout.
+
+    Of several tables those without a picture column and a caption column (`columns`) are left alone.
 
     Raises:
         DataError: there is no captions file, or they are of several layouts; lists what was found.
@@ -55,6 +74,14 @@ def find_captions_files(files: Files) -> dict[int, Layout]:
             f"{files.folder}: found {_summary(files.members)}, but no captions;"
             f" expected {', '.join(expected)}, or {last}"
         )
+    others = {index: layout for index, layout in found.items() if layout is not sidecars.LAYOUT}
+    found = others or found  # texts beside the pictures are notes if there are captions in another layout
+    if len(found) > 1:
+        found = {
+            index: layout
+            for index, layout in found.items()
+            if layout is not table.LAYOUT or _is_captions(files, index, columns)
+        } or found
     if len({layout.name for layout in found.values()}) > 1:
         seen = ", ".join(f"{files.members[index].place} ({layout.name})" for index, layout in list(found.items())[:8])
         raise DataError(
@@ -62,6 +89,13 @@ def find_captions_files(files: Files) -> dict[int, Layout]:
             " others to sources of their own"
         )
     return found
+
+
+def _is_captions(files: Files, index: int, columns: Columns) -> bool:
+    try:
+        return is_captions(files.read(index, _MAX_CAPTIONS_BYTES), files.members[index].place, columns)
+    except MemberError:
+        return True  # `read_captions` says why it cannot be read
 
 
 def _recognise(files: Files, index: int) -> Layout | None:
@@ -80,7 +114,7 @@ def _summary(members: Sequence[Member]) -> str:
     return ", ".join(f"{len(places):,} {suffix} (like {places[0]})" for suffix, places in most_frequent)
 
 
-def read_captions(files: Files, index: int, layout: Layout) -> Captions:
+def read_captions(files: Files, index: int, layout: Layout, columns: Columns) -> Captions:
     """Read the captions file at `index` of the members.
 
     Raises:
@@ -93,7 +127,7 @@ def read_captions(files: Files, index: int, layout: Layout) -> Captions:
         data = files.read(index, _MAX_CAPTIONS_BYTES)
     except MemberError as error:
         raise DataError(f"{place}: cannot be read ({error.reason}); download or create the archive again") from None
-    captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0]))
+    captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0], columns))
     return captions._replace(rows=map(_without_surrogates, map(_shortened, captions.rows)))
 
 

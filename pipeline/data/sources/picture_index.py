@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote, urlsplit
 
 from pipeline.data.sources.archive import Member
+
+UNSUPPORTED = {
+    *(".jxl", ".svg", ".psd", ".ai", ".eps", ".pdf", ".ico", ".jp2", ".tga", ".xcf"),
+    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"),
+}
+VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".avi", ".mkv"}
+
+_COMPARED = 1_000  # names that are compared with a missing one
+_URL = re.compile(r"(?:https?|file|s3|gs)://", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"/|~/|[A-Za-z]:/")
 
 
 class PictureIndex:
@@ -42,6 +55,30 @@ class PictureIndex:
             if found := {i for i in candidates if any(p.endswith(end) for p in _spellings(fold(self._paths[i])))}:
                 return found
         return set()
+
+    def find_foreign(self, picture: str) -> set[int]:
+        """Return the indices of the members that an absolute path of another machine, or a URL, may name by its end.
+
+        The longest end that any picture has counts; at the least it is the file name.
+        """
+        path = unquote(urlsplit(picture).path) if _URL.match(picture) else picture
+        path = path.replace("\\", "/")
+        if not _URL.match(picture) and not _ABSOLUTE.match(path):
+            return set()
+        parts = [part for part in path.split("/") if part]
+        return next((found for start in range(len(parts)) if (found := self.find("/".join(parts[start:]), ""))), set())
+
+
+def why_unused(suffix: str) -> str:
+    """Return why a file that is neither picture nor captions is not used, as a code of `audit.FILE_REASONS`."""
+    if suffix in (".csv", ".tsv"):
+        return "not_captions"
+    return "unsupported_format" if suffix in UNSUPPORTED else "not_a_picture_file"
+
+
+def most_similar(name: str, places: Sequence[str]) -> str | None:
+    """Return the place that is most similar to a missing name; None if there are no places."""
+    return next(iter(difflib.get_close_matches(name, places[:_COMPARED], 1, 0)), None)
 
 
 def _normalise(path: str) -> str:

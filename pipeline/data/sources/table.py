@@ -11,7 +11,7 @@ from pipeline.data.sources.layout import Captions, CaptionsFile, Layout, named
 
 def read(file: CaptionsFile) -> Captions:
     """Read a table with a column of pictures and a column of captions; other layouts are tables too."""
-    table = read_table(file.data, file.place)
+    table = read_table(file.data, file.place, file.columns)
     rows = (file.row(number, *(fields or (None, None))) for number, fields in table.rows)
     return Captions(f"{table.encoding}, {table.delimiter}", rows)
 

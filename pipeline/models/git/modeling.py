@@ -11,7 +11,7 @@ Parameters, checkpoint format, losses and generated tokens equal those of transf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         save_pretrained: Any
         activation_checkpointing_enable: Any
         disable_input_require_grads: Any
+        resize_token_embeddings: Any
 
     @property
     def image_encoder(self) -> torch.nn.Module:
@@ -101,6 +102,20 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
     def lora_targets(self, with_image_encoder: bool) -> str:
         """Return the pattern of the attention projections, in the decoder only or everywhere."""
         return f"{_DECODER}|{_IMAGE_ENCODER}" if with_image_encoder else _DECODER
+
+    def vocabulary_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the word embeddings, and the head's weights and biases."""
+        return [self.git.embeddings.word_embeddings.weight, self.output.weight, self.output.bias]
+
+    @torch.no_grad()
+    def add_tokens(self, pieces: Mapping[int, Sequence[int]]) -> None:
+        """Add rows to the embeddings and the head; see `CaptionModel.add_tokens`."""
+        known = min(pieces)
+        size = max(max(pieces) + 1, self.config.vocab_size)  # git-base's vocabulary may be larger than its tokenizer
+        self.resize_token_embeddings(size, mean_resizing=False)
+        for rows in self.vocabulary_parameters():
+            for token, parts in pieces.items():
+                rows[token] = (rows[list(parts)] if parts else rows[:known]).mean(dim=0)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass."""

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 
 from pipeline import ingest
 from pipeline.config import params
 from pipeline.config.errors import DataError
+from pipeline.data.audit import read_set_aside
 from pipeline.data.dataset import read_examples, read_ingested
 from pipeline.data.sources import layouts
 from pipeline.data.sources.archive import Files
@@ -188,7 +190,7 @@ def test_a_layout_may_recognise_files_by_their_neighbours_and_content(
         return Captions(encoding, (file.row(number, stem, line) for number, line in lines))
 
     sidecar = Layout("sidecar", "a .txt beside each picture", (".txt",), recognises, read)
-    monkeypatch.setattr(layouts, "LAYOUTS", [*layouts.LAYOUTS, sidecar])
+    monkeypatch.setattr(layouts, "LAYOUTS", [sidecar, *layouts.LAYOUTS])
     captions = {f"img/{name[:-4]}.txt": "\n".join(texts).encode() for name, texts in EXPECTED.items()}
     pictures = {f"img/{name}": data for name, data in PICTURES.items()}
     notes = {"img/green.txt": b"no caption", "readme.txt": b"about these pictures"}
@@ -240,6 +242,206 @@ def test_only_text_that_was_decoded_as_latin1_is_repaired(workspace: Path, text:
     export = as_json([{"media": [{"uri": "red.jpg", "title": text}]}])
     loose(workspace / "data/raw/s", {"posts_1.json": export, "red.jpg": PICTURES["red.jpg"]})
     assert ingested(workspace) == {"red.jpg": [repaired]}
+
+
+def test_a_zip_of_windows_with_chinese_names_is_matched_with_its_table(workspace: Path) -> None:
+    """`zipfile` marks names as UTF-8; archivers of Chinese Windows write GBK without a mark."""
+    folder = workspace / "data/raw/s"
+    names = {"red.jpg": "草地上的狗.jpg", "blue.jpg": "窗边的猫和花.jpg"}
+    ascii_names = {old: f"{old[0]}".ljust(len(new.encode("gbk")), "_") for old, new in names.items()}
+    zipped(folder / "a.zip", {f"img/{ascii_names[old]}": PICTURES[old] for old in names})
+    data = (folder / "a.zip").read_bytes()
+    for old, new in names.items():
+        data = data.replace(ascii_names[old].encode(), new.encode("gbk"))
+    (folder / "a.zip").write_bytes(data)
+    rows = "".join(f'{new},"{EXPECTED[old][0]}"\n' for old, new in names.items())
+    loose(folder, {"captions.csv": f"image,caption\n{rows}".encode()})
+    assert ingested(workspace) == {new: EXPECTED[old][:1] for old, new in names.items()}
+
+
+def test_texts_beside_the_pictures_are_captions(workspace: Path) -> None:
+    """As kohya's scripts, TagGUI and JoyCaption write them."""
+    texts = {f"10_dog/{name[:-4]}.txt": "\n".join(lines).encode() for name, lines in EXPECTED.items()}
+    pictures = {f"10_dog/{name}": data for name, data in PICTURES.items()}
+    loose(workspace / "data/raw/s", {**texts, **pictures, "readme.txt": b"about them"})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    report = read_json(Path("reports/ingest/s.json"))
+    assert [one["layout"] for one in report["captions_files"]] == ["sidecars"] * 2
+    assert report["files"]["set_aside"] == {"no_caption": 1, "not_a_picture_file": 1}
+    # Beside captions of another layout they are notes.
+    loose(workspace / "data/raw/s", {"captions.csv": b"image,caption\nred.jpg,from the table\n"})
+    set_params(workspace, {"ingest.max_set_aside": 1.0})
+    assert ingested(workspace) == {"red.jpg": ["from the table"]}
+
+
+def test_many_texts_are_a_few_lines_of_the_report(workspace: Path) -> None:
+    files = {f"{k}.jpg": jpeg("red", (20 + k, 20)) for k in range(120)}
+    loose(workspace / "data/raw/s", {**files, **{f"{k}.txt": b"red" for k in range(120)}})
+    assert len(ingested(workspace)) == 120
+    summaries = read_json(Path("reports/ingest/s.json"))["captions_files"]
+    assert len(summaries) == 100
+
+
+def test_shards_of_webdataset_are_read(workspace: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    folder = workspace / "data/raw/s"
+    folder.mkdir(parents=True)
+    for shard, (name, texts) in enumerate(EXPECTED.items()):
+        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar")) as writer:
+            # Keys may start anew in each shard.
+            writer.write({"__key__": "000", "jpg": PICTURES[name], "txt": texts[0], "json": {"caption": texts[0]}})
+    ingested(workspace)
+    found = {r.origin: [c.text for c in r.captions] for r in read_ingested(workspace / "data/ingest/s")}
+    wanted = list(EXPECTED.values())
+    assert found == {"00000.tar:000.jpg": wanted[0][:1], "00001.tar:000.jpg": wanted[1][:1]}
+    data = (folder / "00000.tar").read_bytes()
+    for cut in (100, 700, 1600):
+        (folder / "00000.tar").write_bytes(data[:cut])
+        with pytest.raises(DataError, match=r"00000\.tar"):
+            ingested(workspace)
+
+
+def label_studio(minimal: bool, tag: str) -> bytes:
+    """Return an export as documented: uploaded files get a prefix, and the names of tags are the project's."""
+    tasks: list[dict[str, Any]] = []
+    for k, (name, texts) in enumerate(EXPECTED.items(), start=1):
+        upload = f"/data/upload/3/0a1b2c3{k}-{name}"
+        if minimal:
+            text = texts if len(texts) > 1 else texts[0]
+            facts = {"annotator": 1, "annotation_id": k, "created_at": "2026-01-02", "updated_at": "", "lead_time": 2.5}
+            tasks.append({"photo": upload, "id": k, tag: text, **facts})
+            continue
+        region = {"id": "x", "type": "textarea", "from_name": tag, "to_name": "photo", "value": {"text": texts}}
+        rating = {"id": "y", "type": "rating", "from_name": "stars", "to_name": "photo", "value": {"rating": 3}}
+        cancelled = {"id": 9, "was_cancelled": True, "result": [region | {"value": {"text": ["no"]}}]}
+        annotations = [{"id": k, "was_cancelled": False, "result": [region, rating]}, cancelled]
+        tasks.append({"id": k, "annotations": annotations, "file_upload": upload[15:], "data": {"photo": upload}})
+    return as_json(tasks)
+
+
+@pytest.mark.parametrize("minimal", [False, True])
+@pytest.mark.parametrize("tag", ["caption", "what_is_it"])
+def test_an_export_of_label_studio_is_read(workspace: Path, minimal: bool, tag: str) -> None:
+    files = {f"img/{name}": data for name, data in PICTURES.items()}
+    loose(workspace / "data/raw/s", {"project-3-at-2026.json": label_studio(minimal, tag), **files})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    assert read_json(Path("reports/ingest/s.json"))["captions_files"][0]["layout"] == "Label Studio"
+
+
+def test_a_second_table_that_has_no_captions_is_left_alone(workspace: Path) -> None:
+    tables = {"captions.csv": csv_of("image", "caption"), "places.csv": b"image,latitude\nred.jpg,1.5\n"}
+    loose(workspace / "data/raw/s", {**tables, **PICTURES})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "not_captions": 1}
+    (workspace / "data/raw/s/captions.csv").unlink()
+    with pytest.raises(DataError, match=r"places\.csv: row 1: found the columns image, latitude"):
+        ingested(workspace)
+
+
+def test_a_workbook_of_excel_is_read(workspace: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["notes"])  # type: ignore[union-attr]
+    sheet = book.create_sheet("Photos")
+    sheet.append(["Photos of 2026"])
+    sheet.append(["no", "Image", "Caption"])
+    for k, (name, texts) in enumerate(EXPECTED.items()):
+        for text in texts:
+            sheet.append([k, name, text])
+    sheet.append([None, None, None])
+    sheet.append([9, "green.jpg", None])
+    folder = workspace / "data/raw/s"
+    loose(folder, {**PICTURES, "~$photos.xlsx": b"a lock file of Excel"})
+    book.save(folder / "photos.xlsx")
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    report = read_json(Path("reports/ingest/s.json"))
+    assert report["rows"] == {"in": 4, "captions_kept": 3, "set_aside": {"empty": 1}}
+    (empty,) = (item for item in read_set_aside(Path("data/ingest/s/set_aside.csv")) if item.kind == "row")
+    assert empty.row == 7
+    data = (folder / "photos.xlsx").read_bytes()
+    for damaged in (data[: len(data) // 2], b"no workbook", data.replace(b"<", b"{")):
+        (folder / "photos.xlsx").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"photos\.xlsx: .*save it as CSV"):
+            ingested(workspace)
+    openpyxl.Workbook().save(folder / "photos.xlsx")
+    with pytest.raises(DataError, match=r"photos\.xlsx: no sheet has the columns"):
+        ingested(workspace)
+
+
+def test_parquet_of_hugging_face_datasets_is_read(workspace: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    folder = workspace / "data/raw/s"
+    folder.mkdir(parents=True)
+    for split, name in (("train", "red.jpg"), ("test", "blue.jpg")):
+        pictures = [PICTURES[name], *(jpeg("green", (30 + k, 20 + 9 * (split == "test"))) for k in range(250))]
+        rows = {
+            "photo": [{"bytes": data, "path": f"{k}.jpg"} for k, data in enumerate(pictures)],
+            "caption": [EXPECTED[name], *([f"green {k}"] for k in range(250))],
+        }
+        features = datasets.Features({"photo": datasets.Image(), "caption": [datasets.Value("string")]})
+        file = folder / f"data/{split}-00000-of-00001.parquet"
+        file.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file, batch_size=100)
+    ingested(workspace)
+    found = list(read_ingested(workspace / "data/ingest/s"))
+    assert len(found) == 502
+    first = {record.splits[0]: record for record in found if record.captions[0].row == 1}
+    assert [caption.text for caption in first["train"].captions] == EXPECTED["red.jpg"]
+    assert [caption.text for caption in first["test"].captions] == EXPECTED["blue.jpg"]
+    train = {record.origin: record for record in found if record.splits == ["train"]}
+    last = train["data/train-00000-of-00001.parquet:data/train-00000-of-00001/0000250.jpg"]
+    assert last.captions[0].text == "green 249"
+    assert (last.width, last.height) == (279, 20)
+    report = read_json(Path("reports/ingest/s.json"))
+    assert report["files"]["in"] == 504
+    assert report["rows"] == {"in": 503, "captions_kept": 503, "set_aside": {}}
+    data = file.read_bytes()
+    file.write_bytes(data[:-20])
+    with pytest.raises(DataError, match=r"\.parquet: cannot be read as parquet"):
+        ingested(workspace)
+
+
+def test_parquet_with_the_names_of_pictures_is_a_table(workspace: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pairs = [(name, text) for name, texts in EXPECTED.items() for text in texts]
+    table = pa.table({"file_name": [name for name, _ in pairs], "text": [text for _, text in pairs], "n": [1, 2, 3]})
+    loose(workspace / "data/raw/s", PICTURES)
+    parquet.write_table(table, workspace / "data/raw/s/captions.parquet")
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+    parquet.write_table(table.drop_columns("text"), workspace / "data/raw/s/captions.parquet")
+    with pytest.raises(DataError, match="found the columns file_name, n; name the columns"):
+        ingested(workspace)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "C:\\Users\\me\\img\\{}",
+        "/content/drive/MyDrive/data set/img/{}",
+        "https://example.org/img/{}?size=large",
+        "file:///home/me/photos/{}",
+        "\\\\server\\share\\{}",
+        "~/photos/{}",
+    ],
+)
+def test_paths_of_another_machine_match_by_their_end(
+    workspace: Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{path.format(name)},{texts[0].split(',')[0]}\n" for name, texts in EXPECTED.items())
+    files = {f"img/{name}": data for name, data in PICTURES.items()}
+    loose(workspace / "data/raw/s", {"captions.csv": f"image,caption\n{rows}/x/lost.jpg,gone\n".encode(), **files})
+    assert set(ingested(workspace)) == set(EXPECTED)
+    report = read_json(Path("reports/ingest/s.json"))
+    assert report["foreign_paths"] == 2
+    assert report["rows"]["set_aside"] == {"picture_missing": 1}
+    assert "2 rows name paths of another machine" in capsys.readouterr().out
+
+
+def test_a_path_of_another_machine_that_fits_two_pictures_is_ambiguous(workspace: Path) -> None:
+    files = {"a/x.jpg": jpeg("red"), "b/x.jpg": jpeg("blue"), "b/y.jpg": jpeg("green")}
+    table = b"image,caption\n/else/x.jpg,which?\n/else/b/x.jpg,this\n/else/y.jpg,fine\n"
+    loose(workspace / "data/raw/s", {"captions.csv": table, **files})
+    assert ingested(workspace) == {"x.jpg": ["this"], "y.jpg": ["fine"]}
+    assert read_json(Path("reports/ingest/s.json"))["rows"]["set_aside"] == {"picture_ambiguous": 1}
 
 
 def test_several_files_of_one_layout_are_read_together(workspace: Path) -> None:
@@ -311,6 +513,6 @@ def test_exact_names_win_over_names_that_differ_in_case_or_unicode_form(workspac
 
 
 def test_pictures_in_unsupported_formats_are_counted(workspace: Path) -> None:
-    loose(workspace / "data/raw/s", {"captions.csv": csv_of("image", "caption"), **PICTURES, "x.HEIC": b"ftypheic"})
+    loose(workspace / "data/raw/s", {"captions.csv": csv_of("image", "caption"), **PICTURES, "x.PSD": b"8BPS"})
     ingested(workspace)
     assert read_json(Path("reports/ingest/s.json"))["files"]["set_aside"] == {"no_caption": 1, "unsupported_format": 1}
