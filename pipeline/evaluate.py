@@ -16,6 +16,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
 from pipeline.config.sections.evaluate import Evaluate
+from pipeline.config.sections.finetune import CREATED
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.images import data_url
 from pipeline.evaluation import baselines, gallery
@@ -156,10 +157,9 @@ def _captions_of_systems(test: Sequence[Example], params: Params) -> Captions:
 
 def _checkpoint_before(params: Params) -> Path | None:
     """Return the checkpoint that training started from; None if it started from random weights."""
-    from pipeline.models.factory import SCRATCH
     from pipeline.tracking import checkpoints
 
-    if params.finetune.checkpoint == SCRATCH:
+    if params.finetune.checkpoint in CREATED:
         return None
     return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
 

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pipeline.config.sections.finetune import CREATED
+
 _LABEL = 13  # columns
 _WIDTH = 110
 _DEMO_NOTE = (
@@ -92,8 +94,8 @@ def _model(model: Part | None) -> Iterator[str]:
     if "problem" in model:
         yield from _wrap(model["problem"])
         return
-    scratch = model["checkpoint"] == "scratch"
-    yield f"{model['folder']}, {'trained from scratch' if scratch else 'fine-tuned from ' + model['checkpoint']}"
+    scratch = model["checkpoint"] in CREATED
+    yield f"{model['folder']}, {'trained from ' if scratch else 'fine-tuned from '}{model['checkpoint']}"
     columns = list(next(iter(model["metrics"].values()), {}))
     yield f"{model['test_pictures']:>5,} test pictures  " + "".join(f"{name:>10}" for name in columns)
     for system, scores in model["metrics"].items():

@@ -3,13 +3,17 @@
 To add an architecture:
 1. Write a package beside this module with a `CaptionModel` and an `Architecture` (see `pipeline/models/base.py`).
 2. Add its `model_type` to `_ARCHITECTURES` below; code outside this project calls `register` instead.
-3. Set `finetune.checkpoint` to a checkpoint's folder; `tests/models/test_factory.py` does all of this with a toy.
+3. To create models by a name in `finetune.checkpoint`, add the name to `CREATED` in
+   `pipeline/config/sections/finetune.py`, and to `_STARTS` below.
+4. Set `finetune.checkpoint` to that name or to a checkpoint's folder. `tests/models/test_factory.py` does this with a
+   toy.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -22,12 +26,10 @@ from huggingface_hub.errors import (
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
-from pipeline.config.sections.finetune import Scratch
+from pipeline.config.sections.finetune import CREATED, Scratch
 from pipeline.models import checkpoint_files
 from pipeline.models.base import Architecture, Checkpoint
 
-SCRATCH = "scratch"  # the name of a checkpoint that is created on the spot
-SCRATCH_MODEL_TYPE = "git"
 # No pickled weights (*.bin, *.pt, *.ckpt): unpickling runs any code that the file contains.
 _FILES = ["*.json", "*.txt", "*.safetensors"]
 
@@ -39,7 +41,21 @@ def _git() -> Architecture:
     return Git()
 
 
-_ARCHITECTURES: dict[str, Callable[[], Architecture]] = {"git": _git}
+def _recurrent(decoder: str | None = None) -> Architecture:
+    from pipeline.models.cnn.checkpoint import Recurrent
+
+    return Recurrent(decoder)
+
+
+_ARCHITECTURES: dict[str, Callable[[], Architecture]] = {"git": _git, "cnn-captioner": _recurrent}
+
+# What creates the models that are named instead of a checkpoint.
+_STARTS: dict[str, Callable[[], Architecture]] = {
+    "scratch": _git,
+    "cnn-attention": partial(_recurrent, "attention"),
+    "cnn-lstm": partial(_recurrent, "lstm"),
+    "cnn-rnn": partial(_recurrent, "rnn"),
+}
 
 
 def register(model_type: str, architecture: Callable[[], Architecture]) -> None:
@@ -47,13 +63,20 @@ def register(model_type: str, architecture: Callable[[], Architecture]) -> None:
     _ARCHITECTURES[model_type] = architecture
 
 
+def is_created(name: str) -> bool:
+    """Return whether a checkpoint of this name is created on the spot, like `scratch` and `cnn-attention`."""
+    return name in CREATED
+
+
 def locate(name: str, revision: str | None) -> Path:
     """Return the folder of a checkpoint: `name` itself if it is a folder, else the hub's copy.
 
     Raises:
         TemporaryError: the hub is unreachable, and the commit is not on this machine yet.
-        ConfigError: the hub has no such checkpoint or commit.
+        ConfigError: the hub has no such checkpoint or commit, or the name is one of those that are created.
     """
+    if is_created(name):
+        raise ConfigError(f"params.yaml: finetune.checkpoint: {name} has no folder: it is created when training starts")
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -103,23 +126,31 @@ def load(folder: Path) -> Checkpoint:
         ) from None
 
 
-def scratch(
-    sizes: Scratch, captions: Iterable[str], max_tokens: int, model_type: str = SCRATCH_MODEL_TYPE
-) -> Checkpoint:
+def scratch(sizes: Scratch, captions: Iterable[str], max_tokens: int, model_type: str = "git") -> Checkpoint:
     """Create a small model with random weights (torch's seed decides) and a tokenizer trained on `captions`."""
     return _ARCHITECTURES[model_type]().scratch(sizes, captions, max_tokens)
 
 
-def self_check(folder: Path | None) -> None:
+def create(name: str, sizes: Scratch, captions: Iterable[str], max_tokens: int) -> Checkpoint:
+    """Create the model that `finetune.checkpoint` names; see `scratch`.
+
+    Raises:
+        ConfigError: the package with the weights of its image encoder is missing or damaged.
+    """
+    return _STARTS[name]().scratch(sizes, captions, max_tokens)
+
+
+def self_check(start: Path | str) -> None:
     """Check before training that the installed libraries compute what the checkpoint's architecture expects.
 
     Args:
-        folder: of the checkpoint; None for `scratch`.
+        start: the checkpoint's folder, or a name that `create` takes.
 
     Raises:
         ConfigError: they do not; names the library and its version.
     """
-    _ARCHITECTURES[_model_type(folder) if folder else SCRATCH_MODEL_TYPE]().self_check()
+    architecture = _STARTS[start] if isinstance(start, str) else _ARCHITECTURES[_model_type(start)]
+    architecture().self_check()
 
 
 def _model_type(folder: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError
-from pipeline.config.sections.finetune import REGISTERED, Finetune
+from pipeline.config.sections.finetune import CREATED, REGISTERED, Finetune
 from pipeline.models.new_tokens import choose_new_tokens
 
 _TOKENIZER = "tokenizer.json"
@@ -130,8 +130,8 @@ def count_tokens(settings: Finetune, captions: Sequence[str], training_captions:
         training_captions: those from which new tokens are chosen.
 
     Returns:
-        None if there is no `tokenizer.json` to check: for `scratch`, which trains its own; for a registered version,
-        which is not downloaded here; or if the hub is unreachable, which fine-tuning will report.
+        None if there is no `tokenizer.json` to check: for models that are created, which train their own; for a
+        registered version, which is not downloaded here; or if the hub is unreachable, which fine-tuning will report.
     """
     from tokenizers import Tokenizer
 
@@ -180,7 +180,7 @@ def _encode(tokenizer: Any, captions: Sequence[str]) -> Iterator[tuple[str, Any]
 
 
 def _tokenizer_file(checkpoint: str, revision: str | None) -> Path | None:
-    if checkpoint == "scratch" or checkpoint.startswith(REGISTERED):
+    if checkpoint in CREATED or checkpoint.startswith(REGISTERED):
         return None
     if Path(checkpoint).is_dir():
         file = Path(checkpoint) / _TOKENIZER

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config.errors import TemporaryError
-from pipeline.models.factory import SCRATCH
+from pipeline.config.sections.finetune import CREATED
 from pipeline.tracking import run_metrics, runs
 
 
@@ -35,7 +35,7 @@ class Live:
                 print(f"finetune: closed the MLflow run {dead}, whose process had died", file=sys.stderr)
             self._run = self._stack.enter_context(runs.training_run(store, experiment_id, training_key, {}, name))
             self._run.params(params)
-            self._run.reserve_metrics(run_metrics.expected(params.get("finetune.checkpoint") == SCRATCH))
+            self._run.reserve_metrics(run_metrics.expected(params.get("finetune.checkpoint") in CREATED))
             self._stack.enter_context(self._run.system_metrics())
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

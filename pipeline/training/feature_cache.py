@@ -85,7 +85,7 @@ class FeatureEncoder:
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in sorted(model.image_encoder.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:32]
 
 

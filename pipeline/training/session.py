@@ -87,8 +87,8 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     computed_in = describe(processes.device, dtype, processes.world)
     if processes.is_first:
         print(f"finetune: computes in {computed_in}, {_threads()}")
-    start = None if settings.checkpoint == factory.SCRATCH else locate(settings.checkpoint, settings.revision)
-    factory.self_check(start)
+    start = None if factory.is_created(settings.checkpoint) else locate(settings.checkpoint, settings.revision)
+    factory.self_check(start or settings.checkpoint)
     train, validation = read_splits(settings.validation_captions)
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True)
@@ -100,7 +100,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     checkpoint.model.to(processes.device)
     # Generated captions are then as long as the training captions, also from the saved checkpoint.
     checkpoint.model.set_caption_length(settings.max_tokens)
-    facts = training_facts(params, weights_hash(start) if start else factory.SCRATCH, computed_in)
+    facts = training_facts(params, weights_hash(start) if start else settings.checkpoint, computed_in)
     folder = paths.TRAININGS / facts["training_key"][:32]
     with accelerator.main_process_first():  # it fills the cache for all
         data = open_pictures(checkpoint, train, validation, params, dtype, prints=processes.is_first)
@@ -204,10 +204,11 @@ def training_facts(params: Params, start_hash: str, computed_in: str) -> dict[st
 def _load(start: Path | None, params: Params, train: Sequence[Example]) -> tuple[Checkpoint, list[str]]:
     """Return the checkpoint, and the words that were added to its vocabulary."""
     captions = [caption for example in train for caption in example.captions]
+    settings = params.finetune
     if start is None:
-        return factory.scratch(params.finetune.scratch, captions, params.finetune.max_tokens), []
+        return factory.create(settings.checkpoint, settings.scratch, captions, settings.max_tokens), []
     checkpoint = factory.load(start)
-    return checkpoint, checkpoint.add_new_tokens(captions, params.finetune.new_tokens)
+    return checkpoint, checkpoint.add_new_tokens(captions, settings.new_tokens)
 
 
 def _check_fits(checkpoint: Checkpoint, params: Params) -> None:

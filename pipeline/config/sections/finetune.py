@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.sections.base import Fraction, Section
 
+# Names of `checkpoint` that are no checkpoints: the model is created when training starts.
+CREATED = ("scratch", "cnn-attention", "cnn-lstm", "cnn-rnn")
 REGISTERED = "models:/"  # prefix of a checkpoint that is a registered version
 
 
@@ -107,19 +109,20 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _what_lora_changes_has_learned_something(self) -> Finetune:
-        if self.checkpoint == "scratch" and self.lora.rank:
-            raise ValueError("`lora.rank` would keep the random weights of `scratch`; set it to 0")
+        if self.checkpoint in CREATED and self.lora.rank:
+            raise ValueError(f"`lora.rank` would keep the random weights of `{self.checkpoint}`; set it to 0")
         return self
 
     @model_validator(mode="after")
     def _scratch_learns_all_words(self) -> Finetune:
-        if self.checkpoint == "scratch" and self.new_tokens:
-            raise ValueError("`new_tokens` is for a checkpoint: `scratch` has all words of the captions; set it to 0")
+        if self.checkpoint in CREATED and self.new_tokens:
+            name = self.checkpoint
+            raise ValueError(f"`new_tokens` is for a checkpoint: `{name}` has all words of the captions; set it to 0")
         return self
 
     @model_validator(mode="after")
     def _a_hub_name_is_pinned(self) -> Finetune:
-        if self.checkpoint == "scratch" or Path(self.checkpoint).is_dir():
+        if self.checkpoint in CREATED or Path(self.checkpoint).is_dir():
             return self
         if self.checkpoint.startswith(REGISTERED):
             if not re.fullmatch(rf"{REGISTERED}[^/@]+/\d+", self.checkpoint):
@@ -133,10 +136,10 @@ class Finetune(Section):
                 f"`checkpoint` {self.checkpoint!r} is tracked by DVC but not in the workspace; fetch it with"
                 f" `dvc pull {self.checkpoint}.dvc` (with `--remote sample` if it comes with the repository)"
             )
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
+        if self.checkpoint.startswith("cnn-") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
             raise ValueError(
-                f"`checkpoint` {self.checkpoint!r} is neither `scratch`, nor a folder here, nor a hub name like"
-                " microsoft/git-base; correct it"
+                f"`checkpoint` {self.checkpoint!r} is none of {', '.join(CREATED)}, nor a folder here, nor a hub"
+                " name like microsoft/git-base; correct it"
             )
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(

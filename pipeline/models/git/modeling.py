@@ -132,13 +132,13 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
     ) -> torch.Tensor:
         """Search or sample with transformers' `generate`; see `caption`."""
-        return self.caption(pixel_values, features=features, **_generate_options(decoding))
+        return self.caption(pixel_values, features=features, **generate_options(decoding))
 
     @torch.inference_mode()
     def generate_with_scores(self, features: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens and scores; the prefix of generation serves for the scores too."""
         prefix = self.prefix(features)
-        tokens = self._generate(prefix, len(features), **_generate_options(decoding))
+        tokens = self._generate(prefix, len(features), **generate_options(decoding))
         targets = tokens[:, 1:]
         logits = self._step(tokens[:, :-1], prefix, DynamicCache(), 0).logits.float()
         log_probabilities = -cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
@@ -296,7 +296,8 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         return tokens
 
 
-def _generate_options(decoding: Decoding) -> dict[str, Any]:
+def generate_options(decoding: Decoding) -> dict[str, Any]:
+    """Return the options of transformers' `generate`."""
     options: dict[str, Any] = {"do_sample": False, "num_beams": decoding.beams}
     if decoding.samples:
         options = {"do_sample": True, "top_p": decoding.top_p, "num_return_sequences": decoding.samples}

@@ -1,0 +1,1 @@
+"""Captioners on an ImageNet CNN: recurrent decoders, and GIT's decoder."""

@@ -1,0 +1,93 @@
+"""CNN captioners with a recurrent decoder: loading, saving, and new ones on the ImageNet encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers.utils import logging as transformers_logging
+
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections.finetune import Scratch
+from pipeline.models import checkpoint_files
+from pipeline.models.base import Checkpoint
+from pipeline.models.cnn import encoder
+from pipeline.models.cnn.configuration import DECODERS, CnnCaptionerConfig, check_encoder
+from pipeline.models.cnn.modeling import CnnCaptioner
+from pipeline.models.wordpiece import train_wordpiece
+
+
+class Recurrent:
+    """The architecture behind `model_type: cnn-captioner`; see `pipeline.models.base.Architecture`.
+
+    Args:
+        decoder: the decoder of the captioner to create, `attention`, `lstm` or `rnn`; None loads only.
+    """
+
+    def __init__(self, decoder: str | None = None) -> None:
+        self._decoder = decoder
+
+    def load(self, folder: Path) -> Checkpoint:
+        """Load a checkpoint; weights saved in half precision become float32.
+
+        Raises:
+            ConfigError: config, weights, image processor or tokenizer do not fit each other.
+        """
+        config = CnnCaptionerConfig.from_pretrained(folder)
+        file = folder / "config.json"
+        if config.decoder_type not in DECODERS:
+            found = str(config.decoder_type)[:40]
+            raise ConfigError(f"{file}: decoder_type: found {found!r}, known are {', '.join(DECODERS)}")
+        check_encoder(file, config.encoder_config)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            expected = checkpoint_files.meta_shapes(CnnCaptioner(config))
+        checkpoint_files.check_shapes(folder, expected, checkpoint_files.weight_shapes(folder))
+        model, info = CnnCaptioner.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise ConfigError(checkpoint_files.lacking(folder, sorted(info["missing_keys"])))
+        checkpoint = Checkpoint(
+            model,
+            CLIPImageProcessorPil.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        )
+        generation = model.generation_config
+        checkpoint_files.check_tokenizer(
+            folder, checkpoint, config.vocab_size, generation.bos_token_id, generation.eos_token_id
+        )
+        return checkpoint
+
+    def scratch(self, sizes: Scratch, captions: Iterable[str], max_tokens: int) -> Checkpoint:
+        """Create a captioner: the ImageNet encoder, a decoder with random weights, and a tokenizer from `captions`.
+
+        Only `vocabulary` of `sizes` is used; the other sizes are the defaults of `CnnCaptionerConfig`.
+
+        Raises:
+            ConfigError: the package with the encoder's weights is missing or damaged.
+        """
+        transformers_logging.disable_progress_bar()
+        eyes = encoder.imagenet_encoder()
+        tokenizer = train_wordpiece(captions, sizes.vocabulary, max_tokens)
+        config = CnnCaptionerConfig(
+            encoder_config=eyes.config,
+            decoder_type=self._decoder or DECODERS[0],
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.cls_token_id,
+            eos_token_id=tokenizer.sep_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = CnnCaptioner(config)
+        model.encoder.load_state_dict(eyes.state_dict())
+        return Checkpoint(model, encoder.image_processor(eyes.config.image_size), tokenizer)
+
+    def self_check(self) -> None:
+        """Check that the encoder's weights are installed if a captioner will be created.
+
+        Raises:
+            ConfigError: they are not, or they are damaged.
+        """
+        if self._decoder:
+            encoder.check_installed()
