@@ -165,20 +165,10 @@ def test_every_command_works_as_written(reader: Reader, page: str, request: pyte
             assert "Flow run finished successfully" in reader.run(f"{start_a_run} --watch")
             assert reader.end_servers() == [0]
         else:
-            if command == "dvc repro" and page == README:  # before it, README has the reader edit params.yaml
-                choose_params(reader.folder)
             check_output(command, reader.run(re.sub("^make", MAKE, command)))
     if page == README:
         report = (reader.folder / "reports/ingest/mine.json").read_text()
         assert '"pictures_kept": 70' in report or '"pictures_kept": 69' in report
-
-
-def choose_params(folder: Path) -> None:
-    (chosen,) = settings(README)
-    assert chosen["finetune"]["checkpoint"] == "microsoft/git-base"
-    # There is no network here; a checkpoint's folder takes the same way through the code (tests/test_finetune.py).
-    chosen["finetune"] |= {"checkpoint": "scratch", "revision": None}
-    set_params(folder, dict(leaves(chosen)))
 
 
 def check_output(command: str, printed: str) -> None:
@@ -196,7 +186,7 @@ def test_no_command_that_readers_need_is_missing() -> None:
     shown = [command for page in (README, *GUIDES) for command in commands(page)]
     for expected in ("make demo", "dvc add data/raw/mine", "dvc repro", "make register"):
         assert expected in shown
-    for name in ("caption", "score", "promote", "trained-on", "ui", "train", "serve", "serve-model"):
+    for name in ("init", "caption", "score", "promote", "trained-on", "ui", "train", "serve", "serve-model"):
         assert any(command.startswith(f"image-captioning {name}") for command in shown), name
     assert set(NOT_RUN) <= set(shown)
 
