@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.sections.base import Fraction, Section
 
 # Names of `checkpoint` that are no checkpoints: the model is created when training starts.
-CREATED = ("scratch", "cnn-attention", "cnn-lstm", "cnn-rnn")
+CREATED = ("scratch", "cnn-attention", "cnn-lstm", "cnn-rnn", "cnn-git")
 REGISTERED = "models:/"  # prefix of a checkpoint that is a registered version
 
 
