@@ -253,7 +253,7 @@ def test_a_captioner_is_evaluated_registered_and_served(built: Path) -> None:
     [
         (
             {"checkpoint": "cnn-foo"},
-            "`checkpoint` 'cnn-foo' is none of scratch, cnn-attention, cnn-lstm, cnn-rnn, cnn-git",
+            "`checkpoint` 'cnn-foo' is neither one of scratch, cnn-attention, cnn-lstm, cnn-rnn, cnn-git",
         ),
         ({"checkpoint": "cnn-lstm", "lora.rank": 4}, "`lora.rank` would keep the random weights of `cnn-lstm`"),
     ],

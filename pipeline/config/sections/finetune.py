@@ -138,8 +138,8 @@ class Finetune(Section):
             )
         if self.checkpoint.startswith("cnn-") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
             raise ValueError(
-                f"`checkpoint` {self.checkpoint!r} is none of {', '.join(CREATED)}, nor a folder here, nor a hub"
-                " name like microsoft/git-base; correct it"
+                f"`checkpoint` {self.checkpoint!r} is neither one of {', '.join(CREATED)}, nor a folder here,"
+                " nor a hub name like microsoft/git-base; correct it"
             )
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
