@@ -230,6 +230,7 @@ def test_a_captioner_is_evaluated_registered_and_served(built: Path) -> None:
     evaluate.run(params.load(), Namespace())
     report = json.loads(Path("reports/evaluate.json").read_text())
     assert "before_finetuning" not in report  # there was no captioner before
+    assert "Apache-2.0" in json.loads(Path("models/finetune/training.json").read_text())["notice"]
     register.run(params.load(), Namespace())
     store = runs.client()
     version = registry.versions(store, "image-captioning")[-1]

@@ -38,6 +38,11 @@ class CnnGitForCausalLM(GitForCausalLM):
         self.git.image_encoder = EfficientNetModel(self.config.encoder_config)
 
     @property
+    def notice(self) -> str:
+        """The origin and licence of the encoder's weights."""
+        return str(self.config.encoder_license)
+
+    @property
     def image_encoder_settings(self) -> dict[str, Any]:
         """The `encoder_config`."""
         settings: dict[str, Any] = self.config.encoder_config.to_dict()
