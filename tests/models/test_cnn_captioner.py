@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, EfficientNetConfig, EfficientNetModel
+from transformers import AutoModel, AutoModelForCausalLM, EfficientNetConfig, EfficientNetModel
 
 from pipeline import build, evaluate, finetune, ingest, register
 from pipeline.config import params
@@ -157,7 +157,8 @@ def test_a_saved_captioner_is_a_hugging_face_model(name: str, workspace: Path) -
     checkpoint.save(workspace / "saved")
     config = json.loads((workspace / "saved/config.json").read_text())
     assert "Apache-2.0" in config["encoder_license"]
-    again = AutoModel.from_pretrained(workspace / "saved")
+    kind = AutoModelForCausalLM if name == "cnn-git" else AutoModel
+    again = kind.from_pretrained(workspace / "saved")
     assert all(torch.equal(again.state_dict()[key], value) for key, value in checkpoint.model.state_dict().items())
     loaded = factory.load(workspace / "saved")
     assert Captioner(loaded).caption(PHOTOS, beams=3) == Captioner(checkpoint).caption(PHOTOS, beams=3)
@@ -213,11 +214,23 @@ def test_a_trained_captioner_is_the_start_of_another_training(built: Path) -> No
         train(built, lora={"rank": 4, "alpha": 8.0, "dropout": 0.0})
 
 
+def test_gits_decoder_on_a_cnn_learns_by_lora_and_with_gradient_checkpointing(built: Path) -> None:
+    train(built, checkpoint="cnn-git", epochs=1)
+    shutil.copytree("models/finetune", "base")
+    before = factory.load(Path("base")).model.state_dict()
+    train(built, checkpoint="base", lora={"rank": 4, "alpha": 8.0, "dropout": 0.0}, gradient_checkpointing=True)
+    after = factory.load(Path("models/finetune")).model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all(".attention." in key and key.endswith(".weight") for key in changed)
+
+
 def test_a_captioner_is_evaluated_registered_and_served(built: Path) -> None:
     train(built, checkpoint="cnn-attention", epochs=1)
     evaluate.run(params.load(), Namespace())
     report = json.loads(Path("reports/evaluate.json").read_text())
     assert "before_finetuning" not in report  # there was no captioner before
+    assert "Apache-2.0" in json.loads(Path("models/finetune/training.json").read_text())["notice"]
     register.run(params.load(), Namespace())
     store = runs.client()
     version = registry.versions(store, "image-captioning")[-1]
@@ -239,7 +252,10 @@ def test_a_captioner_is_evaluated_registered_and_served(built: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"checkpoint": "cnn-foo"}, "`checkpoint` 'cnn-foo' is none of scratch, cnn-attention, cnn-lstm, cnn-rnn"),
+        (
+            {"checkpoint": "cnn-foo"},
+            "`checkpoint` 'cnn-foo' is neither one of scratch, cnn-attention, cnn-lstm, cnn-rnn, cnn-git",
+        ),
         ({"checkpoint": "cnn-lstm", "lora.rank": 4}, "`lora.rank` would keep the random weights of `cnn-lstm`"),
     ],
 )

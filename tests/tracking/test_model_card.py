@@ -47,6 +47,13 @@ def test_the_card_has_every_score_with_its_interval_and_the_provenance() -> None
     assert "`params`" not in text
 
 
+def test_the_card_has_the_licence_of_weights_from_elsewhere() -> None:
+    assert "Contains weights" not in card()
+    training = {**TRAINING, "notice": "EfficientNet-lite0: Apache-2.0 |\n# <b>"}
+    text = model_card.render("image-captioning", training, evaluation(), {}, [])
+    assert "Contains weights of: EfficientNet-lite0: Apache-2.0 &#124; # &lt;b&gt;." in text
+
+
 def test_the_card_says_whether_the_model_is_worse_than_what_it_has_to_beat() -> None:
     text = card()
     assert "**Worse than before fine-tuning (-0.500 CIDEr-D, 95 % interval -0.700 to -0.200)**" in text

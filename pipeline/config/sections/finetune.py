@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.sections.base import Fraction, Section
 
 # Names of `checkpoint` that are no checkpoints: the model is created when training starts.
-CREATED = ("scratch", "cnn-attention", "cnn-lstm", "cnn-rnn")
+CREATED = ("scratch", "cnn-attention", "cnn-lstm", "cnn-rnn", "cnn-git")
 REGISTERED = "models:/"  # prefix of a checkpoint that is a registered version
 
 
@@ -138,8 +138,8 @@ class Finetune(Section):
             )
         if self.checkpoint.startswith("cnn-") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.checkpoint):
             raise ValueError(
-                f"`checkpoint` {self.checkpoint!r} is none of {', '.join(CREATED)}, nor a folder here, nor a hub"
-                " name like microsoft/git-base; correct it"
+                f"`checkpoint` {self.checkpoint!r} is neither one of {', '.join(CREATED)}, nor a folder here,"
+                " nor a hub name like microsoft/git-base; correct it"
             )
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(

