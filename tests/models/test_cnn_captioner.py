@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import shutil
+import signal
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -31,7 +34,8 @@ from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import registry, runs
 from pipeline.training.trainer import Trainer
-from tests.conftest import jpeg, set_params
+from tests.conftest import jpeg, run, set_params
+from tests.training.test_resume import start, wait_for_state
 
 SIDE = 64  # pixels; a grid of 2 x 2 cells
 NAMES = [name for name in CREATED if name != "scratch"]
@@ -202,6 +206,22 @@ def test_training_resumes_bit_for_bit_after_five_crashes(built: Path, capsys: py
     capsys.readouterr()
     assert train(built) == expected
     assert "resumes from step 8 of 9" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_five_kills_do_not_change_the_result(built: Path) -> None:
+    created("cnn-lstm").save(built / "base")
+    set_params(built, {"finetune.checkpoint": "base", "finetune.epochs": 20, "finetune.learning_rate": 3e-3})
+    command = (sys.executable, "-m", "pipeline.finetune")
+    assert run(built, *command).returncode == 0
+    expected = sha256_of(*OUTPUTS)
+    for step in (4, 12, 25, 37, 50):
+        process = start(built, *command)
+        wait_for_state(built, step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert "resumes from step" in run(built, *command).stdout
+    assert sha256_of(*OUTPUTS) == expected
 
 
 def test_a_trained_captioner_is_the_start_of_another_training(built: Path) -> None:
