@@ -189,7 +189,7 @@ def test_status_before_setup_says_make_setup(workspace: Path, capsys: pytest.Cap
     (workspace / "models").mkdir()
     (workspace / f"{status.DEMO_CHECKPOINT}.dvc").write_text("outs: []\n")
     text = shown(capsys)
-    assert "'models/git-demo' is tracked by DVC but not in its place" in " ".join(text.split())
+    assert "'models/git-demo' is tracked by DVC but not in the workspace" in " ".join(text.split())
     assert text.splitlines()[-1].startswith("Next:        make setup")
 
 
