@@ -54,9 +54,8 @@ demo: setup ## run the whole loop on the sample: from pictures to a registered m
 	@touch $@
 
 test: setup .venv/cnn ## run the tests (under 10 minutes on 2 cores)
-	@# Three processes of one thread each: many tests wait for a server or a process. `python -m pytest` alone runs all
-	@# in one, which is easier to debug.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
+	@# Two processes of one thread each; `python -m pytest` alone runs all in one, which is easier to debug.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .
