@@ -38,6 +38,27 @@ class Decoding:
     top_p: float = 1.0
     max_tokens: int | None = None
 
+    def generate_options(self) -> dict[str, Any]:
+        """Return the options of transformers' `generate`."""
+        options: dict[str, Any] = {"do_sample": False, "num_beams": self.beams}
+        if self.samples:
+            options = {"do_sample": True, "top_p": self.top_p, "num_return_sequences": self.samples}
+        if self.max_tokens is not None:
+            options["max_length"] = self.max_tokens
+        return options
+
+
+def is_target_of(tokens: torch.Tensor, end: int | list[int]) -> torch.Tensor:
+    """Return which tokens of generated captions count, without the begin mark, `(captions, length - 1)`.
+
+    Args:
+        tokens: `(captions, length)`, with the begin mark; padding follows the end mark.
+        end: the end mark, or several of them.
+    """
+    ends = torch.tensor(end if isinstance(end, list) else [end], device=tokens.device)
+    is_end = torch.isin(tokens[:, 1:], ends)
+    return is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first end mark
+
 
 class CaptionModel(torch.nn.Module, ABC):
     """A model that turns pictures into features and features into captions.
@@ -52,7 +73,7 @@ class CaptionModel(torch.nn.Module, ABC):
 
     @property
     def notice(self) -> str:
-        """The origin and licence of weights that came from elsewhere, for the model card; empty if there is none."""
+        """The origin and licence of weights that came from elsewhere, for the model card; else empty."""
         return ""
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM, EfficientNetConfig, EfficientNetModel, GitConfig
 
 from pipeline.models.cnn import encoder
+from pipeline.models.cnn.encoded import CnnEncoded
 from pipeline.models.cnn.encoder import LICENSE
 from pipeline.models.git.modeling import GitForCausalLM
 
@@ -28,45 +28,14 @@ class CnnGitConfig(GitConfig):  # type: ignore[misc]  # transformers is untyped 
     encoder_license: str = LICENSE
 
 
-class CnnGitForCausalLM(GitForCausalLM):
-    """GIT with an EfficientNet as its image encoder, whose batch norms always use their ImageNet statistics."""
+class CnnGitForCausalLM(CnnEncoded, GitForCausalLM):
+    """GIT with an EfficientNet as its image encoder."""
 
     config_class = CnnGitConfig
 
     def __init__(self, config: CnnGitConfig) -> None:
         super().__init__(config)
         self.git.image_encoder = EfficientNetModel(self.config.encoder_config)
-
-    @property
-    def notice(self) -> str:
-        """The origin and licence of the encoder's weights."""
-        return str(self.config.encoder_license)
-
-    @property
-    def image_encoder_settings(self) -> dict[str, Any]:
-        """The `encoder_config`."""
-        settings: dict[str, Any] = self.config.encoder_config.to_dict()
-        return settings
-
-    @property
-    def features_shape(self) -> tuple[int, int]:
-        """One token per cell of the grid, `(cells, width)`."""
-        return encoder.grid_shape(self.config.encoder_config)
-
-    @property
-    def image_size(self) -> int:
-        """The side of the square input picture, in pixels."""
-        return int(self.config.encoder_config.image_size)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; the image encoder stays in evaluation mode."""
-        super().train(mode)
-        self.git.image_encoder.eval()
-        return self
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the grid of features, `(pictures, cells, width)`."""
-        return encoder.encode(self.git.image_encoder, pixel_values)
 
 
 def small_config(encoder_config: EfficientNetConfig, **vocabulary: Any) -> CnnGitConfig:

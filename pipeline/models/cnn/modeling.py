@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,11 +12,10 @@ from transformers import AutoConfig, AutoModel, EfficientNetModel, GenerationMix
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pipeline.config.errors import ConfigError
-from pipeline.models.base import CaptionModel, Decoding
-from pipeline.models.cnn import encoder
+from pipeline.models.base import Decoding, is_target_of
 from pipeline.models.cnn.configuration import CnnCaptionerConfig
 from pipeline.models.cnn.decoder import Decoder, Memory, State
-from pipeline.models.git.modeling import generate_options
+from pipeline.models.cnn.encoded import CnnEncoded
 
 _MAX_TOKENS = 1024  # a recurrent decoder has no limit of its own
 
@@ -54,12 +53,8 @@ class RecurrentCache:
         self.state = tuple(tensor.index_select(0, beams) for tensor in self.state)
 
 
-class CnnCaptioner(PreTrainedModel, GenerationMixin, CaptionModel):  # type: ignore[misc]  # transformers is untyped here
-    """An EfficientNet that encodes a picture once, and a recurrent decoder that captions it.
-
-    The encoder's batch norms always use their ImageNet statistics, also when its weights are trained: statistics of a
-    few pictures are too noisy, and would depend on `finetune.accumulation` and the number of processes.
-    """
+class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignore[misc]  # transformers is untyped here
+    """An EfficientNet that encodes a picture once, and a recurrent decoder that captions it."""
 
     config_class = CnnCaptionerConfig
     base_model_prefix = "captioner"
@@ -82,31 +77,10 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CaptionModel):  # type: ign
         """Keep torch's initial weights: transformers' N(0, 0.02) is far too small for a recurrent cell."""
 
     @property
-    def notice(self) -> str:
-        """The origin and licence of the encoder's weights."""
-        return str(self.config.encoder_license)
-
-    @property
     def image_encoder(self) -> torch.nn.Module:
         """The EfficientNet."""
         eyes: torch.nn.Module = self.encoder
         return eyes
-
-    @property
-    def image_encoder_settings(self) -> dict[str, Any]:
-        """The `encoder_config`."""
-        settings: dict[str, Any] = self.config.encoder_config.to_dict()
-        return settings
-
-    @property
-    def features_shape(self) -> tuple[int, int]:
-        """One token per cell of the grid, `(cells, width)`."""
-        return encoder.grid_shape(self.config.encoder_config)
-
-    @property
-    def image_size(self) -> int:
-        """The side of the square input picture, in pixels."""
-        return int(self.config.encoder_config.image_size)
 
     @property
     def max_tokens(self) -> int:
@@ -116,12 +90,6 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CaptionModel):  # type: ign
     def set_caption_length(self, max_tokens: int) -> None:
         """Set the `max_length` of the generation config."""
         self.generation_config.max_length = max_tokens
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; the image encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
     def lora_targets(self, with_image_encoder: bool) -> str:
         """Raise a `ConfigError`: LoRA adapts attention projections of transformers."""
@@ -140,10 +108,6 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CaptionModel):  # type: ign
     def write(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write what `AutoModel.from_pretrained` loads."""
         self.save_pretrained(folder, state_dict=weights)
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the grid of features, `(pictures, cells, width)`."""
-        return encoder.encode(self.encoder, pixel_values)
 
     def caption_loss(
         self,
@@ -205,15 +169,14 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CaptionModel):  # type: ign
             features = self.encode(pixel_values)
         cache = RecurrentCache(self.decoder.look(features))
         begin = torch.full((len(features), 1), self.generation_config.bos_token_id, device=features.device)
-        tokens: torch.Tensor = self.generate(input_ids=begin, past_key_values=cache, **generate_options(decoding))
+        tokens: torch.Tensor = self.generate(input_ids=begin, past_key_values=cache, **decoding.generate_options())
         return tokens
 
     @torch.inference_mode()
     def generate_with_scores(self, features: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens, and the mean log-probability per token of each caption from the same features."""
         tokens = self.generate_captions(None, features, decoding)
-        is_end = tokens[:, 1:] == self.generation_config.eos_token_id
-        is_target = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first end mark; padding follows
+        is_target = is_target_of(tokens, self.generation_config.eos_token_id)
         pictures = torch.arange(len(features), device=features.device)
         picture_of = pictures.repeat_interleave(len(tokens) // len(features))
         return tokens, self._means(features, tokens, is_target, picture_of)

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pipeline.models.base import CaptionModel, Decoding
+from pipeline.models.base import CaptionModel, Decoding, is_target_of
 from pipeline.models.git.layers import (
     KeysValues,
     decoder_layer,
@@ -132,18 +132,17 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
     ) -> torch.Tensor:
         """Search or sample with transformers' `generate`; see `caption`."""
-        return self.caption(pixel_values, features=features, **generate_options(decoding))
+        return self.caption(pixel_values, features=features, **decoding.generate_options())
 
     @torch.inference_mode()
     def generate_with_scores(self, features: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens and scores; the prefix of generation serves for the scores too."""
         prefix = self.prefix(features)
-        tokens = self._generate(prefix, len(features), **generate_options(decoding))
+        tokens = self._generate(prefix, len(features), **decoding.generate_options())
         targets = tokens[:, 1:]
         logits = self._step(tokens[:, :-1], prefix, DynamicCache(), 0).logits.float()
         log_probabilities = -cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        is_end = targets == self.generation_config.eos_token_id
-        is_target = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first end mark; padding follows
+        is_target = is_target_of(tokens, self.generation_config.eos_token_id)
         return tokens, (log_probabilities * is_target).sum(dim=1) / is_target.sum(dim=1)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -294,13 +293,3 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         # `generate` repeats every tensor argument for each beam; a `Prefix` is no tensor, so it is not repeated.
         tokens: torch.Tensor = self.generate(input_ids=begin, prefix=prefix, **options)
         return tokens
-
-
-def generate_options(decoding: Decoding) -> dict[str, Any]:
-    """Return the options of transformers' `generate`."""
-    options: dict[str, Any] = {"do_sample": False, "num_beams": decoding.beams}
-    if decoding.samples:
-        options = {"do_sample": True, "top_p": decoding.top_p, "num_return_sequences": decoding.samples}
-    if decoding.max_tokens is not None:
-        options["max_length"] = decoding.max_tokens
-    return options
