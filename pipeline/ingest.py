@@ -113,7 +113,7 @@ class _LastRun:
                 self._records = {r.sha256: r for r in read_ingested(folder) if r.file_name in stored}
 
     def find(self, sha256: str) -> Normalised | None:
-        """Return the picture with these raw bytes, without its JPEG (which `pictures` has); None if there is none."""
+        """Return the picture with these raw bytes, without its JPEG (which `pictures` has), or None."""
         record = self._records.get(sha256)
         if record is None:
             return None

@@ -28,7 +28,7 @@ from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of, swapped_in
 FOLDER = paths.WORK / "clone"
 _KEPT = paths.WORK / "kept"  # the clone's data files, saved while the workspace's commit is checked out over them
 BEFORE = paths.WORK / "before"  # data files from before a retraining; exists only until it finishes
-ACCEPTED = paths.WORK / "accepted"  # exists if they are its own, because all stages accepted these
+ACCEPTED = paths.WORK / "accepted"  # exists if all stages accepted its data, which BEFORE has then; when it began
 _NEW, _BASE = "refs/retrain/new", "refs/retrain/base"  # the workspace's commit now and at the last synchronization
 BRANCHES = "refs/heads/"
 ASIDE = "refs/retrain/aside/"  # data states on no branch: refused, overtaken or not yet published
@@ -158,12 +158,14 @@ def remember() -> None:
 def accept() -> None:
     """Make `go_back` restore the current data files, which all stages have accepted, also if bad ones follow."""
     start = began()
-    _save(_data(), BEFORE, start)
-    ACCEPTED.touch()
+    _save(_data(), BEFORE)
+    _write(ACCEPTED, str(start).encode())
 
 
 def began() -> float:
     """Return when the current retraining first began, before any interruption, in seconds since 1970."""
+    if ACCEPTED.exists():
+        return float(ACCEPTED.read_text())
     return min(path.stat().st_mtime for path in (BEFORE, *BEFORE.rglob("*")))  # some files may have been updated since
 
 
@@ -201,13 +203,11 @@ def _data() -> dict[str, bytes]:
     return {path: Path(path).read_bytes() for path in data_files()}
 
 
-def _save(files: Mapping[str, bytes], folder: Path, modified: float | None = None) -> None:
+def _save(files: Mapping[str, bytes], folder: Path) -> None:
     with swapped_in(folder) as (place,):
         place.mkdir()
         for path, content in files.items():
             _write(place / path, content)
-        if modified is not None:
-            os.utime(place, (modified, modified))
 
 
 def _remove_whole(folder: Path) -> None:

@@ -127,6 +127,8 @@ def _check(photos: Path, captions: Path | None, name: str) -> Path:
     if not name or not all(letter.isalnum() or letter in "_-." for letter in name) or not name[0].isalnum():
         raise ConfigError(f"--name: found {name[:40]!r}; use {_NAME}, and begin with a letter or digit")
     folder = paths.RAW / name
+    if folder.resolve().is_relative_to(photos.resolve()):
+        raise ConfigError(f"{photos}: contains this workspace's {paths.RAW}; name the folder of your photos alone")
     if folder.exists() or Path(f"{folder}.dvc").exists():
         raise ConfigError(
             f"{folder}: exists already; choose another --name, or add files there and run `dvc add {folder}`"

@@ -80,7 +80,7 @@ class HeldOut:
 
 
 def read_held_out(folder: Path, params: Mapping[str, Any]) -> HeldOut:
-    """Return the list of the last run in `folder`, or an empty one if there is none or its params were different.
+    """Return the list of the last run in `folder`, or an empty one if it is missing or its params were different.
 
     A data set of an older version of this project has no list; then its validation and test splits are the list.
 

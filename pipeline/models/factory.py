@@ -120,6 +120,9 @@ def load(folder: Path) -> Checkpoint:
             f"{folder}: has no .safetensors weights (pickled weights can run code, so they are not loaded);"
             " convert them on a machine that trusts them: `save_pretrained` writes safetensors"
         )
+    if (folder / "adapter_config.json").exists():
+        # transformers would load it silently, and a checkpoint saved later would have the adapter only.
+        raise ConfigError(f"{folder}: has an adapter (adapter_config.json); merge it into the weights first")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # architectures check what it would warn about
     checkpoint_files.check_json_sizes(folder)

@@ -9,12 +9,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline.config.errors import ConfigError, TemporaryError
 
 LOOPBACK = "127.0.0.1"
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's loopback
 _PORTS = 20  # ports to try
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
@@ -44,6 +46,8 @@ def any_port() -> int:
 
 def is_free(host: str, port: int) -> bool:
     """Return whether a server may listen on the port, and no other program answers there."""
+    if not 1 <= port <= 65_535:
+        return False
     with socket.socket() as probe:
         probe.settimeout(1)
         # macOS lets a second program bind a port that another, like AirPlay on port 5000, has on all addresses, so
@@ -119,7 +123,7 @@ class LocalServer:
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 (http, and our own address)
+        with _DIRECT.open(address, timeout=5) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, HTTPException):
         return False

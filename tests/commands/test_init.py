@@ -108,6 +108,8 @@ def test_what_is_missing_or_taken_is_said_and_changes_nothing(
         init.init(params.load(), photos, None, "mine", False)
     with pytest.raises(ConfigError, match=r"nothing\.zip: not found"):
         init.init(params.load(), Path("nothing.zip"), captions, "mine", False)
+    with pytest.raises(ConfigError, match="contains this workspace's data/raw"):
+        init.init(params.load(), Path(), captions, "mine", False)
     for name in ("", "../x", "a b", ".hidden"):
         with pytest.raises(ConfigError, match="--name: found"):
             init.init(params.load(), photos, captions, name, False)

@@ -352,3 +352,49 @@ def test_the_names_build_captioners_on_the_imagenet_encoder(workspace: Path, mon
     assert checkpoint.model.features_shape == (49, 1280)
     assert checkpoint.image_size == 224
     assert len(Captioner(checkpoint).caption(PHOTOS)) == 3
+
+
+@pytest.mark.parametrize("name", ["cnn-attention", "cnn-git"])
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("generation_config.json", {"max_length": 3000}, "max_length: found 3000, allowed are 2 to"),
+        ("generation_config.json", {"max_length": "x"}, "max_length: found x"),
+        ("config.json", {"num_block_repeats": [400, -398, 1, 1, 1, 1, 1]}, "num_block_repeats: found 400"),
+        ("config.json", {"num_block_repeats": [10**9] * 7}, "num_block_repeats: found 1000000000"),
+        ("config.json", {"strides": [1] * 7}, "makes features of 1024 x 64, not 4 x 64"),
+        ("config.json", {"batch_norm_eps": -5}, "config.json|can't be loaded"),
+    ],
+)
+def test_a_config_that_would_fail_at_the_first_picture_is_reported_at_loading(
+    name: str, file: str, changes: dict[str, Any], message: str, workspace: Path
+) -> None:
+    created(name).save(workspace / "saved")
+    place = workspace / "saved" / file
+    content = json.loads(place.read_text())
+    (content["encoder_config"] if file == "config.json" else content).update(changes)
+    place.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        factory.load(workspace / "saved")
+
+
+@pytest.mark.parametrize("name", ["cnn-attention", "cnn-git"])
+def test_several_end_marks_are_allowed(name: str, workspace: Path) -> None:
+    created(name).save(workspace / "saved")
+    expected = Captioner.from_folder(workspace / "saved").caption(PHOTOS, beams=2)
+    place = workspace / "saved" / "generation_config.json"
+    content = json.loads(place.read_text())
+    place.write_text(json.dumps({**content, "eos_token_id": [content["eos_token_id"]]}))
+    checkpoint = factory.load(workspace / "saved")
+    assert Captioner.from_folder(workspace / "saved").caption(PHOTOS, beams=2) == expected
+    features = checkpoint.model.encode(torch.zeros(1, 3, SIDE, SIDE))
+    _, scores = checkpoint.model.generate_with_scores(features, Decoding(beams=2))
+    assert scores is not None
+    assert scores.isfinite().all()
+
+
+def test_a_checkpoint_with_an_adapter_is_refused(workspace: Path) -> None:
+    created("cnn-attention").save(workspace / "saved")
+    (workspace / "saved/adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has an adapter \(adapter_config\.json\)"):
+        factory.load(workspace / "saved")

@@ -29,12 +29,19 @@ def test_a_port_on_which_a_program_answers_on_all_addresses_is_taken() -> None:
             free_port(LOOPBACK, 1, wanted=port)
 
 
+@pytest.mark.parametrize("port", [-1, 0, 70_000])
+def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match="is taken or not allowed"):
+        free_port(LOOPBACK, 1, wanted=port)
+
+
 def test_the_wanted_port_is_used() -> None:
     port = any_port()
     assert free_port(LOOPBACK, 1, wanted=port) == port
 
 
-def test_a_server_runs_until_it_is_ended(module: str, tmp_path: Path) -> None:
+def test_a_server_runs_until_it_is_ended(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # for the world outside
     port = any_port()
     server = LocalServer("it", [module, f"{port}"], tmp_path / "logs" / "log", {})
     try:

@@ -70,7 +70,7 @@ def _texts(responses: object) -> list[str]:
     return [
         answer["value"]
         for name in questions
-        for answer in answers[name] or []
+        for answer in (answers[name] if isinstance(answers[name], list) else [])
         if isinstance(answer, dict) and isinstance(answer.get("value"), str)
     ]
 

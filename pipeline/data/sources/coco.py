@@ -17,7 +17,7 @@ def _read(file: CaptionsFile) -> Captions:
         if isinstance(image, dict) and isinstance(image.get("id"), int | str):
             names[image["id"]] = image.get("file_name")
     # captions_train2017.json, captions_val2014.json
-    split = split_named(file.member.rpartition("/")[2].rpartition(":")[2].removeprefix("captions_").split(".")[0])
+    split = split_named(file.base.removeprefix("captions_").split(".")[0])
 
     def rows() -> Iterator[CaptionRow]:
         for number, annotation in enumerate(annotations, start=1):

@@ -13,7 +13,7 @@ from pipeline.data.sources.own_splits import split_in_path
 def _read(file: CaptionsFile) -> Captions:
     """Read the captions; a folder (or zip) `train`, `validation` or `test` is the split of the pictures in it."""
     captions = table.read(file) if file.member.lower().endswith(".csv") else _read_lines(file)
-    folder = file.member.removesuffix(file.member.rpartition("/")[2].rpartition(":")[2])
+    folder = file.member.removesuffix(file.base)
 
     def rows() -> Iterator[CaptionRow]:
         for row in captions.rows:

@@ -68,9 +68,11 @@ def _full(task: dict[str, Any]) -> list[str]:
     for annotation in annotations:
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue
-        for region in annotation.get("result") or []:
-            if isinstance(region, dict) and region.get("type") == "textarea":
-                texts += _strings(region.get("value", {}).get("text"))
+        regions = annotation.get("result")
+        for region in regions if isinstance(regions, list) else []:
+            value = region.get("value") if isinstance(region, dict) and region.get("type") == "textarea" else None
+            if isinstance(value, dict):
+                texts += _strings(value.get("text"))
     return texts
 
 

@@ -64,15 +64,25 @@ class CaptionsFile:
         data: the bytes of the file.
         place: its path from the workspace, for error messages.
         member: its path from the source's folder, for records and reports.
-        folder: the folder that contains it, within its zip or the source.
+        name: its path within its zip or the source.
         columns: the columns to read, if it is a table.
     """
 
     data: bytes
     place: str
     member: str
-    folder: str
+    name: str
     columns: Columns = USUAL_COLUMNS
+
+    @property
+    def folder(self) -> str:
+        """The folder that contains it, within its zip or the source."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def base(self) -> str:
+        """Its name without folders."""
+        return self.name.rpartition("/")[2]
 
     def row(self, number: int, picture: object, caption: object, split: str | None = None) -> CaptionRow:
         """Return a row of this file; it is malformed unless `picture` and `caption` are strings."""

@@ -133,7 +133,7 @@ def read_captions(files: Files, index: int, layout: Layout, columns: Columns) ->
         data = files.read(index, _MAX_CAPTIONS_BYTES)
     except MemberError as error:
         raise DataError(f"{place}: cannot be read ({error.reason}); download or create the archive again") from None
-    captions = layout.read(CaptionsFile(data, place, member.place, member.name.rpartition("/")[0], columns))
+    captions = layout.read(CaptionsFile(data, place, member.place, member.name, columns))
     return captions._replace(rows=map(_without_surrogates, map(_shortened, captions.rows)))
 
 

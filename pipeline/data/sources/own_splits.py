@@ -19,7 +19,7 @@ def split_named(name: object) -> str | None:
 
 
 def split_in_path(path: str) -> str | None:
-    """Return the split that the last folder or zip of this kind in a path names; None if there is none.
+    """Return the split that the last folder or zip of this kind in a path names, or None.
 
     >>> split_in_path("birds/train/img/1.jpg"), split_in_path("test.zip:1.jpg"), split_in_path("train.jpg")
     ('train', 'test', None)

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -14,6 +15,8 @@ from pyarrow import parquet
 from pipeline.config.errors import DataError
 
 _MAX_GROUP_BYTES = 2**31  # of the pictures in a row group, which is read into memory at once
+_MAX_PATHS = 2**28  # characters of all paths, which stay in memory
+_BATCH = 16  # rows to decode at a time
 _GROUPS = 2  # kept in memory: threads read ahead into the next one
 
 
@@ -38,14 +41,37 @@ class ParquetReader:
         for group in range(file.num_row_groups):
             self._starts.append(len(self.paths))
             self._check(group)
-            values = file.read_row_group(group, columns=[f"{self._column}.path"]).column(0)
-            self.paths += [(value or {}).get("path") or "" for value in values.to_pylist()]
+            characters = 0
+            for written in self._values(group, "path"):
+                characters += len(written or "")
+                if characters > _MAX_PATHS:
+                    raise DataError(f"{self._path}: the paths of a row group have more than {_MAX_PATHS:,} characters")
+                self.paths.append(written or "")
 
     def _check(self, group: int) -> None:
         metadata = self._file.metadata.row_group(group)
         size = sum(metadata.column(k).total_uncompressed_size for k in range(metadata.num_columns))
         if size > _MAX_GROUP_BYTES:
             raise DataError(f"{self._path}: a row group has {size:,} bytes; write it with smaller row groups")
+
+    def _values(self, group: int, field: str) -> Iterator[Any]:
+        """Yield a field of the pictures of a row group.
+
+        A few rows are decoded at a time: a small file can repeat one large value any number of times.
+        """
+        for batch in self._file.iter_batches(_BATCH, row_groups=[group], columns=[f"{self._column}.{field}"]):
+            yield from ((value or {}).get(field) for value in batch.column(0).to_pylist())
+
+    def _decoded(self, group: int) -> list[bytes | None]:
+        pictures, size = [], 0
+        for data in self._values(group, "bytes"):
+            size += len(data or b"")
+            if size > _MAX_GROUP_BYTES:
+                raise DataError(
+                    f"{self._path}: a row group has more than {_MAX_GROUP_BYTES:,} bytes; write smaller ones"
+                )
+            pictures.append(data)
+        return pictures
 
     def size(self, row: int) -> int:
         """Return 0: the picture of a row takes no memory of its own, because its row group is kept in memory."""
@@ -60,8 +86,10 @@ class ParquetReader:
         group = max(k for k, start in enumerate(self._starts) if start <= row)
         with self._lock:
             if group not in self._groups:
-                values = self._file.read_row_group(group, columns=[f"{self._column}.bytes"]).column(0)
-                self._groups[group] = [(value or {}).get("bytes") for value in values.to_pylist()]
+                try:
+                    self._groups[group] = self._decoded(group)
+                except (pa.ArrowException, OSError) as error:
+                    raise ValueError(f"damaged: {error}") from None
                 if len(self._groups) > _GROUPS:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)
@@ -72,11 +100,22 @@ class ParquetReader:
 
 
 def picture_column(schema: pa.Schema) -> str | None:
-    """Return the name of the first column of pictures; None if there is none."""
+    """Return the name of the first column of pictures, or None."""
     for field in schema:
-        if pa.types.is_struct(field.type) and {"bytes", "path"} <= {child.name for child in field.type}:
+        kinds = {child.name: child.type for child in field.type} if pa.types.is_struct(field.type) else {}
+        data, path = kinds.get("bytes", pa.null()), kinds.get("path", pa.null())
+        if _is_binary(data) and is_text(path):
             return str(field.name)
     return None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether values of this type are strings."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def member_name(file: str, row: int, suffix: str = "") -> str:

@@ -28,7 +28,7 @@ def _stems(files: Files) -> frozenset[tuple[str, str]]:
 def _read(file: CaptionsFile) -> Captions:
     """Read a file; each line that is not blank is a caption."""
     encoding, lines = file.lines()
-    stem = file.member.rpartition("/")[2].rpartition(":")[2].rpartition(".")[0]
+    stem = file.base.rpartition(".")[0]
     return Captions(encoding, (file.row(number, stem, line) for number, line in lines))
 
 

@@ -140,7 +140,25 @@ def _load(folder: Path, config: Any, kind: type[CnnCaptioner] | type[CnnGitForCa
     checkpoint_files.check_tokenizer(
         folder, checkpoint, config.vocab_size, generation.bos_token_id, generation.eos_token_id
     )
+    checkpoint_files.check_caption_length(folder, generation.max_length, model.max_tokens)
+    _check_encoding(folder, model)
     return checkpoint
+
+
+def _check_encoding(folder: Path, model: CnnCaptioner | CnnGitForCausalLM) -> None:
+    """Encode a grey picture: strides, widths and norms can be wrong though all weights have the expected shapes.
+
+    Raises:
+        ConfigError: the features have another shape than the model states, or are not finite.
+    """
+    with torch.inference_mode():
+        features = model.eval().encode(torch.zeros(1, 3, model.image_size, model.image_size))
+    if tuple(features.shape[1:]) != model.features_shape or not bool(features.isfinite().all()):
+        found = " x ".join(map(str, features.shape[1:]))
+        raise ConfigError(
+            f"{folder / 'config.json'}: encoder_config: makes features of {found}, not"
+            f" {' x '.join(map(str, model.features_shape))} finite numbers; download or copy the checkpoint again"
+        )
 
 
 def _tokens(tokenizer: Any) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from transformers import EfficientNetConfig, PreTrainedConfig
@@ -11,6 +12,8 @@ from pipeline.models import checkpoint_files
 from pipeline.models.cnn.encoder import LICENSE
 
 DECODERS = ("attention", "lstm", "rnn")
+
+_MAX_IMAGE_SIZE = 1024  # pixels per side; EfficientNet-L2 has 800
 
 
 class CnnCaptionerConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
@@ -51,9 +54,11 @@ def check_encoder(file: Path, config: EfficientNetConfig) -> None:
     Raises:
         ConfigError: one is out of range.
     """
-    checkpoint_files.check_size(file, "encoder_config.image_size", config.image_size, checkpoint_files.MAX_IMAGE_SIZE)
+    checkpoint_files.check_size(file, "encoder_config.image_size", config.image_size, _MAX_IMAGE_SIZE)
     repeats = config.num_block_repeats
-    layers = sum(repeats) * config.depth_coefficient + len(repeats)
+    for repeat in repeats:
+        checkpoint_files.check_size(file, "encoder_config.num_block_repeats", repeat, checkpoint_files.MAX_LAYERS)
+    layers = sum(math.ceil(config.depth_coefficient * repeat) for repeat in repeats)
     if not 1 <= layers <= checkpoint_files.MAX_LAYERS:
         raise ConfigError(
             f"{file}: encoder_config: num_block_repeats times depth_coefficient: found about {layers:.0f} blocks,"

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import openpyxl
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from pipeline import ingest
 from pipeline.config import params
 from pipeline.config.errors import DataError
 from pipeline.data.audit import read_set_aside
 from pipeline.data.dataset import read_examples, read_ingested
-from pipeline.data.sources import layouts
+from pipeline.data.sources import layouts, parquet_table
 from pipeline.data.sources.archive import Files
 from pipeline.data.sources.layout import Captions, CaptionsFile, Layout, named
+from pipeline.data.sources.parquet_file import picture_column
 from pipeline.runtime.atomic_files import read_json
 from tests.conftest import TINY, jpeg, run, set_params
 
@@ -494,6 +497,79 @@ def test_a_path_of_another_machine_that_fits_two_pictures_is_ambiguous(workspace
     loose(workspace / "data/raw/s", {"captions.csv": table, **files})
     assert ingested(workspace) == {"x.jpg": ["this"], "y.jpg": ["fine"]}
     assert read_json(Path("reports/ingest/s.json"))["rows"]["set_aside"] == {"picture_ambiguous": 1}
+
+
+def test_a_colon_in_the_name_of_a_text_is_part_of_the_name(workspace: Path) -> None:
+    red, green = (PICTURES[name] for name in sorted(EXPECTED, reverse=True))
+    files = {"10:30.jpg": red, "10:30.txt": b"a dog", "30.jpg": green, "30.txt": b"a cat"}
+    loose(workspace / "data/raw/s", files)
+    assert ingested(workspace) == {"10:30.jpg": ["a dog"], "30.jpg": ["a cat"]}
+
+
+def test_one_large_text_in_many_rows_of_parquet_takes_the_memory_of_a_few(workspace: Path) -> None:
+    folder = workspace / "data/raw/s"
+    loose(folder, PICTURES)
+    rows = {"image": ["red.jpg"] * 3000, "caption": ["x" * 100_000] * 3000}
+    parquet.write_table(pa.table(rows), folder / "rows.parquet")
+    assert (folder / "rows.parquet").stat().st_size < 20_000
+    before = pa.total_allocated_bytes()
+    file = CaptionsFile((folder / "rows.parquet").read_bytes(), "rows.parquet", "rows.parquet", "rows.parquet")
+    most = 0
+    for _ in parquet_table.LAYOUT.read(file).rows:
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 20e6
+
+
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.97])
+def test_damaged_parquet_is_an_error_in_one_line(workspace: Path, where: float) -> None:
+    folder = workspace / "data/raw/s"
+    loose(folder, PICTURES)
+    words = [f"a page {k} of {k * k}" for k in range(2000)]
+    parquet.write_table(pa.table({"image": ["red.jpg"] * 2000, "caption": words}), folder / "rows.parquet")
+    data = bytearray((folder / "rows.parquet").read_bytes())
+    place = int(len(data) * where)
+    data[place : place + 40] = b"\xff" * 40
+    (folder / "rows.parquet").unlink()
+    zipped(folder / "rows.zip", {"rows.parquet": bytes(data)})
+    with pytest.raises(DataError) as raised:
+        ingested(workspace)
+    assert "rows.parquet" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_two_columns_of_captions_are_an_error(workspace: Path) -> None:
+    folder = workspace / "data/raw/s"
+    loose(folder, PICTURES)
+    table = pa.Table.from_arrays(
+        [pa.array(["red.jpg"]), pa.array(["x"]), pa.array(["y"])], ["image", "caption", "caption"]
+    )
+    parquet.write_table(table, folder / "rows.parquet")
+    with pytest.raises(DataError, match="several columns called caption"):
+        ingested(workspace)
+
+
+@pytest.mark.parametrize(
+    "kinds", [(pa.binary(), pa.int32()), (pa.int32(), pa.string()), (pa.string(), pa.string())], ids=str
+)
+def test_a_struct_of_other_types_is_no_column_of_pictures(kinds: tuple[pa.DataType, pa.DataType]) -> None:
+    schema = pa.schema([pa.field("image", pa.struct([("bytes", kinds[0]), ("path", kinds[1])]))])
+    assert picture_column(schema) is None
+
+
+@pytest.mark.parametrize("odd", [{"result": 3}, {"result": [{"type": "textarea", "value": None}]}])
+def test_odd_annotations_of_label_studio_are_no_captions(workspace: Path, odd: dict[str, Any]) -> None:
+    tasks = json.loads(label_studio(minimal=False, tag="caption", field="image"))
+    tasks[0]["annotations"].append({"was_cancelled": False, **odd})
+    loose(workspace / "data/raw/s", {"export.json": as_json(tasks), **PICTURES})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
+
+
+def test_odd_responses_of_argilla_are_no_captions(workspace: Path) -> None:
+    records = json.loads(argilla("https://example.org/photos/{}?v=2"))
+    records[-1]["responses"] = {"caption": 3}
+    loose(workspace / "data/raw/s", {"records.json": as_json(records), **PICTURES})
+    set_params(workspace, {"ingest.max_set_aside": 0.5})
+    assert ingested(workspace) == {name: EXPECTED[name] for name in sorted(EXPECTED)}
 
 
 def test_several_files_of_one_layout_are_read_together(workspace: Path) -> None:

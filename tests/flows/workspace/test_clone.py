@@ -223,6 +223,9 @@ def test_accepted_data_are_gone_back_to_until_their_retraining_ends(entered: Pat
     file.write_text("fetched, and trained on\n")
     clone.accept()
     assert clone.began() == start
+    for path in (clone.BEFORE, *clone.BEFORE.rglob("*")):  # as `synchronize` writes what a person committed
+        os.utime(path)
+    assert clone.began() == start
     clone.remember()
     file.write_text("fetched, and bad\n")
     clone.go_back()
