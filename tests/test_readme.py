@@ -50,7 +50,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    return [line for block in blocks(page, "sh") for line in block.splitlines()]
+    """The commands that a page shows, without the comments behind them."""
+    return [line.partition("  #")[0].rstrip() for block in blocks(page, "sh") for line in block.splitlines()]
 
 
 def settings(page: str) -> list[dict[str, Any]]:

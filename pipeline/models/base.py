@@ -282,6 +282,9 @@ class Checkpoint:
         """
         self.model.write(folder, weights)
         self.image_processor.save_pretrained(folder)
+        # transformers 5 notes how the tokenizer was loaded, so HF_HUB_OFFLINE would change the checkpoint's hash.
+        for key in ("is_local", "local_files_only"):
+            self.tokenizer.init_kwargs.pop(key, None)
         self.tokenizer.save_pretrained(folder)
 
 

@@ -69,6 +69,7 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, address: str, width: int = 1100) -> tuple[Any, list[str]]:
     """Open the page; the list gets each request to another machine."""
     tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.set_default_timeout(120_000)  # a busy machine is slow, not wrong
     foreign: list[str] = []
     own = (address, address.replace("http", "ws"), "data:", "blob:")
     tab.on("request", lambda request: None if request.url.startswith(own) else foreign.append(request.url))

@@ -193,12 +193,13 @@ def test_an_unsupported_param_is_reported(toy: Path) -> None:
         finetune.run(params.load(), Namespace())
 
 
-def test_a_checkpoint_is_unchanged_after_loading_and_saving(toy: Path) -> None:
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_checkpoint_is_unchanged_after_loading_and_saving(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     factory.load(Path("base")).save(Path("again"))
-    # transformers 5 notes in this file where a tokenizer was loaded from.
-    written, first = (json.loads(Path(name, "tokenizer_config.json").read_text()) for name in ("again", "base"))
-    assert written == {**first, "is_local": True, "local_files_only": False}
     names = {path.name for path in Path("base").iterdir()}
     assert names == {path.name for path in Path("again").iterdir()}
-    for name in names - {"tokenizer_config.json"}:
+    for name in names:
         assert Path("again", name).read_bytes() == Path("base", name).read_bytes(), name
