@@ -1,13 +1,15 @@
 """Evaluate: models/finetune on data/dataset/test -> scores in reports/evaluate.json, captions, and a gallery.
 
 The model is compared with two baselines (the most frequent training caption; the caption of the training picture
-nearest in pixels) and with the checkpoint before fine-tuning, if training started from one.
+nearest in pixels), with the checkpoint before fine-tuning, if training started from one, and with the architectures of
+`compare`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,26 @@ from pipeline.config.sections.evaluate import Evaluate
 from pipeline.config.sections.finetune import CREATED
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.images import data_url
-from pipeline.evaluation import baselines, gallery
+from pipeline.evaluation import architectures, baselines, gallery
 from pipeline.evaluation.bootstrap import differences, intervals, warning
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.diversity import mean_length, wording
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
-from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
+from pipeline.runtime import costs, entrypoint
+from pipeline.runtime.atomic_files import (
+    read_json,
+    read_json_lines,
+    sha256_of,
+    swapped_in,
+    write_json,
+    write_json_lines,
+)
 from pipeline.tracking.comparison import comparisons, verdict
 
 _SCORES_CSV = "metrics.csv"
 _COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
 _CONTACT_SHEET = "contact_sheet.png"
+_ARCHITECTURES = "architectures.md"
 _PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
@@ -49,20 +59,24 @@ def run(params: Params, args: argparse.Namespace) -> str:
     with swapped_in(*outputs) as (report_file, metrics_file, folder):
         folder.mkdir()
         # Captions are written before they are scored, so that scores can be recomputed without the models.
-        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _captions_of_systems(test, params)))
+        answers, seconds = _captions_of_systems(test, params)
+        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, answers))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         _write_coco(folder, lines)
         captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
         references = [line["references"] for line in lines]
         statistics_of_systems = _statistics(captions, references)
         report = _report(captions, references, statistics_of_systems)
+        table = _compared(report, seconds, params)
+        if table:
+            (folder / _ARCHITECTURES).write_text(architectures.markdown(table), encoding="utf-8")
         write_json(report_file, report)
         write_json(metrics_file, _metrics(report))
         scores = {system: counted.scores() for system, counted in statistics_of_systems.items()}
         _write_scores_csv(folder / _SCORES_CSV, scores)
         intervals_95 = {system: report[system]["intervals_95"] for system in scores}
         per_picture = {system: counted.each()[_HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
-        _write_gallery(folder, lines, scores, intervals_95, per_picture, report["tokenizer"], params.evaluate)
+        _write_gallery(folder, lines, scores, intervals_95, per_picture, report["tokenizer"], params.evaluate, table)
         _write_contact_sheet(folder, lines)
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
@@ -118,6 +132,25 @@ def _gains(model: Statistics, other: Statistics) -> dict[str, list[float]]:
     }
 
 
+def _compared(report: dict[str, Any], seconds: dict[str, float], params: Params) -> list[architectures.Row]:
+    """Add what they cost to the report's architectures and return their table; empty if none are compared.
+
+    Costs are measured, so they differ from run to run; without `compare` the report has none.
+    """
+    others = params.compare.architectures
+    folders = {_MODEL: paths.MODEL, **{name: paths.COMPARED / name for name in others}}
+    for system, folder in folders.items() if others else ():
+        training = read_json(folder / paths.TRAINING.name)
+        report[system]["cost"] = {
+            "parameters": training["parameters"],
+            "trained_parameters": training["trained_parameters"],
+            "training_seconds": costs.read(training["training_key"]),
+            "captions_per_second": round(report["pictures"] / seconds[system], 2),
+        }
+    start = Path(params.finetune.checkpoint).name
+    return architectures.rows(report, _MODEL, start, others) if others else []
+
+
 def _metrics(report: dict[str, Any]) -> dict[str, float]:
     """Return the scores that `dvc metrics` shows: the model's, and the headline score of the other systems."""
     low, high = report[_MODEL]["intervals_95"][_HEADLINE]
@@ -139,20 +172,27 @@ def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictur
     )
 
 
-def _captions_of_systems(test: Sequence[Example], params: Params) -> Captions:
-    """Return the captions of the model, of the checkpoint before fine-tuning and of the baselines."""
+def _captions_of_systems(test: Sequence[Example], params: Params) -> tuple[Captions, dict[str, float]]:
+    """Return the captions of all systems, and how many seconds each model took.
+
+    The systems are the model, the checkpoint before fine-tuning, the compared architectures and the baselines.
+    """
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
-    captions = {_MODEL: _captions(paths.MODEL, pictures, params, _MODEL)}
+    models = {_MODEL: paths.MODEL}
     if (before := _checkpoint_before(params)) is not None:
-        captions[_BEFORE] = _captions(before, pictures, params, "before fine-tuning")
+        models[_BEFORE] = before
+    models |= {name: paths.COMPARED / name for name in params.compare.architectures}
+    captions, seconds = {}, {}
+    for system, folder in models.items():
+        captions[system], seconds[system] = _captions(folder, pictures, params, system.replace("_", " "))
     train = read_examples(paths.DATASET / "train")
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
     train_reader = PictureReader(paths.DATASET / "train")
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
     captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
-    return captions
+    return captions, seconds
 
 
 def _checkpoint_before(params: Params) -> Path | None:
@@ -164,18 +204,20 @@ def _checkpoint_before(params: Params) -> Path | None:
     return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
 
 
-def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
-    """Return one caption per picture from a checkpoint."""
+def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> tuple[list[str], float]:
+    """Return one caption per picture from a checkpoint, and the seconds that it took."""
     from pipeline.models.captioner import Captioner
 
     captioner = Captioner.from_folder(folder)
-    return captioner.caption_all(
+    start = time.perf_counter()
+    captions = captioner.caption_all(
         pictures,
         beams=params.evaluate.beams,
         max_tokens=params.finetune.max_tokens,
         batch_size=params.runtime.caption_batch_size,
         name=f"evaluate {name}",
     )
+    return captions, time.perf_counter() - start
 
 
 def _lines(test: Sequence[Example], captions: Captions) -> Iterator[dict[str, object]]:
@@ -220,6 +262,7 @@ def _write_gallery(
     per_picture: dict[str, list[float]],
     tokenizer: str,
     settings: Evaluate,
+    table: Sequence[architectures.Row],
 ) -> None:
     """Write the gallery of the pictures with the most telling scores."""
     reader = PictureReader(paths.DATASET / "test")
@@ -236,7 +279,7 @@ def _write_gallery(
         for i in gallery.select(per_picture[_MODEL], gains, settings.gallery_pictures)
     ]
     page = gallery.render(
-        cards, scores, intervals_95, len(lines), tokenizer, "Captions of the test split", _MODEL, versus
+        cards, scores, intervals_95, len(lines), tokenizer, "Captions of the test split", _MODEL, versus, table
     )
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
 

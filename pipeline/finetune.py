@@ -10,18 +10,12 @@ import argparse
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pipeline.config import paths
 from pipeline.config.params import Params
-from pipeline.data.dataset import Example, PictureReader
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import remove, swapped_in
 from pipeline.runtime.launch import is_first, is_one_of_several, run_several
-from pipeline.tracking import samples_page
-
-if TYPE_CHECKING:
-    from pipeline.tracking.live import Live
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -32,7 +26,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # These take seconds to import, and `--help` does not need them.
     from pipeline.tracking import checkpoints
-    from pipeline.tracking.live import Live
+    from pipeline.tracking.live import Live, MlflowLogger
     from pipeline.tracking.runs import run_name
     from pipeline.training import session
 
@@ -47,10 +41,10 @@ def run(params: Params, args: argparse.Namespace) -> str:
         shown = params.flat("ingest", "build", "finetune")
         name = run_name(params.ingest.sources, params.finetune.checkpoint)
         with Live(params.register_.experiment, training.facts["training_key"], shown, name) as live:
-            session.fit(training, _MlflowLogger(live, training.trainer.data.validation))
+            session.fit(training, MlflowLogger(live, training.trainer.data.validation))
         session.write(training, folder, report, metrics, history)
     remove(training.folder)
-    return session.summary(training)
+    return session.summary(training, paths.MODEL, paths.FINETUNE_CURVE)
 
 
 class _NoLogger:
@@ -61,23 +55,6 @@ class _NoLogger:
 
     def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
         pass
-
-
-class _MlflowLogger:
-    """Logs a training to MLflow."""
-
-    def __init__(self, live: Live, validation: Sequence[Example]) -> None:
-        self._live = live
-        self._validation = validation
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        self._live.metrics(values, step)
-
-    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
-        if captions[-1]:
-            reader = PictureReader(paths.DATASET / "validation")
-            page = samples_page.render(self._validation, reader, captions, best_epoch)
-            self._live.page("samples.html", page)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params, flatten
+from pipeline.config.sections.finetune import CREATED
 from pipeline.data.dataset import PictureReader, read_examples
 from pipeline.data.fingerprints import fingerprints_of, write_fingerprints
 from pipeline.data.images import data_url
@@ -64,6 +65,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             facts = {tag: value for tag, value in facts.items() if not tag.startswith(current)}
             card = model_card.render(name, training, evaluation, facts, _samples())
             _log(training_run, params, training, evaluation, facts)
+            for architecture in sorted(evaluation.keys() & set(CREATED)):
+                _log_compared(store, experiment_id, training_run, params, architecture, evaluation[architecture])
             description = model_card.description(card, version.tags if version else {})
             training_run.describe(description)
             if version is None:
@@ -127,6 +130,39 @@ def _log(
             run.file(file, again)
     lines = list(read_json_lines(paths.CAPTIONS))[:_SHOWN]
     run.page(captions_page.NAME, captions_page.render(lines, PictureReader(paths.DATASET / "test")))
+
+
+def _log_compared(
+    store: Any,
+    experiment_id: str,
+    parent: runs.TrainingRun,
+    params: Params,
+    architecture: str,
+    scores: Mapping[str, Any],
+) -> None:
+    """Bring the run of a compared architecture up to date, and show it below the model's run.
+
+    Raises:
+        DataError: its files are missing.
+    """
+    from pipeline.tracking import runs
+
+    facts, curve = paths.COMPARED / architecture / paths.TRAINING.name, paths.COMPARE_REPORTS / f"{architecture}.csv"
+    for needed in (facts, curve):
+        if not needed.is_file():
+            raise DataError(f"{needed}: not found; run `dvc repro`, which trains and evaluates {architecture} first")
+    training = read_json(facts)
+    key, run_name = training["training_key"], runs.run_name(params.ingest.sources, architecture)
+    tags = {"mlflow.source.name": "python -m pipeline.compare"}
+    if runs.find_run(store, experiment_id, key) is None:
+        tags[runs.RESTORED] = "true"
+    with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as run:
+        run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
+        run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
+        run.replace_metrics(run_metrics.of_system(scores))
+        for epoch in read_history(curve):
+            run.metrics(epoch.metrics(), epoch.epoch)
+        run.nest_below(parent.id)
 
 
 def _samples() -> list[model_card.Sample]:

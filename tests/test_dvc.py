@@ -16,7 +16,7 @@ from pipeline.runtime.import_closure import INFRASTRUCTURE, closure, deciding
 from tests.conftest import ROOT
 
 OF_NO_STAGE = {"promote", "runtime", "flow", "retrain", "serving"}  # sections of params that make nothing stale
-STAGES = ["ingest", "build", "finetune", "evaluate", "register"]
+STAGES = ["ingest", "build", "finetune", "compare", "evaluate", "register"]
 
 
 def graph() -> dict[str, Any]:
@@ -46,7 +46,12 @@ def test_a_stage_names_no_code_that_it_does_not_use(stage: str) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "folder"),
-    [("finetune", "pipeline/training"), ("finetune", "pipeline/evaluation"), ("evaluate", "pipeline/evaluation")],
+    [
+        ("finetune", "pipeline/training"),
+        ("compare", "pipeline/training"),
+        ("finetune", "pipeline/evaluation"),
+        ("evaluate", "pipeline/evaluation"),
+    ],
 )
 def test_training_and_evaluation_name_no_folder_with_code_that_they_do_not_use(stage: str, folder: str) -> None:
     """A new metric, for example, does not retrain."""
@@ -66,7 +71,8 @@ def test_no_stage_names_infrastructure_or_runtime_params() -> None:
         assert not [param for param in settings["params"] if param.startswith("runtime")]
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "tracking.pyfunc"])
+# `compare` imports what `finetune` imports.
+@pytest.mark.parametrize("stage", [*(stage for stage in STAGES if stage != "compare"), "tracking.pyfunc"])
 def test_the_closure_read_from_the_source_covers_what_is_imported_when_it_runs(stage: str) -> None:
     """All modules are imported for real, also those that the source imports within functions."""
     files = [path.as_posix().removesuffix(".py").replace("/", ".") for path in closure(f"pipeline.{stage}")]

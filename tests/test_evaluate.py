@@ -67,10 +67,11 @@ def test_the_last_line_says_whether_the_model_beats_the_naive_answers(
     of_systems = evaluate._captions_of_systems
 
     def last_line(say: Callable[[Example], str]) -> str:
-        def captions(test: list[Example], settings: Any) -> dict[str, list[str]]:
+        def captions(test: list[Example], settings: Any) -> tuple[dict[str, list[str]], dict[str, float]]:
             said = [say(example) for example in test]
             people = [example.captions[0] for example in test]
-            return {**of_systems(test, settings), "model": said, "before_finetuning": people}
+            found, seconds = of_systems(test, settings)
+            return {**found, "model": said, "before_finetuning": people}, seconds
 
         monkeypatch.setattr(evaluate, "_captions_of_systems", captions)
         return evaluate.run(params.load(), Namespace())

@@ -19,7 +19,7 @@ from pipeline.models.git import modeling
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.synthetic.sample import write_sample
-from pipeline.tracking import runs
+from pipeline.tracking import live, runs
 from pipeline.training import session
 from pipeline.training.history import EpochMetrics, best_by_cider, read_history
 from pipeline.training.trainer import Trainer
@@ -83,7 +83,7 @@ def test_the_saved_weights_are_from_the_best_epoch(built: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Trainer, "_validate", record)
     marked: list[int] = []
-    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions, best: marked.append(best))
+    monkeypatch.setattr(live.MlflowLogger, "samples", lambda self, captions, best: marked.append(best))
     training = train(epochs=4, learning_rate=0.9, warmup=0.7)
     assert training["best_epoch"] < 4
     assert marked[-1] == training["best_epoch"]

@@ -18,7 +18,7 @@ from pipeline.runtime.entrypoint import RESULT
 from pipeline.runtime.progress import READ_ALONG
 from pipeline.runtime.workspace_lock import OWNER
 
-STAGES = ("ingest", "build", "finetune", "evaluate", "register")
+STAGES = ("ingest", "build", "finetune", "compare", "evaluate", "register")
 TEMPORARY = 75
 DATA = 65
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)

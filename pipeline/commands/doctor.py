@@ -28,7 +28,7 @@ from pipeline.tracking import database
 
 NAME = "image-captioning doctor"
 ASIDE = paths.WORK / "doctor"
-_STAGES = ("ingest-*", "build", "finetune", "evaluate", "register", "promote")  # names of locks
+_STAGES = ("ingest-*", "build", "finetune", "compare-*", "evaluate", "register", "promote")  # names of locks
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 

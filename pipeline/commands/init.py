@@ -85,7 +85,7 @@ def choose_start(gpu: bool) -> Start:
                 "finetune.revision": None,
                 "finetune.freeze": "image_encoder",
                 "finetune.epochs": 12,
-                "finetune.learning_rate": 3e-3,
+                "finetune.learning_rate": "auto",
                 "finetune.label_smoothing": 0.1,
                 "finetune.best_by": "cider",
                 "evaluate.beams": 3,
@@ -99,7 +99,7 @@ def choose_start(gpu: bool) -> Start:
             "finetune.checkpoint": _HUB_MODEL,
             "finetune.revision": commit,
             "finetune.freeze": "none" if gpu else "image_encoder",
-            "finetune.learning_rate": 5e-5,
+            "finetune.learning_rate": "auto",
         },
     )
 

@@ -17,6 +17,7 @@ from pipeline.config.bounded_yaml import read_yaml
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.base import Section
 from pipeline.config.sections.build import Build
+from pipeline.config.sections.compare import Compare
 from pipeline.config.sections.evaluate import Evaluate
 from pipeline.config.sections.finetune import Finetune
 from pipeline.config.sections.flow import Flow
@@ -46,6 +47,7 @@ class Params(Section):
     ingest: Ingest
     build: Build
     finetune: Finetune
+    compare: Compare
     evaluate: Evaluate
     register_: Annotated[Register, Field(alias="register")]
     promote: Promote

@@ -12,6 +12,7 @@ INGEST = Path("data/ingest")
 DATASET = Path("data/dataset")
 MODEL = Path("models/finetune")
 TRAINING = MODEL / "training.json"  # the facts that decided the training
+COMPARED = Path("models/compare")  # a folder per architecture
 
 REPORTS = Path("reports")
 INGEST_REPORTS = REPORTS / "ingest"
@@ -22,6 +23,7 @@ DATA_PAGE = REPORTS / "data.html"
 FINETUNE_REPORT = REPORTS / "finetune.json"
 FINETUNE_METRICS = REPORTS / "finetune.metrics.json"
 FINETUNE_CURVE = REPORTS / "finetune.csv"
+COMPARE_REPORTS = REPORTS / "compare"
 EVALUATE_REPORT = REPORTS / "evaluate.json"
 EVALUATE_METRICS = REPORTS / "evaluate.metrics.json"
 EVALUATE_FOLDER = REPORTS / "evaluate"
@@ -32,6 +34,7 @@ PROMOTE_REPORT = REPORTS / "promote.json"
 
 WORK = Path(".work")  # locks and caches; nothing here is a stage's output
 TRAININGS = WORK / "training"  # states of unfinished trainings
+COSTS = WORK / "costs"  # measured durations of trainings
 SAID = WORK / "captions"  # test captions of registered versions
 FEATURES = WORK / "features"  # image features of frozen encoders
 SCHEDULE = WORK / "schedule.json"  # written by the scheduler while it runs

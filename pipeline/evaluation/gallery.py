@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from pipeline.evaluation import architectures
 from pipeline.runtime import templates
 
 _TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
@@ -71,6 +72,7 @@ def render(
     title: str,
     model: str,
     versus: str | None,
+    compared: Sequence[architectures.Row] = (),
 ) -> str:
     """Return the gallery as one self-contained HTML page: it loads nothing and runs only its own script.
 
@@ -83,6 +85,7 @@ def render(
         title: title of the page.
         model: the system that the page is about.
         versus: the system that it is compared with on each picture, if any.
+        compared: the table of architectures; empty if none are compared.
     """
     script = _SCRIPT.read_text(encoding="utf-8")
     return templates.render(
@@ -96,6 +99,8 @@ def render(
         title=title,
         model=model,
         versus=versus,
+        compared=compared,
+        note=architectures.NOTE,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

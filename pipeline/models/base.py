@@ -21,6 +21,8 @@ from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
 from pipeline.models.new_tokens import choose_new_tokens, known_pieces
 
+_SMALL = 10_000_000  # parameters
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -100,6 +102,15 @@ class CaptionModel(torch.nn.Module, ABC):
     @abstractmethod
     def max_tokens(self) -> int:
         """The longest caption that the model can process, in tokens."""
+
+    @property
+    def suitable_learning_rate(self) -> float:
+        """The peak learning rate that `finetune.learning_rate: auto` trains all weights with.
+
+        The default follows the size: 5e-5 is usual for pretrained checkpoints like GIT-base (177 million parameters);
+        models with less than 10 million learn far too little with it.
+        """
+        return 1e-3 if self.num_parameters() < _SMALL else 5e-5
 
     @abstractmethod
     def set_caption_length(self, max_tokens: int) -> None:

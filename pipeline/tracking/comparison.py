@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline.config import paths
 from pipeline.config.errors import DataError
+from pipeline.config.sections.finetune import CREATED
 from pipeline.runtime.atomic_files import read_json
 
-MODEL, BEFORE = "model", "before_finetuning"  # names of systems in the report; the others are naive answers
+MODEL, BEFORE = "model", "before_finetuning"  # names of systems in the report; see `comparisons`
 BEFORE_FINETUNING, NAIVE_ANSWERS = "before fine-tuning", "the naive answers"
 
 _GAINS = "model_is_above_by"
@@ -54,6 +55,9 @@ class Comparison:
 def comparisons(evaluation: Mapping[str, Any], metric: str) -> list[Comparison]:
     """Compare the model with the checkpoint before fine-tuning and with the best naive answer.
 
+    Other systems of the report are naive answers, except for the architectures of `compare`: a model is not refused
+    because another architecture is better.
+
     Args:
         evaluation: content of evaluate.json.
         metric: name of the score to compare.
@@ -64,7 +68,7 @@ def comparisons(evaluation: Mapping[str, Any], metric: str) -> list[Comparison]:
     gains = {
         system: (scores[metric], scores[_GAINS][metric])
         for system, scores in evaluation.items()
-        if isinstance(scores, Mapping) and metric in scores and metric in scores.get(_GAINS, {})
+        if system not in CREATED and isinstance(scores, Mapping) and metric in scores.get(_GAINS, {})
     }
     found = []
     if BEFORE in gains:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.config import paths
 from pipeline.config.errors import TemporaryError
 from pipeline.config.sections.finetune import CREATED
-from pipeline.tracking import run_metrics, runs
+from pipeline.data.dataset import Example, PictureReader
+from pipeline.tracking import run_metrics, runs, samples_page
 
 
 class Live:
@@ -22,9 +24,18 @@ class Live:
         training_key: identifies the training.
         params: logged with the run.
         name: name of a new run, see `run_name`.
+        stage: the stage that trains, `finetune` or `compare`.
     """
 
-    def __init__(self, experiment_name: str, training_key: str, params: Mapping[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        experiment_name: str,
+        training_key: str,
+        params: Mapping[str, Any],
+        name: str,
+        stage: str = "finetune",
+    ) -> None:
+        self._stage = stage
         self._stack = contextlib.ExitStack()
         self._run: runs.TrainingRun | None = None
         self._reported = False
@@ -32,10 +43,12 @@ class Live:
             store = runs.client()
             experiment_id = runs.experiment(store, experiment_name)
             for dead in runs.close_dead_runs(store, experiment_id):
-                print(f"finetune: closed the MLflow run {dead}, whose process had died", file=sys.stderr)
-            self._run = self._stack.enter_context(runs.training_run(store, experiment_id, training_key, {}, name))
+                print(f"{stage}: closed the MLflow run {dead}, whose process had died", file=sys.stderr)
+            tags = {"mlflow.source.name": f"python -m pipeline.{stage}"}
+            self._run = self._stack.enter_context(runs.training_run(store, experiment_id, training_key, tags, name))
             self._run.params(params)
-            self._run.reserve_metrics(run_metrics.expected(params.get("finetune.checkpoint") in CREATED))
+            from_scratch = params.get("finetune.checkpoint") in CREATED
+            self._run.reserve_metrics(run_metrics.expected(from_scratch, alone=stage == "compare"))
             self._stack.enter_context(self._run.system_metrics())
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -68,6 +81,25 @@ class Live:
             self._reported = True
             why = runs.damage() or runs.first_line(error)
             print(
-                f"finetune: no live curves: {why} (training continues; `register` will log the run)",
+                f"{self._stage}: no live curves: {why} (training continues; `register` will log the run)",
                 file=sys.stderr,
             )
+
+
+class MlflowLogger:
+    """Logs a training to MLflow; see `pipeline.training.trainer.TrainingLogger`."""
+
+    def __init__(self, live: Live, validation: Sequence[Example]) -> None:
+        self._live = live
+        self._validation = validation
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Log metrics of a step or an epoch."""
+        self._live.metrics(values, step)
+
+    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
+        """Show the captions of the first validation pictures on a page."""
+        if captions[-1]:
+            reader = PictureReader(paths.DATASET / "validation")
+            page = samples_page.render(self._validation, reader, captions, best_epoch)
+            self._live.page("samples.html", page)

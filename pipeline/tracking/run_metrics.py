@@ -18,13 +18,14 @@ _OTHERS = (BEFORE, "nearest_picture", "most_frequent")
 _WORDING = ("distinct_captions", "copied")
 
 
-def expected(from_scratch: bool) -> list[str]:
+def expected(from_scratch: bool, alone: bool = False) -> list[str]:
     """Return the names to reserve places for, in the order to show.
 
     Args:
         from_scratch: whether the training starts from random weights, so that there is no checkpoint before it.
+        alone: whether the run shows the scores of its own model only.
     """
-    others = [other for other in _OTHERS if not (from_scratch and other == BEFORE)]
+    others = [other for other in _OTHERS if not alone and not (from_scratch and other == BEFORE)]
     return [
         f"{PREFIX}{_HEADLINE}",
         *(f"{PREFIX}{_HEADLINE}/{other}" for other in others),
@@ -37,13 +38,18 @@ def of_evaluation(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
     They are `test/SCORE` of the model for every score, and `test/CIDEr-D/SYSTEM` of the other systems.
     """
-    model = evaluation[MODEL]
-    values = {f"{PREFIX}{name}": model[name] for name in (*model["intervals_95"], *_WORDING)}
+    values = of_system(evaluation[MODEL])
     for system, scores in evaluation.items():
         if isinstance(scores, Mapping) and system != MODEL:
             values[f"{PREFIX}{_HEADLINE}/{system}"] = scores[_HEADLINE]
     places = {name: place for place, name in enumerate(expected(from_scratch=False))}
     return {name: values[name] for name in sorted(values, key=lambda name: places.get(name, len(places)))}
+
+
+def of_system(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of one system of evaluate.json: its scores, and its cost if it was measured."""
+    cost = {f"cost/{name}": value for name, value in scores.get("cost", {}).items() if value is not None}
+    return {f"{PREFIX}{name}": scores[name] for name in (*scores["intervals_95"], *_WORDING)} | cost
 
 
 def of_build(build: Mapping[str, Any]) -> dict[str, float]:

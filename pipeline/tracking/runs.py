@@ -242,6 +242,10 @@ class TrainingRun:
         """Set the tags that the run does not have yet: the origin of a training does not change."""
         self._store.log_batch(self.id, tags=[RunTag(k, v) for k, v in values.items() if k not in self._tags])
 
+    def nest_below(self, run_id: str) -> None:
+        """Show this run below another one in MLflow's list of runs."""
+        self._store.set_tag(self.id, "mlflow.parentRunId", run_id)
+
     def trained_on(self, name: str, sha256: str) -> None:
         """Log the training data set, once."""
         digest = sha256[:36]  # MLflow's maximum length

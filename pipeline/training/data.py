@@ -57,7 +57,7 @@ def open_pictures(
     validation: Sequence[Example],
     params: Params,
     dtype: torch.dtype,
-    prints: bool,
+    stage: str | None,
 ) -> TrainingData:
     """Return the data of a training.
 
@@ -70,7 +70,7 @@ def open_pictures(
         validation: the validation examples.
         params: all params.
         dtype: dtype of matrix products.
-        prints: whether this process prints.
+        stage: stands before every line that is printed; None prints nothing.
     """
     settings = params.finetune
 
@@ -98,8 +98,8 @@ def open_pictures(
         cache = FeatureCache(encoder, pictures(memory=0), paths.FEATURES, limit)
         train_features, validation_features = cache.splits()
     except NoRoomError as error:
-        if prints:
-            print(f"finetune: runtime.feature_cache_gb: features take {error}; pictures are encoded in every epoch")
+        if stage:
+            print(f"{stage}: runtime.feature_cache_gb: features take {error}; pictures are encoded in every epoch")
         train_features = UncachedFeatures(encoder, train_pictures)
         validation_features = UncachedFeatures(encoder, validation_pictures)
     return TrainingData(train, validation, lambda epoch: train_features, validation_features)

@@ -36,9 +36,9 @@ class EpochMetrics:
         values = {f"epoch/{name}": value for name, value in vars(self).items() if name != "epoch"}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
-    def log_line(self, epochs: int) -> str:
+    def log_line(self, epochs: int, stage: str) -> str:
         """Return a line for the log."""
-        line = f"finetune: epoch {self.epoch:3}/{epochs}  train loss {self.train_loss:.4f}"
+        line = f"{stage}: epoch {self.epoch:3}/{epochs}  train loss {self.train_loss:.4f}"
         line += f"  validation loss {self.validation_loss:.4f}"
         if not math.isnan(self.validation_cider):
             line += f"  CIDEr-D {self.validation_cider:.3f}  distinct captions {self.distinct_captions:.0%}"

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.config.sections.finetune import Finetune
 from pipeline.models.base import CaptionModel
 from pipeline.models.inputs import Batch
 from pipeline.models.precision import autocast
+
+_LORA_RATE = 1e-3
+
+
+def learning_rate(settings: Finetune, model: CaptionModel) -> float:
+    """Return the peak learning rate: the param, or if it is `auto`, what suits the model, or LoRA."""
+    if settings.learning_rate != "auto":
+        return settings.learning_rate
+    return _LORA_RATE if settings.lora.rank else model.suitable_learning_rate
 
 
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

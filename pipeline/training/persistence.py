@@ -26,6 +26,7 @@ class TrainingState:
         loss_sum: summed loss of the current epoch, nats.
         tokens: tokens in that sum.
         samples: for each completed epoch, generated captions of the first validation pictures.
+        seconds: duration of the training so far, validation included.
     """
 
     step: int = 0
@@ -33,6 +34,7 @@ class TrainingState:
     loss_sum: float = 0.0
     tokens: int = 0
     samples: list[list[str]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def save_state(

@@ -28,7 +28,7 @@ from pipeline.models import factory
 from pipeline.models.base import Checkpoint
 from pipeline.models.precision import compute_dtype, describe
 from pipeline.models.weights import weights_hash
-from pipeline.runtime import entrypoint
+from pipeline.runtime import costs, entrypoint
 from pipeline.runtime.atomic_files import remove, sha256_of, write_json
 from pipeline.runtime.import_closure import deciding
 from pipeline.runtime.state_store import StateStore
@@ -63,12 +63,13 @@ class Session:
         return self.trainer.processes.is_first
 
 
-def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session:
+def set_up(params: Params, locate: Callable[[str, str | None], Path], name: str = "finetune") -> Session:
     """Load data and model, and run all checks that are possible before the first step.
 
     Args:
         params: all params.
         locate: returns the folder of `finetune.checkpoint` at `finetune.revision`.
+        name: of the stage, stands before every line that is printed.
 
     Raises:
         ConfigError: a param does not fit the data, the checkpoint or this machine.
@@ -86,7 +87,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     dtype = compute_dtype(settings.precision, processes.device)
     computed_in = describe(processes.device, dtype, processes.world)
     if processes.is_first:
-        print(f"finetune: computes in {computed_in}, {_threads()}")
+        print(f"{name}: computes in {computed_in}, {_threads()}")
     start = None if factory.is_created(settings.checkpoint) else locate(settings.checkpoint, settings.revision)
     factory.self_check(start or settings.checkpoint)
     train, validation = read_splits(settings.validation_captions)
@@ -95,7 +96,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     checkpoint, new_tokens = _load(start, params, train)
     if settings.new_tokens and processes.is_first:
         shown = f": {', '.join(new_tokens[:10])}{', ...' if len(new_tokens) > 10 else ''}" if new_tokens else ""
-        print(f"finetune: adds {len(new_tokens):,} tokens for words that {settings.checkpoint} lacks{shown}")
+        print(f"{name}: adds {len(new_tokens):,} tokens for words that {settings.checkpoint} lacks{shown}")
     _check_fits(checkpoint, params)
     checkpoint.model.to(processes.device)
     # Generated captions are then as long as the training captions, also from the saved checkpoint.
@@ -103,12 +104,13 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path]) -> Session
     facts = training_facts(params, weights_hash(start) if start else settings.checkpoint, computed_in)
     folder = paths.TRAININGS / facts["training_key"][:32]
     with accelerator.main_process_first():  # it fills the cache for all
-        data = open_pictures(checkpoint, train, validation, params, dtype, prints=processes.is_first)
+        data = open_pictures(checkpoint, train, validation, params, dtype, name if processes.is_first else None)
     store = StateStore(folder)
-    trainer = Trainer(checkpoint, data, settings, processes, dtype, store, params.runtime.state_minutes)
+    trainer = Trainer(checkpoint, data, settings, processes, dtype, store, params.runtime.state_minutes, name)
     forecast = preflight.check(trainer, dtype)
     if processes.is_first:
-        print(f"finetune: {forecast}")
+        rate = f"learning rate {trainer.learning_rate:g}{' (auto)' if settings.learning_rate == 'auto' else ''}"
+        print(f"{name}: {forecast}, {rate}")
     return Session(trainer, facts, folder)
 
 
@@ -120,16 +122,16 @@ def _threads() -> str:
 
 def resume(session: Session) -> None:
     """Resume this training if it was interrupted; keep only the newest of other interrupted trainings."""
-    trainer = session.trainer
+    trainer, name = session.trainer, session.trainer.name
     resumed = trainer.resume()
     if not session.is_first:
         return
     others = [path for path in paths.TRAININGS.glob("*") if path != session.folder]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     if resumed:
-        print(f"finetune: resumes from step {trainer.state.step:,} of {trainer.steps:,}, saved in {session.folder}")
+        print(f"{name}: resumes from step {trainer.state.step:,} of {trainer.steps:,}, saved in {session.folder}")
     elif others:
-        print(f"finetune: starts from the beginning: {others[0]} has other data, params, code or libraries")
+        print(f"{name}: starts from the beginning: {others[0]} has other data, params, code or libraries")
     for older in others[1:]:
         remove(older)
 
@@ -140,24 +142,25 @@ def fit(session: Session, logger: TrainingLogger) -> None:
     Raises:
         TemporaryError: another process of this training was asked to stop.
     """
-    trainer = session.trainer
+    trainer, name = session.trainer, session.trainer.name
     with entrypoint.ending_itself() as asked:
         try:
             trainer.fit(logger, asked)
         except StoppedError:
             step = f"step {trainer.state.step:,} of {trainer.steps:,}"
-            print(f"finetune: {step} is saved; `dvc repro` resumes from there")
+            print(f"{name}: {step} is saved; `dvc repro` resumes from there")
             if not asked():
                 raise TemporaryError("another process of this training was asked to stop; run it again") from None
 
 
-def write(session: Session, folder: Path, report: Path, metrics: Path, history: Path) -> None:
-    """Write the best epoch's checkpoint, the report, the metrics that `dvc metrics` shows, and the history."""
+def write(session: Session, folder: Path, report: Path, metrics: Path | None, history: Path) -> None:
+    """Write the best epoch's checkpoint, the report, the metrics that `dvc metrics` shows if any, and the history."""
     trainer, best = session.trainer, session.trainer.best_epoch
     shutil.copytree(StateStore(session.folder).best, folder)
     notice = trainer.model.notice
     notices = {"notice": notice} if notice else {}
-    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch, **notices})
+    sizes = {"parameters": trainer.parameters, "trained_parameters": trainer.trained_parameters}
+    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch, **sizes, **notices})
     write_history(history, trainer.state.epochs)
     shown = {
         "best_epoch": best.epoch,
@@ -165,27 +168,29 @@ def write(session: Session, folder: Path, report: Path, metrics: Path, history: 
         "validation_loss": best.validation_loss,
         "validation_CIDEr-D": None if math.isnan(best.validation_cider) else best.validation_cider,
     }
-    write_json(metrics, shown)
+    if metrics:
+        write_json(metrics, shown)
     write_json(
         report,
         {
             **shown,
             "best_by": "CIDEr-D" if trainer.selects_by_cider else "loss",
-            "parameters": trainer.parameters,
-            "trained_parameters": trainer.trained_parameters,
+            "learning_rate": trainer.learning_rate,
+            **sizes,
             "model_sha256": weights_hash(folder),
         },
     )
+    costs.write(session.facts["training_key"], trainer.state.seconds)
 
 
-def summary(session: Session) -> str:
-    """Return the stage's last line."""
+def summary(session: Session, folder: Path, curve: Path) -> str:
+    """Return the stage's last line; `folder` holds the model and `curve` the history."""
     trainer, best = session.trainer, session.trainer.best_epoch
     by_cider = trainer.selects_by_cider
     result = f"CIDEr-D {best.validation_cider:.3f}" if by_cider else f"loss {best.validation_loss:.3f}"
     return (
-        f"{paths.MODEL} holds epoch {best.epoch} of {len(trainer.state.epochs)}, the best on the"
-        f" {len(trainer.data.validation):,} validation pictures ({result}); the history is in {paths.FINETUNE_CURVE}"
+        f"{folder} holds epoch {best.epoch} of {len(trainer.state.epochs)}, the best on the"
+        f" {len(trainer.data.validation):,} validation pictures ({result}); the history is in {curve}"
     )
 
 

@@ -29,7 +29,7 @@ from pipeline.runtime.torch_memory import memory_in_use
 from pipeline.training.data import TrainingData
 from pipeline.training.history import EpochMetrics, best_by_cider
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
-from pipeline.training.optimization import CaptionLoss, adamw
+from pipeline.training.optimization import CaptionLoss, adamw, learning_rate
 from pipeline.training.persistence import TrainingState, load_state, save_state
 from pipeline.training.processes import Processes
 from pipeline.training.validation import Validation
@@ -66,6 +66,7 @@ class Trainer:
         dtype: dtype of matrix products.
         store: where states are written.
         state_minutes: minutes between two states.
+        name: of the stage, stands before every line that is printed.
     """
 
     def __init__(
@@ -77,13 +78,15 @@ class Trainer:
         dtype: torch.dtype,
         store: StateStore,
         state_minutes: float,
+        name: str = "finetune",
     ) -> None:
         self.checkpoint, self.data, self.settings, self.processes = checkpoint, data, settings, processes
-        self.model = checkpoint.model
+        self.model, self.name = checkpoint.model, name
         self.tokens = caption_tokens(checkpoint, (example.captions for example in data.train), settings.max_tokens)
         if settings.freeze == "image_encoder":
             self.model.freeze_image_encoder()
         self.parameters = self.model.num_parameters()
+        self.learning_rate = learning_rate(settings, self.model)
         if settings.lora.rank:
             inject_lora(self.model, settings.lora, self.model.lora_targets(settings.freeze == "none"))
             if settings.new_tokens:  # their embeddings are new, so low-rank updates of other layers are not enough
@@ -93,7 +96,7 @@ class Trainer:
             self.model.enable_gradient_checkpointing()
         self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self._loss = processes.accelerator.prepare_model(CaptionLoss(self.model, dtype, settings.label_smoothing))
-        self.optimizer = adamw(self.model, settings.learning_rate, settings.weight_decay)
+        self.optimizer = adamw(self.model, self.learning_rate, settings.weight_decay)
         self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
         self.steps = settings.epochs * self.steps_per_epoch
         self.schedule = get_scheduler(
@@ -105,7 +108,7 @@ class Trainer:
         self.state = TrainingState()
         self._store, self._state_seconds = store, 60 * state_minutes
         self._asked: Callable[[], bool] = lambda: False
-        self._written = time.monotonic()
+        self._written = self._counted = time.monotonic()
 
     def fit(self, logger: TrainingLogger, asked_to_stop: Callable[[], bool]) -> list[EpochMetrics]:
         """Train to the end from the current state, and return the metrics of all epochs.
@@ -115,8 +118,9 @@ class Trainer:
             ConfigError: a loss or gradient is not finite; no step was taken on it.
         """
         self._asked, state = asked_to_stop, self.state
+        self._counted = time.monotonic()
         bar = progress_bar(
-            total=self.steps, initial=state.step, desc="finetune", unit=" steps", shown=self.processes.is_first
+            total=self.steps, initial=state.step, desc=self.name, unit=" steps", shown=self.processes.is_first
         )
         while len(state.epochs) < self.settings.epochs and not self._is_out_of_patience():
             epoch = len(state.epochs) + 1
@@ -131,8 +135,9 @@ class Trainer:
             logger.metrics(metrics.metrics(), epoch)
             logger.samples(state.samples, self.best_epoch.epoch)
             if self.processes.is_first:
-                bar.write(metrics.log_line(self.settings.epochs))
+                bar.write(metrics.log_line(self.settings.epochs, self.name))
             self._write_state_if_due()
+        self._count_seconds()
         bar.close()
         return state.epochs
 
@@ -228,7 +233,7 @@ class Trainer:
         if not math.isfinite(loss_sum + norm):
             names = ", ".join(self.data.train[i].file_name for i, _ in captioned[:3])
             raise ConfigError(
-                f"params.yaml: finetune.learning_rate: with {settings.learning_rate:g} the training diverged in step"
+                f"params.yaml: finetune.learning_rate: with {self.learning_rate:g} the training diverged in step"
                 f" {self.state.step + 1}, epoch {len(self.state.epochs) + 1} (loss {loss_sum / tokens:g}, gradient"
                 f" norm {norm:g}, pictures {names}, ...); lower it. The last good model is unchanged"
             )
@@ -242,7 +247,7 @@ class Trainer:
         texts = captions.texts
         if self.processes.is_first and len(texts) >= _COLLAPSED and len(set(texts)) == 1:
             tqdm.write(
-                f"finetune: epoch {epoch}: the model generates {texts[0]!r} for each of {len(texts)} pictures;"
+                f"{self.name}: epoch {epoch}: the model generates {texts[0]!r} for each of {len(texts)} pictures;"
                 " if that persists, lower finetune.learning_rate or train more epochs"
             )
         metrics = EpochMetrics(
@@ -262,15 +267,22 @@ class Trainer:
         self.processes.wait()  # before the first process removes anything
         if self.processes.is_first:
             for damaged in self._store.roll_back_to(folder):
-                print(f"finetune: {damaged}: is damaged, so it is removed; the previous state is used, if there is one")
+                print(f"{self.name}: {damaged}: is damaged, so it is removed; the previous state is used, if any")
         if folder:
             self.state = load_state(folder, self.model, self.optimizer, self.schedule, self.processes)
         return folder is not None
 
     def write_state(self) -> None:
         """Write a state, and remove all but the newest two."""
+        self._count_seconds()
         save_state(self._store, self.state, self.model, self.optimizer, self.schedule, self.processes)
         self._written = time.monotonic()
+
+    def _count_seconds(self) -> None:
+        """Add the time since the last call to the duration of the training, which a resumed one continues."""
+        now = time.monotonic()
+        self.state.seconds += now - self._counted
+        self._counted = now
 
     def _write_state_if_due(self) -> None:
         if self.processes.any(time.monotonic() - self._written >= self._state_seconds):

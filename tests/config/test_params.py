@@ -15,7 +15,7 @@ from tests.conftest import ROOT, set_params
 def test_the_shipped_params_are_valid() -> None:
     shipped = params.load(ROOT / "params.yaml")
     assert shipped.ingest.sources == ["sample"]
-    assert shipped.finetune.learning_rate == 1e-3
+    assert shipped.finetune.learning_rate == "auto"
 
 
 @pytest.mark.parametrize(

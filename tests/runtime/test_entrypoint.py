@@ -13,7 +13,7 @@ import pytest
 from pipeline.runtime import entrypoint, process_identity
 from tests.conftest import environment, run
 
-STAGES = ["ingest", "build", "finetune", "evaluate", "register"]
+STAGES = ["ingest", "build", "finetune", "compare", "evaluate", "register"]
 
 STAGE = '''
 """A stage that {does}."""

@@ -25,6 +25,7 @@ from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.runtime.checksummed import CHECKSUMS, checksummed_folder, is_intact
 from pipeline.synthetic.sample import write_sample
+from pipeline.tracking import live
 from pipeline.training import session
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.trainer import StoppedError, Trainer
@@ -258,7 +259,7 @@ def test_a_stop_during_validation_resumes_with_that_validation(
     assert [path.name for path in states(built)] == ["step-000000005", "step-000000006"]
     capsys.readouterr()
     shown = []
-    monkeypatch.setattr(finetune._MlflowLogger, "samples", lambda self, captions, best: shown.append(len(captions)))
+    monkeypatch.setattr(live.MlflowLogger, "samples", lambda self, captions, best: shown.append(len(captions)))
     train()
     assert "resumes from step 6 of" in capsys.readouterr().out
     assert sha256_of(*OUTPUTS) == uninterrupted

@@ -71,7 +71,7 @@ class Finetune(Section):
     accumulation: Annotated[int, Field(ge=1, le=65_536)]
     captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
     augmentation: Augmentation
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["cosine", "linear", "constant_with_warmup"]
     warmup: Fraction
     weight_decay: Annotated[float, Field(ge=0, le=10)]

@@ -15,6 +15,7 @@ class Timeouts(Section):
     ingest: Minutes
     build: Minutes
     finetune: Minutes
+    compare: Minutes
     evaluate: Minutes
     register_: Annotated[Minutes, Field(alias="register")]
     fetch: Minutes

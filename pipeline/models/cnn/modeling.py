@@ -87,6 +87,11 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         """The longest caption, in tokens."""
         return _MAX_TOKENS
 
+    @property
+    def suitable_learning_rate(self) -> float:
+        """Far above that of transformers (measured: 1e-3 learns less in as many epochs)."""
+        return 2e-3 if self.config.decoder_type == "rnn" else 3e-3
+
     def set_caption_length(self, max_tokens: int) -> None:
         """Set the `max_length` of the generation config."""
         self.generation_config.max_length = max_tokens
