@@ -1,7 +1,9 @@
 """Evaluate: models/finetune on data/dataset/test -> scores in reports/evaluate.json, captions, and a gallery.
 
-The model is compared with two baselines (the most frequent training caption; the caption of the training picture
-nearest in pixels) and with the checkpoint before fine-tuning, if training started from one.
+The model is compared with three baselines (the most frequent training caption; the caption of the training picture
+nearest in pixels; the consensus of the pictures nearest in the model's features) and with the checkpoint before
+fine-tuning, if training started from one. The features and captions of the training pictures are kept as an index,
+models/neighbours, with which the model can choose its captions.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
@@ -26,7 +28,11 @@ from pipeline.evaluation.diversity import mean_length, wording
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json_lines, sha256_of, swapped_in, write_json, write_json_lines
-from pipeline.tracking.comparison import comparisons, verdict
+from pipeline.tracking.comparison import BEAM_SEARCH, comparisons, verdict
+
+if TYPE_CHECKING:
+    from pipeline.models.captioner import Captioner
+    from pipeline.models.neighbours import Neighbours
 
 _SCORES_CSV = "metrics.csv"
 _COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
@@ -34,6 +40,8 @@ _CONTACT_SHEET = "contact_sheet.png"
 _PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
+_CONSENSUS = "nearest_consensus"
+_CONSENSUS_OF = 20  # pictures
 _HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
 _SHOWN = (_HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
 
@@ -45,11 +53,11 @@ def run(params: Params, args: argparse.Namespace) -> str:
     test = fair_share(read_examples(paths.DATASET / "test"), params.evaluate.max_pictures)
     if not test:
         raise ConfigError("params.yaml: build.test: is 0, so there is nothing to evaluate on; set it to 0.15")
-    outputs = (paths.EVALUATE_REPORT, paths.EVALUATE_METRICS, paths.EVALUATE_FOLDER)
-    with swapped_in(*outputs) as (report_file, metrics_file, folder):
+    outputs = (paths.EVALUATE_REPORT, paths.EVALUATE_METRICS, paths.EVALUATE_FOLDER, paths.NEIGHBOURS)
+    with swapped_in(*outputs) as (report_file, metrics_file, folder, index):
         folder.mkdir()
         # Captions are written before they are scored, so that scores can be recomputed without the models.
-        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _captions_of_systems(test, params)))
+        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, _captions_of_systems(test, params, index)))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         _write_coco(folder, lines)
         captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
@@ -122,7 +130,9 @@ def _metrics(report: dict[str, Any]) -> dict[str, float]:
     """Return the scores that `dvc metrics` shows: the model's, and the headline score of the other systems."""
     low, high = report[_MODEL]["intervals_95"][_HEADLINE]
     others = {
-        system: scores[_HEADLINE] for system, scores in report.items() if isinstance(scores, dict) and system != _MODEL
+        system: scores[_HEADLINE]
+        for system, scores in report.items()
+        if isinstance(scores, dict) and system not in (_MODEL, BEAM_SEARCH, _CONSENSUS)  # at most 8 values
     }
     shown = {name: report[_MODEL][name] for name in _SHOWN}
     return {**shown, f"{_HEADLINE}_low": low, f"{_HEADLINE}_high": high, **others}
@@ -139,20 +149,43 @@ def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictur
     )
 
 
-def _captions_of_systems(test: Sequence[Example], params: Params) -> Captions:
-    """Return the captions of the model, of the checkpoint before fine-tuning and of the baselines."""
-    reader = PictureReader(paths.DATASET / "test")
-    pictures = [reader.read(example.file_name) for example in test]
-    captions = {_MODEL: _captions(paths.MODEL, pictures, params, _MODEL)}
-    if (before := _checkpoint_before(params)) is not None:
-        captions[_BEFORE] = _captions(before, pictures, params, "before fine-tuning")
+def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -> Captions:
+    """Return the captions of the model, of the checkpoint before fine-tuning and of the baselines; write the index."""
+    from pipeline.models.captioner import Captioner
+
     train = read_examples(paths.DATASET / "train")
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
-    train_reader = PictureReader(paths.DATASET / "train")
+    reader, train_reader = PictureReader(paths.DATASET / "test"), PictureReader(paths.DATASET / "train")
+    pictures = [reader.read(example.file_name) for example in test]
+    model = Captioner.from_folder(paths.MODEL)
+    neighbours = _index(model, train, train_reader, params)
+    neighbours.write(index)
+    captions = {}
+    if params.evaluate.decoding.compares:
+        captions[BEAM_SEARCH] = _captions(model, pictures, params, "beam search")
+        model.choose_by(params.evaluate.decoding, neighbours)
+    captions = {_MODEL: _captions(model, pictures, params, _MODEL), **captions}
+    if (before := _checkpoint_before(params)) is not None:
+        captions[_BEFORE] = _captions(Captioner.from_folder(before), pictures, params, "before fine-tuning")
+    near = neighbours.nearest(model.pooled(pictures, "evaluate features"), _CONSENSUS_OF)
+    captions[_CONSENSUS] = baselines.consensus(neighbours.utility, neighbours.captions, near)
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
     captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
     return captions
+
+
+def _index(model: Captioner, train: Sequence[Example], reader: PictureReader, params: Params) -> Neighbours:
+    """Return the index of the training pictures."""
+    import numpy as np
+
+    from pipeline.models.neighbours import Neighbours
+    from pipeline.models.weights import weights_hash
+
+    features = model.pooled((reader.read(e.file_name) for e in train), "evaluate training features")
+    facts = {"model_sha256": weights_hash(paths.MODEL), "decoding": params.evaluate.decoding.model_dump()}
+    captions, sha256s = [e.captions for e in train], [e.sha256 for e in train]
+    return Neighbours(features.astype(np.float16), captions, sha256s, facts)
 
 
 def _checkpoint_before(params: Params) -> Path | None:
@@ -164,11 +197,8 @@ def _checkpoint_before(params: Params) -> Path | None:
     return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
 
 
-def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
-    """Return one caption per picture from a checkpoint."""
-    from pipeline.models.captioner import Captioner
-
-    captioner = Captioner.from_folder(folder)
+def _captions(captioner: Captioner, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
+    """Return one caption per picture."""
     return captioner.caption_all(
         pictures,
         beams=params.evaluate.beams,

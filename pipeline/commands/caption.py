@@ -44,9 +44,9 @@ def caption_photos(
 
     model, why = (model, "") if model else _default_model(params.register_.model)
     folder = _checkpoint(model, params.runtime.model_cache_gb)
-    from pipeline.models.captioner import Captioner
+    from pipeline.tracking.captioners import load_captioner
 
-    captioner = Captioner.from_folder(folder)
+    captioner = load_captioner(model, params, folder)
     captioned = 0
     for name, image in itertools.chain([first], readable):
         if several == 1:
@@ -79,12 +79,12 @@ def caption_folder(
     """
     if len(sources) != 1:
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
-    from pipeline.models.captioner import Captioner
     from pipeline.serving import bulk
+    from pipeline.tracking.captioners import load_captioner
 
     def load() -> bulk.NamedCaptioner:
         uri, why = (model, "") if model else _default_model(params.register_.model)
-        captioner = Captioner.from_folder(_checkpoint(uri, params.runtime.model_cache_gb))
+        captioner = load_captioner(uri, params, _checkpoint(uri, params.runtime.model_cache_gb))
         print(f"caption: {uri}{why}", flush=True)
         return bulk.NamedCaptioner(captioner, uri)
 

@@ -28,21 +28,26 @@ class Decoding:
 
     Attributes:
         beams: width of beam search; 1 is greedy search. Ignored when sampling.
+        found: captions of a beam search to return per picture, the likeliest first; at most `beams`.
         samples: captions to sample per picture; 0 searches for the likeliest caption.
+        temperature: below 1 the samples are likelier and less varied.
         top_p: probability mass of the tokens to sample from (Holtzman et al. 2020, "nucleus sampling").
         max_tokens: maximum length in tokens, begin and end marks included; None uses the model's own.
     """
 
     beams: int = 1
+    found: int = 1
     samples: int = 0
+    temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int | None = None
 
     def generate_options(self) -> dict[str, Any]:
         """Return the options of transformers' `generate`."""
-        options: dict[str, Any] = {"do_sample": False, "num_beams": self.beams}
+        options: dict[str, Any] = {"do_sample": False, "num_beams": self.beams, "num_return_sequences": self.found}
         if self.samples:
             options = {"do_sample": True, "top_p": self.top_p, "num_return_sequences": self.samples}
+            options["temperature"] = self.temperature
         if self.max_tokens is not None:
             options["max_length"] = self.max_tokens
         return options
@@ -146,9 +151,9 @@ class CaptionModel(torch.nn.Module, ABC):
     def generate_captions(
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
     ) -> torch.Tensor:
-        """Return token ids, `(pictures * max(1, samples), length)`; the captions of a picture are adjacent.
+        """Return token ids, `(pictures * captions, length)`; the captions of a picture are adjacent.
 
-        Pass either pixels or features.
+        A picture gets `decoding.samples` captions, or `decoding.found` by search. Pass either pixels or features.
         """
 
     def generate_with_scores(

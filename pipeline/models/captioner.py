@@ -1,20 +1,32 @@
-"""Pictures -> captions. Evaluation, the command line and the served model all caption through this class."""
+"""Pictures -> captions. Evaluation, the command line and the served model all caption through this class.
+
+A caption is the likeliest by beam search or, with an index of the training pictures, the candidate that agrees best
+with other captions (see `pipeline/evaluation/consensus.py`).
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.nn.functional import normalize as to_length_1
 
+from pipeline.config.sections.evaluate import DecodingSettings
+from pipeline.evaluation.consensus import ranked
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
+from pipeline.models.neighbours import Neighbours
 from pipeline.models.precision import autocast, compute_dtype
 from pipeline.runtime.progress import progress_bar
+
+_ENCODED_TOGETHER = 8  # always as many, so that the last bits of a picture's features do not depend on the others
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class Captioner:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = checkpoint.model.to(self._device).eval()
         self._dtype = compute_dtype("auto", self._device)
+        self._decoding: DecodingSettings | None = None
+        self._neighbours: Neighbours | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> Captioner:
@@ -42,6 +56,16 @@ class Captioner:
             ConfigError: the folder has no usable checkpoint.
         """
         return cls(load(folder))
+
+    def choose_by(self, decoding: DecodingSettings, neighbours: Neighbours) -> None:
+        """Choose captions in this way from now on. A new captioner takes the likeliest caption by beam search.
+
+        Args:
+            decoding: how captions are chosen.
+            neighbours: the training pictures.
+        """
+        self._decoding = decoding if decoding.compares else None
+        self._neighbours = neighbours
 
     @property
     def image_size(self) -> int:
@@ -57,6 +81,10 @@ class Captioner:
             beams: width of beam search.
             max_tokens: maximum length of a caption; None uses the checkpoint's own.
         """
+        if self._decoding is not None:
+            resized = resize_and_crop(self._checkpoint.image_processor, pictures)
+            chosen = self._chosen(resized, self._encode(resized), beams, max_tokens)
+            return [captions[0].text for captions in chosen]
         return [captions[0] for captions in self._generate(pictures, Decoding(beams=beams, max_tokens=max_tokens))]
 
     def caption_all(
@@ -76,6 +104,27 @@ class Captioner:
             batch = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + batch_size]]
             captions += self.caption(batch, beams=beams, max_tokens=max_tokens)
         return captions
+
+    @torch.inference_mode()
+    def pooled(self, pictures: Iterable[bytes], name: str) -> npt.NDArray[np.float32]:
+        """Return the mean of each encoded picture's image tokens at length 1, `(pictures, width)`.
+
+        Args:
+            pictures: encoded pictures of the data set.
+            name: label of the progress bar.
+        """
+        rows: list[npt.NDArray[np.float32]] = []
+        batch: list[torch.Tensor] = []
+        for data in progress_bar(pictures, desc=name, unit=" pictures"):
+            batch.append(self.prepare(Image.open(io.BytesIO(data)).convert("RGB")))
+            if len(batch) == _ENCODED_TOGETHER:
+                rows.append(_pooled(self._encode(torch.stack(batch))))
+                batch = []
+        if batch:
+            padded = torch.stack([*batch, *[batch[-1]] * (_ENCODED_TOGETHER - len(batch))])
+            rows.append(_pooled(self._encode(padded))[: len(batch)])
+        width = self._checkpoint.model.features_shape[1]
+        return np.concatenate(rows) if rows else np.zeros((0, width), dtype=np.float32)
 
     @torch.inference_mode()
     def several(self, pictures: Sequence[Image.Image], count: int, seed: int = 0) -> list[list[str]]:
@@ -98,8 +147,9 @@ class Captioner:
     ) -> list[list[Scored]]:
         """Return up to `count` different captions per picture with their scores. A batch doesn't change an answer.
 
-        The likeliest caption by beam search comes first; the others are sampled (top-p 0.9) and ranked by score. With
-        `sampling` all are sampled, as in `several`. Sets torch's global seed.
+        The likeliest caption by beam search comes first; the others are sampled (top-p 0.9) and ranked by score. A
+        captioner that compares captions returns the candidates that agree best instead. With `sampling` all are
+        sampled, as in `several`. Sets torch's global seed.
 
         Args:
             prepared: pictures from `prepare`.
@@ -109,10 +159,10 @@ class Captioner:
             sampling: whether no caption comes from beam search.
         """
         resized = torch.stack(list(prepared))
-        pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
-        with autocast(self._device, self._dtype):
-            features = self._model.encode(pixels)
+        features = self._encode(resized)
         found: list[list[Scored]] = [[] for _ in seeds]
+        if self._decoding is not None and not sampling:
+            return [captions[:count] for captions in self._chosen(resized, features, beams, None)]
         if not sampling:
             found = self._generate_scored(resized, features, Decoding(beams=beams))
         if sampling or count > 1:
@@ -126,6 +176,34 @@ class Captioner:
                     distinct.setdefault(caption.text, caption)
                 found[index] = list(distinct.values())[:count]
         return found
+
+    def _encode(self, resized: torch.Tensor) -> torch.Tensor:
+        """Return the features of resized pictures, `(pictures, 3, height, width)` uint8."""
+        pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
+        with autocast(self._device, self._dtype):
+            return self._model.encode(pixels)
+
+    def _chosen(
+        self, resized: torch.Tensor, features: torch.Tensor, beams: int, max_tokens: int | None
+    ) -> list[list[Scored]]:
+        """Return the distinct candidates of each picture, the one that agrees best first. Sets torch's global seed."""
+        way, neighbours = self._decoding, self._neighbours
+        assert way is not None
+        assert neighbours is not None
+        searched = self._generate_scored(resized, features, Decoding(beams=beams, found=beams, max_tokens=max_tokens))
+        sampling = Decoding(samples=way.samples, temperature=way.temperature, max_tokens=max_tokens)
+        references: list[list[str]] = [[]] * len(features)
+        if way.method != "mbr":
+            references = neighbours.captions_near(_pooled(features), way.neighbours)
+        chosen = []
+        for index, candidates in enumerate(searched):  # each by itself, so that its random draws are its own
+            torch.manual_seed(way.seed)
+            one = slice(index, index + 1)
+            candidates += self._generate_scored(resized[one], features[one], sampling)[0]
+            by_text = {candidate.text: candidate for candidate in reversed(candidates)}
+            texts = [candidate.text for candidate in candidates]
+            chosen.append([by_text[text] for text in ranked(neighbours.utility, way.method, texts, references[index])])
+        return chosen
 
     def _generate_scored(self, resized: torch.Tensor, features: torch.Tensor, decoding: Decoding) -> list[list[Scored]]:
         """Return the captions of each picture with their scores, as they were generated."""
@@ -155,10 +233,9 @@ class Captioner:
 
     def _generate(self, pictures: Sequence[Image.Image], decoding: Decoding) -> list[list[str]]:
         """Return the captions of each picture."""
-        processor = self._checkpoint.image_processor
-        pixels = normalize(processor, resize_and_crop(processor, pictures)).to(self._device)
+        features = self._encode(resize_and_crop(self._checkpoint.image_processor, pictures))
         with autocast(self._device, self._dtype):
-            tokens = self._model.generate_captions(pixels, None, decoding)
+            tokens = self._model.generate_captions(None, features, decoding)
         return self._decode(tokens, len(pictures))
 
     def _decode(self, tokens: torch.Tensor, pictures: int) -> list[list[str]]:
@@ -166,3 +243,9 @@ class Captioner:
         texts = [text.strip() for text in self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // pictures
         return [texts[i : i + each] for i in range(0, len(texts), each)]
+
+
+def _pooled(features: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return the mean of each picture's image tokens at length 1, `(pictures, width)`."""
+    pooled: npt.NDArray[np.float32] = to_length_1(features.float().mean(dim=1), dim=1).cpu().numpy()
+    return pooled

@@ -12,7 +12,8 @@ from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.runtime.atomic_files import read_json
 
-MODEL, BEFORE = "model", "before_finetuning"  # names of systems in the report; the others are naive answers
+# Names of systems in the report; the others are naive answers. `beam_search` is the model with another decoding.
+MODEL, BEFORE, BEAM_SEARCH = "model", "before_finetuning", "beam_search"
 BEFORE_FINETUNING, NAIVE_ANSWERS = "before fine-tuning", "the naive answers"
 
 _GAINS = "model_is_above_by"
@@ -65,6 +66,7 @@ def comparisons(evaluation: Mapping[str, Any], metric: str) -> list[Comparison]:
         system: (scores[metric], scores[_GAINS][metric])
         for system, scores in evaluation.items()
         if isinstance(scores, Mapping) and metric in scores and metric in scores.get(_GAINS, {})
+        if system != BEAM_SEARCH
     }
     found = []
     if BEFORE in gains:

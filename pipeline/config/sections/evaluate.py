@@ -1,17 +1,33 @@
-"""`evaluate`: how the fine-tuned model is measured."""
+"""`evaluate`: how captions are chosen, and how the fine-tuned model is measured."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.config.sections.base import Section
 
 
+class DecodingSettings(Section):
+    """How a caption is chosen among those that the model can write."""
+
+    method: Literal["beam", "mbr", "consensus", "both"]
+    samples: Annotated[int, Field(ge=1, le=1000)]
+    temperature: Annotated[float, Field(gt=0, le=10)]
+    neighbours: Annotated[int, Field(ge=1, le=10_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    @property
+    def compares(self) -> bool:
+        """Whether candidates are compared with other captions, which takes the index of the training captions."""
+        return self.method != "beam"
+
+
 class Evaluate(Section):
-    """How the fine-tuned model is measured."""
+    """How captions are chosen, and how the fine-tuned model is measured."""
 
     max_pictures: Annotated[int, Field(ge=1)]
     beams: Annotated[int, Field(ge=1, le=32)]
+    decoding: DecodingSettings
     gallery_pictures: Annotated[int, Field(ge=1, le=10_000)]
