@@ -183,7 +183,12 @@ def _index(model: Captioner, train: Sequence[Example], reader: PictureReader, pa
     from pipeline.models.weights import weights_hash
 
     features = model.pooled((reader.read(e.file_name) for e in train), "evaluate training features")
-    facts = {"model_sha256": weights_hash(paths.MODEL), "decoding": params.evaluate.decoding.model_dump()}
+    settings = params.evaluate
+    facts = {
+        "model_sha256": weights_hash(paths.MODEL),
+        "generation": settings.generation.model_dump(),
+        "decoding": settings.decoding.model_dump(),
+    }
     captions, sha256s = [e.captions for e in train], [e.sha256 for e in train]
     return Neighbours(features.astype(np.float16), captions, sha256s, facts)
 
@@ -199,6 +204,7 @@ def _checkpoint_before(params: Params) -> Path | None:
 
 def _captions(captioner: Captioner, pictures: Sequence[bytes], params: Params, name: str) -> list[str]:
     """Return one caption per picture."""
+    captioner.generate_by(params.evaluate.generation)
     return captioner.caption_all(
         pictures,
         beams=params.evaluate.beams,

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def caption_photos(
-    params: Params, photos: Sequence[Path], *, model: str | None = None, several: int = 1, seed: int = 0
+    params: Params,
+    photos: Sequence[Path],
+    *,
+    model: str | None = None,
+    several: int = 1,
+    seed: int = 0,
+    diverse: bool = False,
 ) -> str:
     """Print the captions of each photo and return the last line to print.
 
@@ -30,6 +36,7 @@ def caption_photos(
             newest version if there is no champion.
         several: the maximum number of different captions per photo.
         seed: random seed of the sampling if `several` is more than 1.
+        diverse: whether several captions share few words.
 
     Raises:
         DataError: no photo can be read.
@@ -52,7 +59,7 @@ def caption_photos(
         if several == 1:
             captions = captioner.caption([image], beams=params.evaluate.beams)
         else:
-            captions = captioner.several([image], several, seed=seed)[0]
+            captions = captioner.several([image], several, seed, diverse)[0]
         for caption in captions:
             print(f"{name}: {caption}")
         captioned += 1
@@ -62,7 +69,14 @@ def caption_photos(
 
 
 def caption_folder(
-    params: Params, sources: Sequence[Path], out: Path, *, model: str | None = None, several: int = 1, seed: int = 0
+    params: Params,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    model: str | None = None,
+    several: int = 1,
+    seed: int = 0,
+    diverse: bool = False,
 ) -> str:
     """Caption all pictures of a folder or a zip into `out`, and return the last line to print; see `bulk.caption_all`.
 
@@ -73,6 +87,7 @@ def caption_folder(
         model: see `caption_photos`.
         several: the maximum number of different captions per picture.
         seed: random seed of the sampling if `several` is more than 1.
+        diverse: whether several captions share few words.
 
     Raises:
         ConfigError, DataError, TemporaryError: see `caption_photos` and `bulk.caption_all`.
@@ -88,7 +103,7 @@ def caption_folder(
         print(f"caption: {uri}{why}", flush=True)
         return bulk.NamedCaptioner(captioner, uri)
 
-    return bulk.caption_all(params, sources[0], out, load, several, seed)
+    return bulk.caption_all(params, sources[0], out, load, several, seed, diverse)
 
 
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:

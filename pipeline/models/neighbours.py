@@ -4,7 +4,7 @@ It holds no picture. An index is a folder of plain files that travels with the r
 
 * `features.safetensors`: `features`, `(pictures, width)` float16, the mean of a picture's image tokens at length 1;
 * `captions.jsonl`: a line per picture, `{"sha256": ..., "captions": [...]}`;
-* `neighbours.json`: the hash of the checkpoint that computed the features, and how its captions were chosen;
+* `neighbours.json`: the hash of the checkpoint that computed the features, and how its captions were made and chosen;
 * `checksums.json`: the hash of each file.
 """
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.sections.evaluate import DecodingSettings
+from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
 from pipeline.evaluation.consensus import Utility
 from pipeline.runtime.atomic_files import read_json, read_json_lines, write_json, write_json_lines
 from pipeline.runtime.checksummed import checksummed_folder, is_intact
@@ -39,7 +39,7 @@ class Neighbours:
         features: `(pictures, width)` float16, of length 1.
         captions: of each picture.
         sha256s: of each picture's raw bytes.
-        facts: `model_sha256`, the hash of the checkpoint; `decoding`, how its captions were chosen.
+        facts: `model_sha256`, the hash of the checkpoint; `generation` and `decoding`, the settings of its captions.
     """
 
     features: npt.NDArray[np.float16]
@@ -96,9 +96,10 @@ class Neighbours:
             write_json(place / _FACTS, dict(self.facts))
 
 
-def decoding_of(folder: Path) -> DecodingSettings:
-    """Return how captions were chosen when the index was made."""
-    return DecodingSettings(**read_json(folder / _FACTS)["decoding"])
+def settings_of(folder: Path) -> tuple[GenerationSettings, DecodingSettings]:
+    """Return how captions were generated and chosen when the index was made."""
+    facts = read_json(folder / _FACTS)
+    return GenerationSettings(**facts["generation"]), DecodingSettings(**facts["decoding"])
 
 
 def read_neighbours(folder: Path, model_sha256: str) -> Neighbours:

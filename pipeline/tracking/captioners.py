@@ -1,4 +1,4 @@
-"""From the name of a model to a captioner that chooses its captions as `evaluate.decoding` says."""
+"""From the name of a model to a captioner that captions as `evaluate.generation` and `evaluate.decoding` say."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def load_captioner(model: str, params: Params, checkpoint: Path | None = None) -
     registered, cache_gb = model.startswith(_MODEL), params.runtime.model_cache_gb
     folder = checkpoint or (downloads.checkpoint_of(model, cache_gb) if registered else Path(model))
     captioner = Captioner.from_folder(folder)
+    captioner.generate_by(params.evaluate.generation)
     if params.evaluate.decoding.compares:
         from pipeline.models.neighbours import read_neighbours
         from pipeline.models.weights import weights_hash

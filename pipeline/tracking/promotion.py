@@ -247,7 +247,7 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
         registry.tags(store, model, number).get(registry.MODEL_SHA256, f"models:/{model}/{number}"),
         sha256_of(paths.DATASET / "test"),
         [example.sha256 for example in test],
-        params.evaluate.beams,
+        params.evaluate.generation.model_dump(),
         params.evaluate.decoding.model_dump(),
         params.finetune.max_tokens,
     ]

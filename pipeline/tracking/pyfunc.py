@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.data.images import OpenedPicture, PictureError
 from pipeline.models.captioner import Captioner
-from pipeline.models.neighbours import decoding_of, read_neighbours
+from pipeline.models.neighbours import read_neighbours, settings_of
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 
@@ -82,8 +82,11 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
         checkpoint = Path(context.artifacts["checkpoint"])
         self._captioner = Captioner.from_folder(checkpoint)
         index = context.artifacts.get("neighbours")
-        if index and (decoding := decoding_of(Path(index))).compares:
-            self._captioner.choose_by(decoding, read_neighbours(Path(index), weights_hash(checkpoint)))
+        if index:
+            generation, decoding = settings_of(Path(index))
+            self._captioner.generate_by(generation)
+            if decoding.compares:
+                self._captioner.choose_by(decoding, read_neighbours(Path(index), weights_hash(checkpoint)))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row per picture: its `caption`, or "" and the reason in `error`.

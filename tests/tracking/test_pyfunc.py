@@ -22,7 +22,7 @@ from mlflow.types.schema import AnyType
 
 from pipeline.config.sections.evaluate import DecodingSettings
 from pipeline.data.images import OpenedPicture, decode
-from pipeline.models.captioner import Captioner
+from pipeline.models.captioner import PLAIN, Captioner
 from pipeline.models.neighbours import Neighbours
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.memory_budget import MemoryBudget
@@ -98,6 +98,7 @@ def test_captions_are_chosen_as_the_index_that_comes_with_the_model_says(tmp_pat
     decoding = DecodingSettings(method="consensus", samples=20, temperature=1.0, neighbours=1, seed=0)
     sampled = captioner.several([decode(jpeg(), 10**6)], 8)[0]
     facts = {"model_sha256": weights_hash(tmp_path / "checkpoint"), "decoding": decoding.model_dump()}
+    facts["generation"] = PLAIN.model_dump()
     features = captioner.pooled([jpeg(), jpeg("navy")], "features").astype(np.float16)
     captions = [[" ".join(sampled[-2:]), sampled[-1]], ["nothing like it"]]
     neighbours = Neighbours(features, captions, ["0" * 64, "1" * 64], facts)
