@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -31,7 +30,7 @@ from benchmarks._workspace import ROOT, run, workspace
 from pipeline.config.sections.finetune import Augmentation, Finetune, Lora, Scratch
 from pipeline.data.dataset import Example, PictureReader, read_examples
 from pipeline.evaluation import baselines
-from pipeline.evaluation.metrics.cider import cider_d
+from pipeline.evaluation.consensus import Utility
 from pipeline.evaluation.metrics.scoring import statistics as statistics_of
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models import factory
@@ -161,10 +160,10 @@ def settings(name: str, seed: int) -> Finetune:
     )
 
 
-def trained(photos: Photos, name: str, fold: int, seed: int) -> dict[str, object]:
-    """Train one architecture on one fold; return its scores on the fold's test photos and its cost."""
+def best_checkpoint(photos: Photos, name: str, fold: int, seed: int) -> tuple[Checkpoint, Trainer, float]:
+    """Train one architecture on one fold; return its best epoch, the trainer, and the CPU seconds."""
     chosen = settings(name, seed)
-    train, validation, test = photos.fold(fold)
+    train, validation, _ = photos.fold(fold)
     examples = photos.examples
     torch.manual_seed(seed)
     captions = [caption for i in train for caption in examples[i].captions]
@@ -184,7 +183,14 @@ def trained(photos: Photos, name: str, fold: int, seed: int) -> dict[str, object
         trainer = Trainer(checkpoint, data, chosen, processes, torch.float32, store, state_minutes=1e6)
         trainer.fit(Silent(), lambda: False)
         seconds = time.process_time() - start
-        best = factory.load(store.best)
+        return factory.load(store.best), trainer, seconds
+
+
+def trained(photos: Photos, name: str, fold: int, seed: int) -> dict[str, object]:
+    """Train one architecture on one fold; return its scores on the fold's test photos and its cost."""
+    best, trainer, seconds = best_checkpoint(photos, name, fold, seed)
+    examples, test = photos.examples, photos.fold(fold)[2]
+    inputs = photos.pixels(best) if name == "scratch" else photos.features()
     best.model.eval()
     start, texts = time.process_time(), []
     with torch.inference_mode():
@@ -225,25 +231,10 @@ def naive(photos: Photos, name: str, fold: int) -> dict[str, object]:
         if name == "nearest in CNN features":
             texts = [examples[row[0]].captions[0] for row in closest]
         else:
-            texts = _consensus(examples, closest)
+            captions = [example.captions for example in examples]
+            texts = baselines.consensus(Utility(captions), captions, closest)
     found = scores(texts, [photos.examples[i] for i in test])
     return {"name": name, "fold": fold, "seed": 0, **found, "captions": texts[:8]}
-
-
-def _consensus(examples: Sequence[Example], closest: Sequence[Sequence[int]]) -> list[str]:
-    """Return per picture the caption of its nearest pictures with the highest CIDEr-D against the others' captions.
-
-    Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning".
-    """
-    words = [[ptb_tokenize(caption) for caption in example.captions] for example in examples]
-    texts = []
-    for row in closest:
-        candidates = [(i, k) for i in row for k in range(len(words[i]))]
-        others = [[words[j][m] for j, m in candidates if j != i] for i, _ in candidates]
-        likeness = cider_d([words[i][k] for i, k in candidates], others, idf_from=words)
-        picture, caption = candidates[int(np.argmax(likeness))]
-        texts.append(examples[picture].captions[caption])
-    return texts
 
 
 def scores(texts: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
@@ -253,19 +244,27 @@ def scores(texts: Sequence[str], examples: Sequence[Example]) -> dict[str, float
     return {name: round(found[name], 4) for name in SHOWN}
 
 
-def make(folds: Sequence[int], seeds: Sequence[int], names: Sequence[str]) -> list[dict]:
-    """Make the runs that are missing, one fold and seed after the other; return all runs."""
+def opened_photos() -> Photos:
+    """Return all photos as the pipeline ingests them.
+
+    Raises:
+        UnavailableError: they are not on this machine.
+    """
     if not PHOTOS.is_dir():
         raise UnavailableError(f"needs photos in {PHOTOS}")
-    done = _runs()
-    present = {(line["name"], line["fold"], line["seed"]) for line in done}
     with tempfile.TemporaryDirectory() as temporary:
         folder = workspace(Path(temporary), {"ingest.sources": ["photos"]})
         (folder / "data/raw").mkdir(parents=True)
         (folder / "data/raw/photos").symlink_to(PHOTOS)
         run(folder, "-m", "pipeline.ingest", "photos")
         run(folder, "-m", "pipeline.build")
-        photos = Photos(folder / "data/dataset")
+        return Photos(folder / "data/dataset")
+
+
+def make(folds: Sequence[int], seeds: Sequence[int], names: Sequence[str]) -> list[dict]:
+    """Make the runs that are missing, one fold and seed after the other; return all runs."""
+    photos = opened_photos()
+    present = {(line["name"], line["fold"], line["seed"]) for line in _runs()}
     torch.use_deterministic_algorithms(True)
     for seed in seeds:
         for fold in folds:

@@ -139,7 +139,18 @@ def caption(
             " Default: the champion, or the newest version if there is no champion.",
         ),
     ] = None,
-    several: Annotated[int, typer.Option(min=1, max=100, help="Up to this many different captions per photo.")] = 1,
+    several: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Up to this many different captions per photo: twice as many are sampled, and the likeliest kept."
+            " evaluate.generation has temperature, top_p and top_k.",
+        ),
+    ] = 1,
+    diverse: Annotated[
+        bool, typer.Option("--diverse", help="With --several: keep captions that share few words, not the likeliest.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Random seed for --several.")] = 0,
 ) -> None:
     """Caption photos with a registered model or a checkpoint."""
@@ -148,8 +159,8 @@ def caption(
         from pipeline.commands.caption import caption_folder, caption_photos
 
         if out is not None:
-            return caption_folder(params, photos, out, model=model, several=several, seed=seed)
-        return caption_photos(params, photos, model=model, several=several, seed=seed)
+            return caption_folder(params, photos, out, model=model, several=several, seed=seed, diverse=diverse)
+        return caption_photos(params, photos, model=model, several=several, seed=seed, diverse=diverse)
 
     _execute("caption", work)
 

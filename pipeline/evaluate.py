@@ -1,8 +1,9 @@
 """Evaluate: models/finetune on data/dataset/test -> scores in reports/evaluate.json, captions, and a gallery.
 
-The model is compared with two baselines (the most frequent training caption; the caption of the training picture
-nearest in pixels), with the checkpoint before fine-tuning, if training started from one, and with the architectures of
-`compare`.
+The model is compared with three baselines (the most frequent training caption; the caption of the training picture
+nearest in pixels; the consensus of the pictures nearest in the model's features), with the checkpoint before
+fine-tuning, if training started from one, and with the architectures of `compare`. The features and captions of the
+training pictures are kept as an index, models/neighbours, with which the model can choose its captions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import csv
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
@@ -35,7 +36,11 @@ from pipeline.runtime.atomic_files import (
     write_json,
     write_json_lines,
 )
-from pipeline.tracking.comparison import comparisons, verdict
+from pipeline.tracking.comparison import BEAM_SEARCH, comparisons, verdict
+
+if TYPE_CHECKING:
+    from pipeline.models.captioner import Captioner
+    from pipeline.models.neighbours import Neighbours
 
 _SCORES_CSV = "metrics.csv"
 _COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
@@ -44,6 +49,8 @@ _ARCHITECTURES = "architectures.md"
 _PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
+_CONSENSUS = "nearest_consensus"
+_CONSENSUS_OF = 20  # pictures
 _HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
 _SHOWN = (_HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
 
@@ -55,11 +62,11 @@ def run(params: Params, args: argparse.Namespace) -> str:
     test = fair_share(read_examples(paths.DATASET / "test"), params.evaluate.max_pictures)
     if not test:
         raise ConfigError("params.yaml: build.test: is 0, so there is nothing to evaluate on; set it to 0.15")
-    outputs = (paths.EVALUATE_REPORT, paths.EVALUATE_METRICS, paths.EVALUATE_FOLDER)
-    with swapped_in(*outputs) as (report_file, metrics_file, folder):
+    outputs = (paths.EVALUATE_REPORT, paths.EVALUATE_METRICS, paths.EVALUATE_FOLDER, paths.NEIGHBOURS)
+    with swapped_in(*outputs) as (report_file, metrics_file, folder, index):
         folder.mkdir()
         # Captions are written before they are scored, so that scores can be recomputed without the models.
-        answers, seconds = _captions_of_systems(test, params)
+        answers, seconds = _captions_of_systems(test, params, index)
         write_json_lines(folder / paths.CAPTIONS.name, _lines(test, answers))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         _write_coco(folder, lines)
@@ -155,7 +162,9 @@ def _metrics(report: dict[str, Any]) -> dict[str, float]:
     """Return the scores that `dvc metrics` shows: the model's, and the headline score of the other systems."""
     low, high = report[_MODEL]["intervals_95"][_HEADLINE]
     others = {
-        system: scores[_HEADLINE] for system, scores in report.items() if isinstance(scores, dict) and system != _MODEL
+        system: scores[_HEADLINE]
+        for system, scores in report.items()
+        if isinstance(scores, dict) and system not in (_MODEL, BEAM_SEARCH, _CONSENSUS)  # at most 8 values
     }
     shown = {name: report[_MODEL][name] for name in _SHOWN}
     return {**shown, f"{_HEADLINE}_low": low, f"{_HEADLINE}_high": high, **others}
@@ -172,27 +181,59 @@ def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictur
     )
 
 
-def _captions_of_systems(test: Sequence[Example], params: Params) -> tuple[Captions, dict[str, float]]:
-    """Return the captions of all systems, and how many seconds each model took.
+def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -> tuple[Captions, dict[str, float]]:
+    """Return the captions of all systems, and how many seconds each model took; write the index.
 
     The systems are the model, the checkpoint before fine-tuning, the compared architectures and the baselines.
     """
-    reader = PictureReader(paths.DATASET / "test")
-    pictures = [reader.read(example.file_name) for example in test]
-    models = {_MODEL: paths.MODEL}
-    if (before := _checkpoint_before(params)) is not None:
-        models[_BEFORE] = before
-    models |= {name: paths.COMPARED / name for name in params.compare.architectures}
-    captions, seconds = {}, {}
-    for system, folder in models.items():
-        captions[system], seconds[system] = _captions(folder, pictures, params, system.replace("_", " "))
+    from pipeline.models.captioner import Captioner
+
     train = read_examples(paths.DATASET / "train")
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
-    train_reader = PictureReader(paths.DATASET / "train")
+    reader, train_reader = PictureReader(paths.DATASET / "test"), PictureReader(paths.DATASET / "train")
+    pictures = [reader.read(example.file_name) for example in test]
+    model = Captioner.from_folder(paths.MODEL)
+    neighbours = _index(model, train, train_reader, params)
+    neighbours.write(index)
+    captions: Captions = {}
+    seconds: dict[str, float] = {}
+    beam_search = None
+    if params.evaluate.decoding.compares:
+        beam_search, _ = _captions(model, pictures, params, "beam search")
+        model.choose_by(params.evaluate.decoding, neighbours)
+    captions[_MODEL], seconds[_MODEL] = _captions(model, pictures, params, _MODEL)
+    if beam_search is not None:
+        captions[BEAM_SEARCH] = beam_search
+    others = {name: paths.COMPARED / name for name in params.compare.architectures}
+    if (before := _checkpoint_before(params)) is not None:
+        others = {_BEFORE: before, **others}
+    for system, folder in others.items():
+        other = Captioner.from_folder(folder)
+        captions[system], seconds[system] = _captions(other, pictures, params, system.replace("_", " "))
+    near = neighbours.nearest(model.pooled(pictures, "evaluate features"), _CONSENSUS_OF)
+    captions[_CONSENSUS] = baselines.consensus(neighbours.utility, neighbours.captions, near)
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
     captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
     return captions, seconds
+
+
+def _index(model: Captioner, train: Sequence[Example], reader: PictureReader, params: Params) -> Neighbours:
+    """Return the index of the training pictures."""
+    import numpy as np
+
+    from pipeline.models.neighbours import Neighbours
+    from pipeline.models.weights import weights_hash
+
+    features = model.pooled((reader.read(e.file_name) for e in train), "evaluate training features")
+    settings = params.evaluate
+    facts = {
+        "model_sha256": weights_hash(paths.MODEL),
+        "generation": settings.generation.model_dump(),
+        "decoding": settings.decoding.model_dump(),
+    }
+    captions, sha256s = [e.captions for e in train], [e.sha256 for e in train]
+    return Neighbours(features.astype(np.float16), captions, sha256s, facts)
 
 
 def _checkpoint_before(params: Params) -> Path | None:
@@ -204,11 +245,9 @@ def _checkpoint_before(params: Params) -> Path | None:
     return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
 
 
-def _captions(folder: Path, pictures: Sequence[bytes], params: Params, name: str) -> tuple[list[str], float]:
-    """Return one caption per picture from a checkpoint, and the seconds that it took."""
-    from pipeline.models.captioner import Captioner
-
-    captioner = Captioner.from_folder(folder)
+def _captions(captioner: Captioner, pictures: Sequence[bytes], params: Params, name: str) -> tuple[list[str], float]:
+    """Return one caption per picture, and the seconds that it took."""
+    captioner.generate_by(params.evaluate.generation)
     start = time.perf_counter()
     captions = captioner.caption_all(
         pictures,

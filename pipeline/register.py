@@ -37,7 +37,7 @@ _SETTLE_SECONDS = 1.0  # longer than MLflow takes to create a run
 _SHOWN = 60  # pictures on the page of captions
 _REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pillow", "pillow-heif", "numpy", "pandas"),
-    *("pydantic", "ruamel.yaml"),
+    *("pydantic", "regex", "ruamel.yaml"),
 )
 
 
@@ -194,6 +194,7 @@ def _register(
         served=SERVED,
         artifacts={
             "checkpoint": paths.MODEL,
+            "neighbours": paths.NEIGHBOURS,
             "training_pictures": pictures,
             **model_card.write(folder, CARD, card, _samples()),
         },

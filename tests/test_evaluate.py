@@ -15,7 +15,10 @@ from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.data.dataset import Example, fair_share, read_examples
 from pipeline.evaluation.ptb.tokens import TOKENIZER
+from pipeline.models.neighbours import read_neighbours
+from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import read_json, sha256_of
+from pipeline.tracking.captioners import load_captioner
 from tests.conftest import run, set_params
 from tests.test_finetune import built  # noqa: F401
 
@@ -35,15 +38,16 @@ def captions() -> list[dict]:
     return [json.loads(line) for line in Path("reports/evaluate/captions.jsonl").read_text().splitlines()]
 
 
-def test_the_model_stands_beside_two_naive_answers(trained: Path) -> None:
+def test_the_model_stands_beside_three_naive_answers(trained: Path) -> None:
     report = run_evaluate()
     systems = [name for name, value in report.items() if isinstance(value, dict)]
-    assert systems == ["model", "nearest_picture", "most_frequent"]
+    assert systems == ["model", "nearest_consensus", "nearest_picture", "most_frequent"]
     test = fair_share(read_examples(Path("data/dataset/test")), 10)
     assert report["pictures"] == len(test) == len(captions())
     assert [line["references"] for line in captions()] == [example.captions for example in test]
     train = {c for example in read_examples(Path("data/dataset/train")) for c in example.captions}
-    assert {line["captions"]["nearest_picture"] for line in captions()} <= train
+    for system in ("nearest_consensus", "nearest_picture"):
+        assert {line["captions"][system] for line in captions()} <= train
     assert len({line["captions"]["most_frequent"] for line in captions()}) == 1
     assert Path("reports/evaluate/contact_sheet.png").is_file()
     assert report["tokenizer"] == TOKENIZER
@@ -67,10 +71,10 @@ def test_the_last_line_says_whether_the_model_beats_the_naive_answers(
     of_systems = evaluate._captions_of_systems
 
     def last_line(say: Callable[[Example], str]) -> str:
-        def captions(test: list[Example], settings: Any) -> tuple[dict[str, list[str]], dict[str, float]]:
+        def captions(test: list[Example], settings: Any, index: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
             said = [say(example) for example in test]
             people = [example.captions[0] for example in test]
-            found, seconds = of_systems(test, settings)
+            found, seconds = of_systems(test, settings, index)
             return {**found, "model": said, "before_finetuning": people}, seconds
 
         monkeypatch.setattr(evaluate, "_captions_of_systems", captions)
@@ -87,7 +91,7 @@ def test_the_last_line_says_whether_the_model_beats_the_naive_answers(
 def test_each_system_has_scores_with_intervals_and_what_overlap_does_not_tell(trained: Path) -> None:
     report = run_evaluate()
     assert report["reference_words"] > 3
-    for system in ("model", "nearest_picture", "most_frequent"):
+    for system in ("model", "nearest_consensus", "nearest_picture", "most_frequent"):
         found = report[system]
         for name, (low, high) in found["intervals_95"].items():
             assert low - 1e-4 <= found[name] <= high + 1e-4
@@ -99,7 +103,7 @@ def test_each_system_has_scores_with_intervals_and_what_overlap_does_not_tell(tr
 
 def test_how_far_the_model_is_above_each_other_answer_is_told_with_an_interval(trained: Path) -> None:
     report = run_evaluate()
-    for other in ("nearest_picture", "most_frequent"):
+    for other in ("nearest_consensus", "nearest_picture", "most_frequent"):
         for name, (value, low, high) in report[other]["model_is_above_by"].items():
             assert value == pytest.approx(report["model"][name] - report[other][name], abs=1e-4)
             assert low <= value + 1e-4
@@ -143,6 +147,42 @@ def test_the_batch_size_changes_no_caption(trained: Path) -> None:
     set_params(trained, {"runtime.caption_batch_size": 3})
     run_evaluate()
     assert captions() == first
+
+
+def test_captions_chosen_by_consensus_stand_beside_those_of_beam_search(trained: Path) -> None:
+    run_evaluate()
+    by_beam_search = [line["captions"]["model"] for line in captions()]
+    set_params(trained, {"evaluate.decoding.method": "consensus", "evaluate.decoding.samples": 8})
+    report = run_evaluate()
+    assert [line["captions"]["beam_search"] for line in captions()] == by_beam_search
+    assert [line["captions"]["model"] for line in captions()] != by_beam_search
+    for system in ("model", "beam_search"):
+        assert 0 <= report[system]["copied"] <= 1
+    first = captions()
+    set_params(trained, {"runtime.caption_batch_size": 3})
+    run_evaluate()
+    assert captions() == first
+    set_params(trained, {"evaluate.decoding.seed": 1})
+    run_evaluate()
+    assert captions() != first
+
+
+def test_the_index_has_the_captions_of_the_training_pictures_and_none_of_the_pictures(trained: Path) -> None:
+    run_evaluate()
+    train = read_examples(Path("data/dataset/train"))
+    index = read_neighbours(Path("models/neighbours"), weights_hash(Path("models/finetune")))
+    assert list(zip(index.sha256s, index.captions, strict=True)) == [(e.sha256, e.captions) for e in train]
+    files = {file.name for file in Path("models/neighbours").iterdir()}
+    assert files == {"captions.jsonl", "checksums.json", "features.safetensors", "neighbours.json"}
+
+
+def test_an_index_of_another_model_is_refused(trained: Path) -> None:
+    run_evaluate()
+    set_params(trained, {"finetune.seed": 3})
+    finetune.run(params.load(), Namespace())
+    set_params(trained, {"evaluate.decoding.method": "mbr"})
+    with pytest.raises(ConfigError, match=r"models/neighbours: belongs to another checkpoint; run `dvc repro`"):
+        load_captioner("models/finetune", params.load())
 
 
 def test_no_test_pictures_is_told_by_its_param(trained: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_training_key_depends_on_data_params_checkpoint_and_dtype(built: Pat
 
     first = key()
     assert key() == first
-    set_params(built, {"evaluate.beams": 2, "runtime.feature_cache_gb": 3})
+    set_params(built, {"evaluate.generation.beams": 2, "runtime.feature_cache_gb": 3})
     assert key() == first
     assert key(computed_in="bfloat16 on cuda") != first
     set_params(built, {"finetune.epochs": 3})

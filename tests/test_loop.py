@@ -28,6 +28,7 @@ from pipeline.config import params
 from pipeline.data.dataset import PictureReader, read_examples
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.tracking import runs
+from pipeline.tracking.captioners import load_captioner
 from tests.conftest import environment, jpeg, run, set_params
 
 OUTPUTS = [Path(name) for name in ("data/ingest", "data/dataset", "models/finetune", "reports")]
@@ -107,7 +108,7 @@ def test_a_runtime_param_makes_no_stage_stale(loop: Path) -> None:
 
 def test_a_param_of_evaluate_trains_nothing_again(loop: Path) -> None:
     before = versions(loop)
-    set_params(loop, {"evaluate.beams": 2})
+    set_params(loop, {"evaluate.generation.beams": 2})
     done = run(loop, "dvc", "repro")
     assert done.returncode == 0, done.stderr
     ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
@@ -329,6 +330,31 @@ def test_ones_own_photo_is_captioned_by_the_newest_and_by_a_named_model(
     )
     assert champion.returncode == 78
     assert champion.stderr.count("\n") == 1
+
+
+def test_a_version_chooses_captions_with_its_own_index_like_the_workspace(
+    loop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(loop)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    read = params.load()
+    decoding = read.evaluate.decoding.model_copy(update={"method": "both", "samples": 8, "temperature": 1.5})
+    given = read.model_copy(update={"evaluate": read.evaluate.model_copy(update={"decoding": decoding})})
+    examples = read_examples(Path("data/dataset/test"))[:8]
+    reader = PictureReader(Path("data/dataset/test"))
+    pictures = [Image.open(io.BytesIO(reader.read(example.file_name))).convert("RGB") for example in examples]
+    chosen = [
+        load_captioner(model, given).caption(pictures) for model in ("models:/image-captioning/1", "models/finetune")
+    ]
+    assert chosen[0] == chosen[1]
+    assert chosen[0] != load_captioner("models/finetune", read).caption(pictures)
+
+    seen = read_examples(Path("data/dataset/train"))[0].sha256
+    without = given.model_copy(update={"ingest": given.ingest.model_copy(update={"exclude": [seen]})})
+    index = load_captioner("models:/image-captioning/1", without).neighbours
+    assert index is not None
+    assert seen not in index.sha256s
+    assert len(index.sha256s) == len(read_examples(Path("data/dataset/train"))) - 1
 
 
 @pytest.fixture

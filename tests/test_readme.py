@@ -172,7 +172,7 @@ def test_every_command_works_as_written(reader: Reader, page: str, request: pyte
         assert '"pictures_kept": 70' in report or '"pictures_kept": 69' in report
         # The guides' commands are the same for a model that trains in a tenth of the time.
         set_params(reader.folder, {key: value for key, value in TINY.items() if key.startswith("finetune.")})
-        set_params(reader.folder, {"finetune.epochs": 1, "evaluate.beams": 1})
+        set_params(reader.folder, {"finetune.epochs": 1, "evaluate.generation.beams": 1})
         reader.run("dvc repro")
 
 

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def caption_photos(
-    params: Params, photos: Sequence[Path], *, model: str | None = None, several: int = 1, seed: int = 0
+    params: Params,
+    photos: Sequence[Path],
+    *,
+    model: str | None = None,
+    several: int = 1,
+    seed: int = 0,
+    diverse: bool = False,
 ) -> str:
     """Print the captions of each photo and return the last line to print.
 
@@ -30,6 +36,7 @@ def caption_photos(
             newest version if there is no champion.
         several: the maximum number of different captions per photo.
         seed: random seed of the sampling if `several` is more than 1.
+        diverse: whether several captions share few words.
 
     Raises:
         DataError: no photo can be read.
@@ -44,15 +51,15 @@ def caption_photos(
 
     model, why = (model, "") if model else _default_model(params.register_.model)
     folder = _checkpoint(model, params.runtime.model_cache_gb)
-    from pipeline.models.captioner import Captioner
+    from pipeline.tracking.captioners import load_captioner
 
-    captioner = Captioner.from_folder(folder)
+    captioner = load_captioner(model, params, folder)
     captioned = 0
     for name, image in itertools.chain([first], readable):
         if several == 1:
             captions = captioner.caption([image], beams=params.evaluate.beams)
         else:
-            captions = captioner.several([image], several, seed=seed)[0]
+            captions = captioner.several([image], several, seed, diverse)[0]
         for caption in captions:
             print(f"{name}: {caption}")
         captioned += 1
@@ -62,7 +69,14 @@ def caption_photos(
 
 
 def caption_folder(
-    params: Params, sources: Sequence[Path], out: Path, *, model: str | None = None, several: int = 1, seed: int = 0
+    params: Params,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    model: str | None = None,
+    several: int = 1,
+    seed: int = 0,
+    diverse: bool = False,
 ) -> str:
     """Caption all pictures of a folder or a zip into `out`, and return the last line to print; see `bulk.caption_all`.
 
@@ -73,22 +87,23 @@ def caption_folder(
         model: see `caption_photos`.
         several: the maximum number of different captions per picture.
         seed: random seed of the sampling if `several` is more than 1.
+        diverse: whether several captions share few words.
 
     Raises:
         ConfigError, DataError, TemporaryError: see `caption_photos` and `bulk.caption_all`.
     """
     if len(sources) != 1:
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
-    from pipeline.models.captioner import Captioner
     from pipeline.serving import bulk
+    from pipeline.tracking.captioners import load_captioner
 
     def load() -> bulk.NamedCaptioner:
         uri, why = (model, "") if model else _default_model(params.register_.model)
-        captioner = Captioner.from_folder(_checkpoint(uri, params.runtime.model_cache_gb))
+        captioner = load_captioner(uri, params, _checkpoint(uri, params.runtime.model_cache_gb))
         print(f"caption: {uri}{why}", flush=True)
         return bulk.NamedCaptioner(captioner, uri)
 
-    return bulk.caption_all(params, sources[0], out, load, several, seed)
+    return bulk.caption_all(params, sources[0], out, load, several, seed, diverse)
 
 
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:

@@ -88,7 +88,7 @@ def choose_start(gpu: bool) -> Start:
                 "finetune.learning_rate": "auto",
                 "finetune.label_smoothing": 0.1,
                 "finetune.best_by": "cider",
-                "evaluate.beams": 3,
+                "evaluate.generation.beams": 3,
             },
         )
     where = "a GPU trains all of it" if gpu else "without a GPU its image encoder stays fixed"

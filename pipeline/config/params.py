@@ -34,6 +34,7 @@ MOVED = {
     "finetune.feature_cache_gb": "runtime.feature_cache_gb",
     "finetune.launch": "runtime.launch",
     "evaluate.batch_size": "runtime.caption_batch_size",
+    "evaluate.beams": "evaluate.generation.beams",
 }
 
 # Limits of an error message.

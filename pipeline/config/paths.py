@@ -11,6 +11,7 @@ RAW = Path("data/raw")
 INGEST = Path("data/ingest")
 DATASET = Path("data/dataset")
 MODEL = Path("models/finetune")
+NEIGHBOURS = Path("models/neighbours")  # the index of the training pictures
 TRAINING = MODEL / "training.json"  # the facts that decided the training
 COMPARED = Path("models/compare")  # a folder per architecture
 

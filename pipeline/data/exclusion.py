@@ -57,6 +57,14 @@ class Exclusion:
         return excluded
 
 
+def excluded_sha256s(entries: Sequence[str]) -> set[str]:
+    """Return the hashes among the entries of `ingest.exclude`, and those of the pictures in its folders."""
+    folders = [Path(entry) for entry in entries if Path(entry).is_dir()]
+    files = (file for folder in folders for file in folder.rglob("*") if file.suffix.lower() in images.SUFFIXES)
+    named = {entry.lower() for entry in entries if _SHA256.fullmatch(entry)}
+    return named | {images.identity(file.read_bytes()) for file in files if file.is_file()}
+
+
 def _is_named(entry: str, sha256: str, places: Sequence[str]) -> bool:
     if _SHA256.fullmatch(entry):
         return entry.lower() == sha256

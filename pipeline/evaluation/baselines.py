@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.dataset import Example
+from pipeline.evaluation.consensus import Utility
 
 _SIDE = 32  # pixels; pictures are compared as 32 x 32 squares
 _CHUNK = 1024  # training pictures per comparison, to bound memory
@@ -49,6 +50,29 @@ def nearest(train: Sequence[Example], train_pictures: Iterable[bytes], pictures:
     if chunk:
         compare(start)
     return [train[i].captions[0] for i in which]
+
+
+def consensus(
+    utility: Utility, captions: Sequence[Sequence[str]], nearest_pictures: Iterable[Sequence[int]]
+) -> list[str]:
+    """Return per picture the caption of its nearest pictures that agrees best with the captions of the others.
+
+    Agreement is the mean CIDEr-D. Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning".
+
+    Args:
+        utility: compares captions.
+        captions: of each training picture.
+        nearest_pictures: for each picture the indices of its nearest training pictures, the nearest first.
+    """
+    chosen = []
+    for row in nearest_pictures:
+        texts = [text for i in row for text in captions[i]]
+        picture = np.repeat(np.arange(len(row)), [len(captions[i]) for i in row])
+        others = picture[:, None] != picture[None, :]
+        sums = (utility.between(texts, texts) * others).sum(axis=1)
+        means = sums / np.maximum(others.sum(axis=1), 1)
+        chosen.append(texts[int(means.round(9).argmax())])
+    return chosen
 
 
 def _pixels(data: bytes) -> np.ndarray:

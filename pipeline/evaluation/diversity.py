@@ -178,3 +178,21 @@ def mutual_bleu(several: Sequence[Sequence[Words]]) -> float:
     if not scores:
         raise ValueError("needs a picture with two or more captions")
     return math.fsum(scores) / len(scores)
+
+
+def most_different(captions: Sequence[str], count: int) -> list[int]:
+    """Return the indices of `count` captions that share few words with each other.
+
+    The first caption is always chosen. Then, each time, it is the one that shares the fewest words with any chosen one,
+    by the Jaccard index. Equal ones are chosen in order.
+    """
+    tokenizer = tokenizer_for([captions])
+    words = [set(tokenizer.words(caption)) for caption in captions]
+    overlap = [-1.0] * len(captions)
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(captions)):
+        best = min((i for i in range(len(captions)) if i not in chosen), key=overlap.__getitem__)
+        chosen.append(best)
+        for i, mine in enumerate(words):
+            overlap[i] = max(overlap[i], len(mine & words[best]) / max(1, len(mine | words[best])))
+    return chosen

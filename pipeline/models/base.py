@@ -30,21 +30,42 @@ class Decoding:
 
     Attributes:
         beams: width of beam search; 1 is greedy search. Ignored when sampling.
+        found: captions of a beam search to return per picture, the likeliest first; at most `beams`.
+        length_penalty: beam search divides a caption's log-probability by its length to this power.
         samples: captions to sample per picture; 0 searches for the likeliest caption.
+        temperature: below 1 the samples are likelier and less varied.
         top_p: probability mass of the tokens to sample from (Holtzman et al. 2020, "nucleus sampling").
+        top_k: number of the likeliest tokens to sample from (Fan et al. 2018); 0 for all.
+        no_repeat_ngram_size: no sequence of this many tokens occurs twice; 0 allows repetition.
+        min_tokens: minimum length in tokens, without begin mark and prompt.
         max_tokens: maximum length in tokens, begin and end marks included; None uses the model's own.
+        prompt: tokens that every caption starts with.
     """
 
     beams: int = 1
+    found: int = 1
+    length_penalty: float = 1.0
     samples: int = 0
+    temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 50
+    no_repeat_ngram_size: int = 0
+    min_tokens: int = 0
     max_tokens: int | None = None
+    prompt: tuple[int, ...] = ()
 
     def generate_options(self) -> dict[str, Any]:
         """Return the options of transformers' `generate`."""
-        options: dict[str, Any] = {"do_sample": False, "num_beams": self.beams}
+        options: dict[str, Any] = {"do_sample": False, "num_beams": self.beams, "num_return_sequences": self.found}
+        if self.beams > 1:
+            options["length_penalty"] = self.length_penalty
         if self.samples:
-            options = {"do_sample": True, "top_p": self.top_p, "num_return_sequences": self.samples}
+            options = {"do_sample": True, "num_return_sequences": self.samples, "temperature": self.temperature}
+            options |= {"top_p": self.top_p, "top_k": self.top_k}
+        if self.no_repeat_ngram_size:
+            options["no_repeat_ngram_size"] = self.no_repeat_ngram_size
+        if self.min_tokens:
+            options["min_new_tokens"] = self.min_tokens
         if self.max_tokens is not None:
             options["max_length"] = self.max_tokens
         return options
@@ -157,9 +178,9 @@ class CaptionModel(torch.nn.Module, ABC):
     def generate_captions(
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
     ) -> torch.Tensor:
-        """Return token ids, `(pictures * max(1, samples), length)`; the captions of a picture are adjacent.
+        """Return token ids, `(pictures * captions, length)`; the captions of a picture are adjacent.
 
-        Pass either pixels or features.
+        A picture gets `decoding.samples` captions, or `decoding.found` by search. Pass either pixels or features.
         """
 
     def generate_with_scores(

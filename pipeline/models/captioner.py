@@ -1,20 +1,44 @@
-"""Pictures -> captions. Evaluation, the command line and the served model all caption through this class."""
+"""Pictures -> captions. Evaluation, the command line and the served model all caption through this class.
+
+A caption is the likeliest by beam search or, with an index of the training pictures, the candidate that agrees best
+with other captions (see `pipeline/evaluation/consensus.py`).
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.nn.functional import normalize as to_length_1
 
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
+from pipeline.evaluation.consensus import ranked
+from pipeline.evaluation.diversity import most_different
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
+from pipeline.models.neighbours import Neighbours
 from pipeline.models.precision import autocast, compute_dtype
 from pipeline.runtime.progress import progress_bar
+
+PLAIN = GenerationSettings(
+    beams=1,
+    length_penalty=1.0,
+    no_repeat_ngram_size=0,
+    min_tokens=0,
+    temperature=1.0,
+    top_p=0.9,
+    top_k=50,
+    prompt="",
+)
+_ENCODED_TOGETHER = 8  # always as many, so that the last bits of a picture's features do not depend on the others
 
 
 @dataclass(frozen=True)
@@ -26,13 +50,20 @@ class Scored:
 
 
 class Captioner:
-    """A checkpoint on its device, ready to caption."""
+    """A checkpoint on its device, ready to caption.
+
+    Attributes:
+        neighbours: the training pictures that captions are chosen with; None for beam search.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = checkpoint.model.to(self._device).eval()
         self._dtype = compute_dtype("auto", self._device)
+        self.generate_by(PLAIN)
+        self._decoding: DecodingSettings | None = None
+        self.neighbours: Neighbours | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> Captioner:
@@ -42,6 +73,30 @@ class Captioner:
             ConfigError: the folder has no usable checkpoint.
         """
         return cls(load(folder))
+
+    def generate_by(self, generation: GenerationSettings) -> None:
+        """Generate captions in this way from now on; the width of beam search is an argument of each call.
+
+        Raises:
+            ConfigError: the prompt leaves no room for a caption.
+        """
+        prompt = self._checkpoint.tokenizer(generation.prompt, add_special_tokens=False)["input_ids"]
+        most = self._model.max_tokens - 3  # the begin mark, a word and the end mark
+        if len(prompt) > most:
+            raise ConfigError(
+                f"params.yaml: evaluate.generation.prompt: has {len(prompt)} tokens, but this model takes {most};"
+                " shorten it"
+            )
+        self._generation, self._prompt = generation, tuple(prompt)
+
+    def choose_by(self, decoding: DecodingSettings, neighbours: Neighbours) -> None:
+        """Choose captions in this way from now on. A new captioner takes the likeliest caption by beam search.
+
+        Args:
+            decoding: how captions are chosen.
+            neighbours: the training pictures.
+        """
+        self._decoding, self.neighbours = (decoding, neighbours) if decoding.compares else (None, None)
 
     @property
     def image_size(self) -> int:
@@ -57,7 +112,11 @@ class Captioner:
             beams: width of beam search.
             max_tokens: maximum length of a caption; None uses the checkpoint's own.
         """
-        return [captions[0] for captions in self._generate(pictures, Decoding(beams=beams, max_tokens=max_tokens))]
+        if self._decoding is not None:
+            resized = resize_and_crop(self._checkpoint.image_processor, pictures)
+            chosen = self._chosen(resized, self._encode(resized), beams, max_tokens)
+            return [captions[0].text for captions in chosen]
+        return [captions[0] for captions in self._generate(pictures, self._search(beams, max_tokens))]
 
     def caption_all(
         self, pictures: Sequence[bytes], beams: int, max_tokens: int, batch_size: int, name: str
@@ -78,15 +137,46 @@ class Captioner:
         return captions
 
     @torch.inference_mode()
-    def several(self, pictures: Sequence[Image.Image], count: int, seed: int = 0) -> list[list[str]]:
-        """Return up to `count` different captions per picture, sampled (top-p 0.9), the likeliest first.
+    def pooled(self, pictures: Iterable[bytes], name: str) -> npt.NDArray[np.float32]:
+        """Return the mean of each encoded picture's image tokens at length 1, `(pictures, width)`.
+
+        Args:
+            pictures: encoded pictures of the data set.
+            name: label of the progress bar.
+        """
+        rows: list[npt.NDArray[np.float32]] = []
+        batch: list[torch.Tensor] = []
+        for data in progress_bar(pictures, desc=name, unit=" pictures"):
+            batch.append(self.prepare(Image.open(io.BytesIO(data)).convert("RGB")))
+            if len(batch) == _ENCODED_TOGETHER:
+                rows.append(_pooled(self._encode(torch.stack(batch))))
+                batch = []
+        if batch:
+            padded = torch.stack([*batch, *[batch[-1]] * (_ENCODED_TOGETHER - len(batch))])
+            rows.append(_pooled(self._encode(padded))[: len(batch)])
+        width = self._checkpoint.model.features_shape[1]
+        return np.concatenate(rows) if rows else np.zeros((0, width), dtype=np.float32)
+
+    @torch.inference_mode()
+    def several(
+        self, pictures: Sequence[Image.Image], count: int, seed: int = 0, diverse: bool = False
+    ) -> list[list[str]]:
+        """Return up to `count` different captions per picture, sampled, the likeliest first.
 
         Samples `2 * count` captions, drops duplicates and ranks the others by their mean log-probability per token.
         Sets torch's global seed to `seed`.
+
+        Args:
+            pictures: the pictures.
+            count: number of captions.
+            seed: random seed of the samples.
+            diverse: sample `4 * count` captions, and choose those that share few words (see `most_different`).
         """
         torch.manual_seed(seed)
-        sampled = self._generate(pictures, Decoding(samples=2 * count, top_p=0.9))
-        return self._rank(pictures, [list(dict.fromkeys(captions)) for captions in sampled], count)
+        sampled = self._generate(pictures, self._sampling((4 if diverse else 2) * count))
+        distinct = [list(dict.fromkeys(captions)) for captions in sampled]
+        scored = self._scored(resize_and_crop(self._checkpoint.image_processor, pictures), distinct)
+        return [[caption.text for caption in _best(captions, count, diverse)] for captions in scored]
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """Return a picture at the size of the model's input, `(3, height, width)` uint8."""
@@ -94,12 +184,20 @@ class Captioner:
 
     @torch.inference_mode()
     def scored(
-        self, prepared: Sequence[torch.Tensor], seeds: Sequence[int], *, count: int, beams: int, sampling: bool
+        self,
+        prepared: Sequence[torch.Tensor],
+        seeds: Sequence[int],
+        *,
+        count: int,
+        beams: int,
+        sampling: bool,
+        diverse: bool = False,
     ) -> list[list[Scored]]:
         """Return up to `count` different captions per picture with their scores. A batch doesn't change an answer.
 
-        The likeliest caption by beam search comes first; the others are sampled (top-p 0.9) and ranked by score. With
-        `sampling` all are sampled, as in `several`. Sets torch's global seed.
+        The likeliest caption by beam search comes first; the others are sampled and ranked by score. A
+        captioner that compares captions returns the candidates that agree best instead. With `sampling` all are
+        sampled, as in `several`. Sets torch's global seed.
 
         Args:
             prepared: pictures from `prepare`.
@@ -107,25 +205,69 @@ class Captioner:
             count: number of captions.
             beams: width of beam search.
             sampling: whether no caption comes from beam search.
+            diverse: whether sampled captions share few words, see `several`.
         """
         resized = torch.stack(list(prepared))
-        pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
-        with autocast(self._device, self._dtype):
-            features = self._model.encode(pixels)
+        features = self._encode(resized)
         found: list[list[Scored]] = [[] for _ in seeds]
+        if self._decoding is not None and not sampling:
+            return [captions[:count] for captions in self._chosen(resized, features, beams, None)]
         if not sampling:
-            found = self._generate_scored(resized, features, Decoding(beams=beams))
+            found = self._generate_scored(resized, features, self._search(beams, None))
         if sampling or count > 1:
             for index, seed in enumerate(seeds):  # each by itself, so that its random draws are its own
                 torch.manual_seed(seed)
-                one, decoding = slice(index, index + 1), Decoding(samples=2 * count, top_p=0.9)
-                (samples,) = self._generate_scored(resized[one], features[one], decoding)
-                samples.sort(key=lambda caption: caption.score, reverse=True)
-                distinct: dict[str, Scored] = {}
-                for caption in found[index] + samples:
-                    distinct.setdefault(caption.text, caption)
-                found[index] = list(distinct.values())[:count]
+                one = slice(index, index + 1)
+                (samples,) = self._generate_scored(
+                    resized[one], features[one], self._sampling((4 if diverse else 2) * count)
+                )
+                found[index] = _best(samples, count, diverse, first=found[index])
         return found
+
+    def _search(self, beams: int, max_tokens: int | None, found: int = 1) -> Decoding:
+        return replace(self._sampling(0, max_tokens), beams=beams, found=found)
+
+    def _sampling(self, samples: int, max_tokens: int | None = None) -> Decoding:
+        way = self._generation
+        return Decoding(
+            length_penalty=way.length_penalty,
+            samples=samples,
+            temperature=way.temperature,
+            top_p=way.top_p,
+            top_k=way.top_k,
+            no_repeat_ngram_size=way.no_repeat_ngram_size,
+            min_tokens=way.min_tokens,
+            max_tokens=max_tokens,
+            prompt=self._prompt,
+        )
+
+    def _encode(self, resized: torch.Tensor) -> torch.Tensor:
+        """Return the features of resized pictures, `(pictures, 3, height, width)` uint8."""
+        pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
+        with autocast(self._device, self._dtype):
+            return self._model.encode(pixels)
+
+    def _chosen(
+        self, resized: torch.Tensor, features: torch.Tensor, beams: int, max_tokens: int | None
+    ) -> list[list[Scored]]:
+        """Return the distinct candidates of each picture, the one that agrees best first. Sets torch's global seed."""
+        way, neighbours = self._decoding, self.neighbours
+        assert way is not None
+        assert neighbours is not None
+        searched = self._generate_scored(resized, features, self._search(beams, max_tokens, found=beams))
+        sampling = replace(self._sampling(way.samples, max_tokens), temperature=way.temperature, top_p=1.0)
+        references: list[list[str]] = [[]] * len(features)
+        if way.method != "mbr":
+            references = neighbours.captions_near(_pooled(features), way.neighbours)
+        chosen = []
+        for index, candidates in enumerate(searched):  # each by itself, so that its random draws are its own
+            torch.manual_seed(way.seed)
+            one = slice(index, index + 1)
+            candidates += self._generate_scored(resized[one], features[one], sampling)[0]
+            by_text = {candidate.text: candidate for candidate in reversed(candidates)}
+            texts = [candidate.text for candidate in candidates]
+            chosen.append([by_text[text] for text in ranked(neighbours.utility, way.method, texts, references[index])])
+        return chosen
 
     def _generate_scored(self, resized: torch.Tensor, features: torch.Tensor, decoding: Decoding) -> list[list[Scored]]:
         """Return the captions of each picture with their scores, as they were generated."""
@@ -136,12 +278,6 @@ class Captioner:
             return self._scored(resized, texts)
         numbers = iter(scores.tolist())
         return [[Scored(text, next(numbers)) for text in captions] for captions in texts]
-
-    def _rank(self, pictures: Sequence[Image.Image], captions: list[list[str]], count: int) -> list[list[str]]:
-        """Return the `count` likeliest captions of each picture, the likeliest first."""
-        scored = self._scored(resize_and_crop(self._checkpoint.image_processor, pictures), captions)
-        ranked = [sorted(texts, key=lambda caption: caption.score, reverse=True) for texts in scored]
-        return [[caption.text for caption in texts[:count]] for texts in ranked]
 
     def _scored(self, resized: torch.Tensor, captions: list[list[str]]) -> list[list[Scored]]:
         """Return captions of resized pictures, `(pictures, 3, height, width)` uint8, with their scores."""
@@ -155,10 +291,9 @@ class Captioner:
 
     def _generate(self, pictures: Sequence[Image.Image], decoding: Decoding) -> list[list[str]]:
         """Return the captions of each picture."""
-        processor = self._checkpoint.image_processor
-        pixels = normalize(processor, resize_and_crop(processor, pictures)).to(self._device)
+        features = self._encode(resize_and_crop(self._checkpoint.image_processor, pictures))
         with autocast(self._device, self._dtype):
-            tokens = self._model.generate_captions(pixels, None, decoding)
+            tokens = self._model.generate_captions(None, features, decoding)
         return self._decode(tokens, len(pictures))
 
     def _decode(self, tokens: torch.Tensor, pictures: int) -> list[list[str]]:
@@ -166,3 +301,20 @@ class Captioner:
         texts = [text.strip() for text in self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // pictures
         return [texts[i : i + each] for i in range(0, len(texts), each)]
+
+
+def _pooled(features: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return the mean of each picture's image tokens at length 1, `(pictures, width)`."""
+    pooled: npt.NDArray[np.float32] = to_length_1(features.float().mean(dim=1), dim=1).cpu().numpy()
+    return pooled
+
+
+def _best(captions: Sequence[Scored], count: int, diverse: bool, first: Sequence[Scored] = ()) -> list[Scored]:
+    """Return up to `count` different captions: `first`, then the likeliest, or those that share few words."""
+    ranked_by_score = sorted(captions, key=lambda caption: caption.score, reverse=True)
+    distinct: dict[str, Scored] = {}
+    for caption in (*first, *ranked_by_score):
+        distinct.setdefault(caption.text, caption)
+    found = list(distinct.values())
+    chosen = most_different([caption.text for caption in found], count) if diverse else range(min(count, len(found)))
+    return [found[i] for i in chosen]

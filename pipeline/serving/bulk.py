@@ -46,6 +46,7 @@ class _Sampling:
 
     several: int
     seed: int
+    diverse: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,13 @@ class _UnreadableError(Exception):
 
 
 def caption_all(
-    params: Params, source: Path, out: Path, load: Callable[[], NamedCaptioner], several: int = 1, seed: int = 0
+    params: Params,
+    source: Path,
+    out: Path,
+    load: Callable[[], NamedCaptioner],
+    several: int = 1,
+    seed: int = 0,
+    diverse: bool = False,
 ) -> str:
     """Caption all pictures of `source` that have no caption in `out`, and return what was made.
 
@@ -71,6 +78,7 @@ def caption_all(
         load: loads the model; it is called only if there is something to caption.
         several: the maximum number of different captions per picture.
         seed: random seed of the sampling if `several` is more than 1.
+        diverse: whether several captions share few words.
 
     Raises:
         ConfigError: `source` or `out` is of another kind.
@@ -92,9 +100,8 @@ def caption_all(
             captioned = 0
             if waiting:
                 wanted = ((name, names[name]) for name in waiting)
-                captioned = _caption(
-                    params, files, wanted, len(waiting), output, load(), _Sampling(several, seed), problems
-                )
+                options = _Sampling(several, seed, diverse)
+                captioned = _caption(params, files, wanted, len(waiting), output, load(), options, problems)
             output.finish()
             left_alone = max(left_alone, len(names.keys() & output.left_alone))
     _print(problems)
@@ -197,6 +204,7 @@ def _lines(batch: Sequence[_Picture], model: NamedCaptioner, beams: int, options
         count=options.several,
         beams=beams,
         sampling=options.several > 1,
+        diverse=options.diverse,
     )
     return [
         Line(

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError
+from pipeline.config.params import Params
 from pipeline.models.captioner import Captioner
 from pipeline.serving.choice import choose
 
@@ -64,8 +64,8 @@ class Served:
 class ModelSource:
     """Looks the model up in MLflow, else in this workspace, and loads it."""
 
-    def __init__(self, name: str, alias: str, cache_gb: float) -> None:
-        self._name, self._alias, self._cache_gb = name, alias, cache_gb
+    def __init__(self, name: str, alias: str, params: Params) -> None:
+        self._name, self._alias, self._params = name, alias, params
         self._store: Any = None  # MLflow's client
 
     def look_up(self) -> Found:
@@ -96,14 +96,12 @@ class ModelSource:
         """Load the model that was looked up.
 
         Raises:
-            ConfigError: it is gone or has no usable checkpoint.
+            ConfigError: it is gone, or has no usable checkpoint or index.
             TemporaryError: MLflow can't be reached.
         """
-        if found.version is None:
-            return Captioner.from_folder(Path(found.source))
-        from pipeline.tracking.downloads import checkpoint_of
+        from pipeline.tracking.captioners import load_captioner
 
-        return Captioner.from_folder(checkpoint_of(found.source, self._cache_gb))
+        return load_captioner(found.source, self._params)
 
 
 class Follower:

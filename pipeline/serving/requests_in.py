@@ -26,7 +26,7 @@ class Options(BaseModel):
 
     n: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="Up to this many different captions per picture.")] = 1
     beams: Annotated[
-        int | None, Field(ge=1, le=MAX_BEAMS, description="Width of beam search. Default: evaluate.beams.")
+        int | None, Field(ge=1, le=MAX_BEAMS, description="Width of beam search. Default: evaluate.generation.beams.")
     ] = None
     sampling: Annotated[
         bool, Field(description="Sample all captions. Otherwise the likeliest by beam search comes first.")

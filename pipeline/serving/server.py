@@ -63,7 +63,7 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
     def loaded(found: Found) -> None:
         metrics.model_loaded(found.name, "" if found.version is None else str(found.version))
 
-    source = ModelSource(model or params.register_.model, alias, params.runtime.model_cache_gb)
+    source = ModelSource(model or params.register_.model, alias, params)
     follower = Follower(source, params.serving.follow_seconds, say=say, loaded=loaded)
     return_large_blocks()
     budget = MemoryBudget(bytes_of(params.runtime.memory_gb))

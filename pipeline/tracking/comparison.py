@@ -13,7 +13,8 @@ from pipeline.config.errors import DataError
 from pipeline.config.sections.finetune import CREATED
 from pipeline.runtime.atomic_files import read_json
 
-MODEL, BEFORE = "model", "before_finetuning"  # names of systems in the report; see `comparisons`
+# Names of systems in the report; see `comparisons`. `beam_search` is the model with another decoding.
+MODEL, BEFORE, BEAM_SEARCH = "model", "before_finetuning", "beam_search"
 BEFORE_FINETUNING, NAIVE_ANSWERS = "before fine-tuning", "the naive answers"
 
 _GAINS = "model_is_above_by"
@@ -68,7 +69,8 @@ def comparisons(evaluation: Mapping[str, Any], metric: str) -> list[Comparison]:
     gains = {
         system: (scores[metric], scores[_GAINS][metric])
         for system, scores in evaluation.items()
-        if system not in CREATED and isinstance(scores, Mapping) and metric in scores.get(_GAINS, {})
+        if system not in CREATED and system != BEAM_SEARCH and isinstance(scores, Mapping)
+        if metric in scores and metric in scores.get(_GAINS, {})
     }
     found = []
     if BEFORE in gains:

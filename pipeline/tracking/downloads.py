@@ -1,4 +1,4 @@
-"""Files of registered versions: the checkpoint, and the list of training pictures.
+"""Files of registered versions: the checkpoint, the index of the training captions, and the list of training pictures.
 
 If MLflow's artifacts are on this machine they are used where they are; else they are downloaded into a bounded cache.
 """
@@ -33,6 +33,31 @@ def checkpoint_of(model: str, cache_gb: float) -> Path:
         ConfigError: the registry has no such model.
         TemporaryError: the registry can't be reached, or sent other weights than were registered.
     """
+    return _folder_of(model, paths.MODEL.name, cache_gb)
+
+
+def neighbours_of(model: str, cache_gb: float) -> Path:
+    """Return the index of a registered model's training captions, downloaded if necessary.
+
+    Args:
+        model, cache_gb: see `checkpoint_of`.
+
+    Raises:
+        ConfigError: the registry has no such model, or the version has no index.
+        TemporaryError: the registry can't be reached.
+    """
+    return _folder_of(model, paths.NEIGHBOURS.name, cache_gb)
+
+
+def has_neighbours(model: str, version: int | str) -> bool:
+    """Return whether a version has an index of its training captions."""
+    import mlflow
+
+    listed = mlflow.artifacts.list_artifacts(f"{_MODEL}{model}/{version}/artifacts")
+    return any(Path(file.path).name == paths.NEIGHBOURS.name for file in listed)
+
+
+def _folder_of(model: str, name: str, cache_gb: float) -> Path:
     from mlflow.exceptions import MlflowException
 
     from pipeline.tracking.runs import client, first_line, shown, uri
@@ -40,7 +65,12 @@ def checkpoint_of(model: str, cache_gb: float) -> Path:
     store = client()
     try:
         version = _version_of(store, model)
-        folder = _file_of(store, version, paths.MODEL.name, cache_gb)
+        if name == paths.NEIGHBOURS.name and not has_neighbours(version.name, version.version):
+            raise ConfigError(
+                f"{_MODEL}{version.name}/{version.version}: has no index of its training captions; set"
+                " evaluate.decoding.method to beam, or train a new version"
+            )
+        folder = _file_of(store, version, name, cache_gb)
     except MlflowException as error:
         raise ConfigError(
             f"{model}: not found in MLflow at {shown(uri())} ({first_line(error)});"

@@ -27,6 +27,7 @@ from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import downloads, model_card, registry
+from pipeline.tracking.captioners import load_captioner
 from pipeline.tracking.comparison import comparisons_of_version
 from pipeline.tracking.decision import AGAINST, AT, DECISION, REASONS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
@@ -195,7 +196,8 @@ def _compare(
     compared = [i for i in range(len(test)) if i not in seen]
     if not compared:
         raise DataError(f"{paths.DATASET / 'test'}: a version was trained on every test picture; add more pictures")
-    versions = [_score(_captions(store, params, number, test), test, compared) for number in numbers]
+    fair = _same_decoding(params, numbers)
+    versions = [_score(_captions(store, fair, number, test), test, compared) for number in numbers]
     roles = ("challenger", "champion")
     figures = {role: version.figures() for role, version in zip(roles, versions, strict=False)}
     difference = None if champion is None else gain(versions[0].statistics, versions[1].statistics, rule)
@@ -205,6 +207,17 @@ def _compare(
             f"promote: version {challenger} has no comparison with naive answers in its run; it is judged without one"
         )
     return verdict(rule, figures["challenger"]["distinct_captions"], len(compared), difference, evaluated), figures
+
+
+def _same_decoding(params: Params, numbers: Sequence[int]) -> Params:
+    """Return params with which all versions can caption: beam search if one has no index of its training captions."""
+    decoding, model = params.evaluate.decoding, params.register_.model
+    lacking = [number for number in numbers if decoding.compares and not downloads.has_neighbours(model, number)]
+    if not lacking:
+        return params
+    print(f"promote: version {lacking[0]} has no index of its training captions; all versions caption by beam search")
+    beam = decoding.model_copy(update={"method": "beam"})
+    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"decoding": beam})})
 
 
 def _trained_on(params: Params, numbers: Sequence[int], test: Sequence[Example]) -> set[int]:
@@ -234,16 +247,14 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
         registry.tags(store, model, number).get(registry.MODEL_SHA256, f"models:/{model}/{number}"),
         sha256_of(paths.DATASET / "test"),
         [example.sha256 for example in test],
-        params.evaluate.beams,
+        params.evaluate.generation.model_dump(),
+        params.evaluate.decoding.model_dump(),
         params.finetune.max_tokens,
     ]
     kept = paths.SAID / f"{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}.json"
     if kept.is_file():
         return list(read_json(kept))
-    from pipeline.models.captioner import Captioner
-
-    checkpoint = downloads.checkpoint_of(f"models:/{model}/{number}", params.runtime.model_cache_gb)
-    captioner = Captioner.from_folder(checkpoint)
+    captioner = load_captioner(f"models:/{model}/{number}", params)
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
     captions = captioner.caption_all(

@@ -20,6 +20,8 @@ from PIL import Image
 
 from pipeline.data.images import OpenedPicture, PictureError
 from pipeline.models.captioner import Captioner
+from pipeline.models.neighbours import read_neighbours, settings_of
+from pipeline.models.weights import weights_hash
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 
 MAX_BYTES = 32 * 2**20
@@ -74,10 +76,17 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
     """Captions the pictures in the column `image`."""
 
     def load_context(self, context: Any) -> None:
-        """Load the checkpoint that is packaged with the model."""
+        """Load the packaged checkpoint and index; captions are chosen as they were when the model was registered."""
         return_large_blocks()
         self._budget = MemoryBudget(bytes_of(0))
-        self._captioner = Captioner.from_folder(Path(context.artifacts["checkpoint"]))
+        checkpoint = Path(context.artifacts["checkpoint"])
+        self._captioner = Captioner.from_folder(checkpoint)
+        index = context.artifacts.get("neighbours")
+        if index:
+            generation, decoding = settings_of(Path(index))
+            self._captioner.generate_by(generation)
+            if decoding.compares:
+                self._captioner.choose_by(decoding, read_neighbours(Path(index), weights_hash(checkpoint)))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row per picture: its `caption`, or "" and the reason in `error`.

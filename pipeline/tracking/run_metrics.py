@@ -14,7 +14,7 @@ from pipeline.tracking.comparison import BEFORE, MODEL
 PREFIX = "test/"
 _HEADLINE = "CIDEr-D"  # also shown of the other systems
 _SCORES = (_HEADLINE, "CIDEr", "BLEU-4", "BLEU-3", "BLEU-2", "BLEU-1", "ROUGE-L")
-_OTHERS = (BEFORE, "nearest_picture", "most_frequent")
+_OTHERS = (BEFORE, "nearest_consensus", "nearest_picture", "most_frequent")
 _WORDING = ("distinct_captions", "copied")
 
 

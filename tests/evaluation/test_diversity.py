@@ -5,7 +5,16 @@ import math
 import pytest
 
 from pipeline.evaluation import diversity
-from pipeline.evaluation.diversity import best_of, emoji_of, hashtags_of, mutual_bleu, recall, self_cider, wording
+from pipeline.evaluation.diversity import (
+    best_of,
+    emoji_of,
+    hashtags_of,
+    most_different,
+    mutual_bleu,
+    recall,
+    self_cider,
+    wording,
+)
 from pipeline.evaluation.metrics.cider import cider, cider_d
 from pipeline.evaluation.metrics.registry import METRICS, Metric
 from pipeline.evaluation.metrics.rouge_l import rouge_l
@@ -106,3 +115,10 @@ def test_diversity_needs_two_captions() -> None:
         self_cider([[["a"]]], PEOPLE)
     with pytest.raises(ValueError, match="two or more captions"):
         mutual_bleu([[["a"]]])
+
+
+def test_captions_that_share_few_words_are_chosen_after_the_first() -> None:
+    captions = ["a red dog runs", "a red dog runs fast", "the boat", "a red dog walks", "a small boat"]
+    assert most_different(captions, 3) == [0, 2, 4]
+    assert most_different(captions, 99) == [0, 2, 4, 3, 1]
+    assert most_different([], 3) == []

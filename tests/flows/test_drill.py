@@ -206,7 +206,7 @@ def test_weeks_of_retraining(workspace_of_the_real_stages: Path, web: Web, tmp_p
     (weeks["corrupt"] / "images.zip").write_bytes(whole[: len(whole) // 2])
     bring(web, weeks["few"])
     log = Path(os.environ.get("DRILL_LOG", tmp_path / "drill.log"))
-    drill = Drill(workspace_of_the_real_stages, web, log, **{"finetune.epochs": 2, "evaluate.beams": 1})
+    drill = Drill(workspace_of_the_real_stages, web, log, **{"finetune.epochs": 2, "evaluate.generation.beams": 1})
     try:
         drill.serve("* * * * *")
         drill.say("the schedule begins: every minute; 150 pictures are served")

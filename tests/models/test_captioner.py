@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
+from pipeline.config.errors import ConfigError
 from pipeline.models import factory
 from pipeline.models.base import CaptionModel
-from pipeline.models.captioner import Captioner
+from pipeline.models.captioner import PLAIN, Captioner
 from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.models.inputs import normalize, resize_and_crop
 from tests.conftest import ROOT
@@ -41,6 +42,36 @@ def test_sampled_captions_depend_on_the_seed() -> None:
     captioner = Captioner(small())
     assert captioner.several(PICTURES, 3, seed=3) == captioner.several(PICTURES, 3, seed=3)
     assert captioner.several(PICTURES, 3, seed=3) != captioner.several(PICTURES, 3, seed=4)
+
+
+def test_diverse_captions_share_fewer_words_than_the_likeliest() -> None:
+    captioner = Captioner(factory.load(ROOT / "models" / "git-demo"))
+    captioner.generate_by(PLAIN.model_copy(update={"temperature": 2.0, "top_p": 1.0}))
+    prepared = [captioner.prepare(picture) for picture in PICTURES]
+
+    def overlap(captions: list[str]) -> float:
+        words = [set(caption.split()) for caption in captions]
+        pairs = [(a, b) for i, a in enumerate(words) for b in words[:i]]
+        return sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs)
+
+    sampled = {"count": 5, "beams": 1, "sampling": True}
+    likely, diverse = (captioner.scored(prepared, [0, 0], **sampled, diverse=way) for way in (False, True))
+    for one, other, picture in zip(likely, diverse, PICTURES, strict=True):
+        texts = [caption.text for caption in other]
+        assert len(set(texts)) == 5
+        assert overlap(texts) < overlap([caption.text for caption in one])
+        assert texts == captioner.several([picture], 5, diverse=True)[0]
+
+
+def test_captions_start_with_the_prompt_and_a_prompt_that_is_too_long_is_refused() -> None:
+    captioner = Captioner(factory.load(ROOT / "models" / "git-demo"))
+    captioner.generate_by(PLAIN.model_copy(update={"prompt": "a small green"}))
+    prepared = [captioner.prepare(picture) for picture in PICTURES]
+    found = captioner.scored(prepared, [0, 0], count=3, beams=3, sampling=False)
+    texts = [*captioner.caption(PICTURES, beams=2), *(caption.text for captions in found for caption in captions)]
+    assert all(text.startswith("a small green ") for text in texts)
+    with pytest.raises(ConfigError, match=r"generation\.prompt: has 500 tokens, but this model takes \d+; shorten it"):
+        captioner.generate_by(PLAIN.model_copy(update={"prompt": "green " * 500}))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,23 @@ def test_greedy_search_takes_the_likeliest_word_and_beams_find_likelier_captions
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_of_a_captions_first_words_is_continued_like_the_caption(name: str, workspace: Path) -> None:
+    checkpoint = created(name)
+    batch = batch_of(checkpoint, [["a"], ["a"]])
+    with torch.inference_mode():
+        features = checkpoint.model.encode(batch.pixel_values)
+        for row in range(2):
+            one = features[row : row + 1]
+            greedy = checkpoint.model.generate_captions(None, one, Decoding(min_tokens=8))
+            prompt = tuple(greedy[0, 1:4].tolist())
+            again = checkpoint.model.generate_captions(None, one, Decoding(min_tokens=5, prompt=prompt))
+            assert torch.equal(again, greedy)
+            others = tuple(token % 20 + 10 for token in prompt)
+            beams = checkpoint.model.generate_captions(None, one, Decoding(beams=3, found=3, prompt=others))
+            assert beams[:, 1:4].tolist() == [list(others)] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_saved_captioner_is_a_hugging_face_model(name: str, workspace: Path) -> None:
     checkpoint = created(name)
     checkpoint.save(workspace / "saved")

@@ -55,7 +55,7 @@ def caption(captioner: Captioner) -> object:
             loads.append(uri)
             return NamedCaptioner(captioner, uri)
 
-        set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.beams": 1})
+        set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.generation.beams": 1})
         return bulk.caption_all(params.load(), source, out, load, several), len(loads)
 
     return work

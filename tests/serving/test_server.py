@@ -191,7 +191,7 @@ def test_the_registry_is_asked_for_the_alias_then_the_newest_then_the_workspace(
 ) -> None:
     shutil.copy(mlflow_db, workspace)
     follower = following.Follower(
-        ModelSource("image-captioning", "champion", 1), 60, say=print, loaded=lambda found: None
+        ModelSource("image-captioning", "champion", params.load()), 60, say=print, loaded=lambda found: None
     )
     follower.refresh()
     assert follower.current is None
@@ -228,7 +228,10 @@ def test_a_retrained_checkpoint_of_the_workspace_is_loaded(workspace: Path, mlfl
     shutil.copytree(ROOT / "models" / "git-demo", workspace / "models" / "finetune")
     loaded: list[str] = []
     follower = following.Follower(
-        ModelSource("image-captioning", "champion", 1), 60, say=print, loaded=lambda found: loaded.append(found.source)
+        ModelSource("image-captioning", "champion", params.load()),
+        60,
+        say=print,
+        loaded=lambda found: loaded.append(found.source),
     )
     follower.refresh()
     follower.refresh()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from mlflow.models import ModelSignature
@@ -16,8 +20,13 @@ from mlflow.pyfunc import scoring_server
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
-from pipeline.data.images import OpenedPicture
+from pipeline.config.sections.evaluate import DecodingSettings
+from pipeline.data.images import OpenedPicture, decode
+from pipeline.models.captioner import PLAIN, Captioner
+from pipeline.models.neighbours import Neighbours
+from pipeline.models.weights import weights_hash
 from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.tracking import pyfunc
 from pipeline.tracking.pyfunc import picture
 from tests.conftest import ROOT, jpeg
 from tests.models.git.test_checkpoint import small
@@ -80,6 +89,27 @@ def test_every_beam_width_in_the_range_is_accepted(server: TestClient) -> None:
     for beams in (1, 8):
         (row,) = ask(server, PICTURE, beams=beams).json()["predictions"]
         assert row["error"] == ""
+
+
+def test_captions_are_chosen_as_the_index_that_comes_with_the_model_says(tmp_path: Path) -> None:
+    checkpoint = small()
+    checkpoint.save(tmp_path / "checkpoint")
+    captioner = Captioner(checkpoint)
+    decoding = DecodingSettings(method="consensus", samples=20, temperature=1.0, neighbours=1, seed=0)
+    sampled = captioner.several([decode(jpeg(), 10**6)], 8)[0]
+    facts = {"model_sha256": weights_hash(tmp_path / "checkpoint"), "decoding": decoding.model_dump()}
+    facts["generation"] = PLAIN.model_dump()
+    features = captioner.pooled([jpeg(), jpeg("navy")], "features").astype(np.float16)
+    captions = [[" ".join(sampled[-2:]), sampled[-1]], ["nothing like it"]]
+    neighbours = Neighbours(features, captions, ["0" * 64, "1" * 64], facts)
+    neighbours.write(tmp_path / "neighbours")
+    served = pyfunc.CaptionModel()
+    served.load_context(Namespace(artifacts={name: str(tmp_path / name) for name in ("checkpoint", "neighbours")}))
+    (found,) = served.predict(None, pd.DataFrame({"image": [jpeg()]}))["caption"]
+    by_beam_search = captioner.caption([picture(jpeg(), checkpoint.image_size, MemoryBudget(10**9))], beams=3)
+    captioner.choose_by(decoding, neighbours)
+    assert [found] == captioner.caption([picture(jpeg(), checkpoint.image_size, MemoryBudget(10**9))], beams=3)
+    assert [found] != by_beam_search
 
 
 def test_the_memory_of_each_picture_is_reserved() -> None:

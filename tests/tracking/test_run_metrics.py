@@ -15,7 +15,9 @@ def evaluation(*systems: str, **more: float) -> dict[str, Any]:
 
 
 def test_a_run_shows_the_scores_of_the_model_and_one_of_each_other_system() -> None:
-    shown = run_metrics.of_evaluation(evaluation("before_finetuning", "nearest_picture", "most_frequent"))
+    shown = run_metrics.of_evaluation(
+        evaluation("before_finetuning", "nearest_consensus", "nearest_picture", "most_frequent")
+    )
     places = run_metrics.expected(from_scratch=False)
     assert list(shown)[: len(places)] == places
     assert {name for name in shown if name.count("/") == 1} == {
@@ -23,7 +25,7 @@ def test_a_run_shows_the_scores_of_the_model_and_one_of_each_other_system() -> N
         "test/distinct_captions",
         "test/copied",
     }
-    assert len(shown) == len(score_names()) + 5
+    assert len(shown) == len(score_names()) + 6
     assert list(shown)[:2] == ["test/CIDEr-D", "test/CIDEr-D/before_finetuning"]
 
 
@@ -32,6 +34,6 @@ def test_a_new_score_is_shown_too() -> None:
 
 
 def test_no_place_is_reserved_for_what_a_training_from_scratch_does_not_measure() -> None:
-    shown = run_metrics.of_evaluation(evaluation("nearest_picture", "most_frequent"))
+    shown = run_metrics.of_evaluation(evaluation("nearest_consensus", "nearest_picture", "most_frequent"))
     places = run_metrics.expected(from_scratch=True)
     assert list(shown)[: len(places)] == places

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.evaluation.metrics.corpus import MAX_N, Corpus, Floats, Words, count, lookup
 
-_SIGMA = 6.0  # words; width of CIDEr-D's length penalty
+SIGMA = 6.0  # words; width of CIDEr-D's length penalty
 
 
 def cider_d_per_picture(corpus: Corpus) -> Floats:
@@ -72,6 +72,6 @@ def _per_picture(corpus: Corpus, clipped: bool) -> Floats:
         bigrams, reference_bigrams = (
             np.maximum(n - 1, 0) for n in (corpus.candidate_lengths, corpus.reference_lengths)
         )
-        total *= np.exp(-((bigrams[picture] - reference_bigrams) ** 2) / (2 * _SIGMA**2))
+        total *= np.exp(-((bigrams[picture] - reference_bigrams) ** 2) / (2 * SIGMA**2))
     scores: Floats = 10 * np.bincount(picture, total, pictures) / (MAX_N * np.bincount(picture, minlength=pictures))
     return scores

@@ -173,7 +173,8 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
             assert pixel_values is not None
             features = self.encode(pixel_values)
         cache = RecurrentCache(self.decoder.look(features))
-        begin = torch.full((len(features), 1), self.generation_config.bos_token_id, device=features.device)
+        start = [self.generation_config.bos_token_id, *decoding.prompt]
+        begin = torch.tensor([start] * len(features), device=features.device)
         tokens: torch.Tensor = self.generate(input_ids=begin, past_key_values=cache, **decoding.generate_options())
         return tokens
 
@@ -189,23 +190,23 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: RecurrentCache | None = None, **_: Any
     ) -> dict[str, Any]:
-        """Return what `forward` needs for the next token: the last one, and the state before it."""
-        return {"input_ids": input_ids[:, -1:], "past_key_values": past_key_values}
+        """Return what `forward` needs for the next token: the tokens it has not read, and the state before them."""
+        read = past_key_values.length if past_key_values is not None else 0
+        return {"input_ids": input_ids[:, read:], "past_key_values": past_key_values}
 
     def forward(
         self, input_ids: torch.Tensor, past_key_values: RecurrentCache | None = None, **_: Any
     ) -> CausalLMOutputWithPast:
-        """Take one step of generation: return the logits after `input_ids` `(rows, 1)`, `(rows, 1, vocab_size)`."""
+        """Take a step of generation: read tokens `(rows, new)`, return the logits after them, `(rows, 1, words)`."""
         cache = past_key_values
         if cache is None:
             raise ValueError("CnnCaptioner.forward takes a step of generation; use `generate_captions`")
         if cache.state is None:
             cache.expand(len(input_ids))
             cache.state = self.decoder.start(cache.memory)
-        output, cache.state, _attention = self.decoder.step(
-            self.decoder.words(input_ids[:, 0]), cache.state, cache.memory
-        )
-        cache.length += 1
+        for words in self.decoder.words(input_ids).unbind(dim=1):
+            output, cache.state, _attention = self.decoder.step(words, cache.state, cache.memory)
+            cache.length += 1
         return CausalLMOutputWithPast(logits=self.decoder.logits(output)[:, None], past_key_values=cache)
 
 

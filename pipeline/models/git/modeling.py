@@ -132,13 +132,13 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding
     ) -> torch.Tensor:
         """Search or sample with transformers' `generate`; see `caption`."""
-        return self.caption(pixel_values, features=features, **decoding.generate_options())
+        return self.caption(pixel_values, features=features, prompt=decoding.prompt, **decoding.generate_options())
 
     @torch.inference_mode()
     def generate_with_scores(self, features: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens and scores; the prefix of generation serves for the scores too."""
         prefix = self.prefix(features)
-        tokens = self._generate(prefix, len(features), **decoding.generate_options())
+        tokens = self._generate(prefix, len(features), decoding.prompt, **decoding.generate_options())
         targets = tokens[:, 1:]
         logits = self._step(tokens[:, :-1], prefix, DynamicCache(), 0).logits.float()
         log_probabilities = -cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
@@ -271,13 +271,18 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
 
     @torch.inference_mode()
     def caption(
-        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None = None, **options: Any
+        self,
+        pixel_values: torch.Tensor | None,
+        features: torch.Tensor | None = None,
+        prompt: Sequence[int] = (),
+        **options: Any,
     ) -> torch.Tensor:
         """Generate with transformers' `generate` (beam search, sampling, ...), with one prefix per picture.
 
         Args:
             pixel_values: `(pictures, 3, height, width)`; None if `features` are passed.
             features: the pictures' features, from `encode`.
+            prompt: tokens that every caption starts with, after the begin mark.
             options: options of `generate`: `num_beams`, `do_sample`, `num_return_sequences`, `max_length`, ...
 
         Returns:
@@ -286,10 +291,11 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         if features is None:
             assert pixel_values is not None
             features = self.encode(pixel_values)
-        return self._generate(self.prefix(features), len(features), **options)
+        return self._generate(self.prefix(features), len(features), prompt, **options)
 
-    def _generate(self, prefix: Prefix, pictures: int, **options: Any) -> torch.Tensor:
-        begin = torch.full((pictures, 1), self.generation_config.bos_token_id, device=self.output.weight.device)
+    def _generate(self, prefix: Prefix, pictures: int, prompt: Sequence[int], **options: Any) -> torch.Tensor:
+        start = [self.generation_config.bos_token_id, *prompt]
+        begin = torch.tensor([start] * pictures, device=self.output.weight.device)
         # `generate` repeats every tensor argument for each beam; a `Prefix` is no tensor, so it is not repeated.
         tokens: torch.Tensor = self.generate(input_ids=begin, prefix=prefix, **options)
         return tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import transformers
 from transformers import GitConfig
 
+from pipeline.models.base import Decoding
 from pipeline.models.git.modeling import GitForCausalLM
 
 PICTURES, BEGIN, END = 3, 1, 2
@@ -219,6 +221,38 @@ def test_generated_tokens_equal_stock(
     torch.manual_seed(seed)
     assert torch.equal(ours.caption(pixels, max_length=20, **options), theirs)
     assert (theirs == END).any()
+
+
+@pytest.mark.parametrize(
+    ("decoding", "options"),
+    [
+        (Decoding(beams=4, length_penalty=0.0), {"num_beams": 4, "length_penalty": 0.0}),
+        (Decoding(beams=4, found=4, no_repeat_ngram_size=2), {"num_beams": 4, "num_return_sequences": 4}),
+        (Decoding(min_tokens=6, no_repeat_ngram_size=3), {"min_new_tokens": 6}),
+        (Decoding(beams=3, min_tokens=5, prompt=(7, 9, 11)), {"num_beams": 3, "min_new_tokens": 5}),
+        (Decoding(prompt=(7,)), {}),
+        (Decoding(samples=6, temperature=0.7, top_k=0), {"temperature": 0.7, "top_k": 0}),
+        (Decoding(samples=6, top_k=5, top_p=0.8, prompt=(8, 9)), {"top_k": 5, "top_p": 0.8}),
+    ],
+)
+def test_every_way_to_generate_equals_stock(
+    stock: transformers.GitForCausalLM, ours: GitForCausalLM, decoding: Decoding, options: dict[str, Any]
+) -> None:
+    for model in (stock, ours):
+        model.output.bias.data[END] = 9.0
+    torch.manual_seed(5)
+    pixels = torch.randn(4, 3, 32, 32)
+    begin = torch.tensor([[BEGIN, *decoding.prompt]] * 4)
+    if decoding.samples:
+        options = {**options, "do_sample": True, "num_return_sequences": decoding.samples}
+    if decoding.no_repeat_ngram_size:
+        options = {**options, "no_repeat_ngram_size": decoding.no_repeat_ngram_size}
+    torch.manual_seed(6)
+    theirs = stock.generate(input_ids=begin, pixel_values=pixels, max_length=20, **options)
+    torch.manual_seed(6)
+    mine = ours.generate_captions(pixels, None, replace(decoding, max_tokens=20))
+    assert torch.equal(mine, theirs)
+    assert (mine[:, : begin.shape[1]] == begin[0]).all()
 
 
 def test_captions_do_not_depend_on_the_batch(ours: GitForCausalLM) -> None:

@@ -1,0 +1,127 @@
+"""The training pictures as an index: the features of each picture, and what people wrote about it.
+
+It holds no picture. An index is a folder of plain files that travels with the registered model:
+
+* `features.safetensors`: `features`, `(pictures, width)` float16, the mean of a picture's image tokens at length 1;
+* `captions.jsonl`: a line per picture, `{"sha256": ..., "captions": [...]}`;
+* `neighbours.json`: the hash of the checkpoint that computed the features, and how its captions were made and chosen;
+* `checksums.json`: the hash of each file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
+from pipeline.evaluation.consensus import Utility
+from pipeline.runtime.atomic_files import read_json, read_json_lines, write_json, write_json_lines
+from pipeline.runtime.checksummed import checksummed_folder, is_intact
+
+_FEATURES, _CAPTIONS, _FACTS = "features.safetensors", "captions.jsonl", "neighbours.json"
+_CHUNK = 65_536  # pictures that are compared at a time, to bound memory
+_DIGITS = 5  # of a similarity: less than the noise of another batch size, so that equal pictures stay in order
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """An index of pictures.
+
+    Attributes:
+        features: `(pictures, width)` float16, of length 1.
+        captions: of each picture.
+        sha256s: of each picture's raw bytes.
+        facts: `model_sha256`, the hash of the checkpoint; `generation` and `decoding`, the settings of its captions.
+    """
+
+    features: npt.NDArray[np.float16]
+    captions: Sequence[Sequence[str]]
+    sha256s: Sequence[str]
+    facts: Mapping[str, Any]
+
+    @cached_property
+    def utility(self) -> Utility:
+        """CIDEr-D with the document frequencies of these captions."""
+        return Utility(self.captions)
+
+    def nearest(self, features: npt.NDArray[np.float32], count: int) -> list[list[int]]:
+        """Return the indices of the pictures with the highest cosine similarity, the nearest first.
+
+        The search is exact. Equal pictures keep the order of the index.
+
+        Args:
+            features: `(pictures, width)` float32, of length 1.
+            count: pictures to return for each; fewer if the index has fewer.
+        """
+        values = np.zeros((len(features), 0), dtype=np.float32)
+        indices = np.zeros((len(features), 0), dtype=np.int64)
+        for first in range(0, len(self.features), _CHUNK):
+            known = self.features[first : first + _CHUNK].astype(np.float32)
+            similar = (features @ known.T).round(_DIGITS)
+            here = np.broadcast_to(np.arange(first, first + len(known)), similar.shape)
+            values, indices = np.hstack([values, similar]), np.hstack([indices, here])
+            order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+            values = np.take_along_axis(values, order, axis=1)
+            indices = np.take_along_axis(indices, order, axis=1)
+        found: list[list[int]] = indices.tolist()
+        return found
+
+    def captions_near(self, features: npt.NDArray[np.float32], count: int) -> list[list[str]]:
+        """Return for each picture the captions of its `count` nearest pictures; see `nearest`."""
+        return [[text for i in row for text in self.captions[i]] for row in self.nearest(features, count)]
+
+    def without(self, sha256s: Iterable[str]) -> Neighbours:
+        """Return the index without some pictures."""
+        left_out = set(sha256s)
+        kept = [i for i, sha256 in enumerate(self.sha256s) if sha256 not in left_out]
+        if len(kept) == len(self.sha256s):
+            return self
+        captions, names = [self.captions[i] for i in kept], [self.sha256s[i] for i in kept]
+        return Neighbours(self.features[kept], captions, names, self.facts)
+
+    def write(self, folder: Path) -> None:
+        """Write the index; `folder` must not exist. Equal indexes give equal bytes."""
+        with checksummed_folder(folder) as place:
+            save_file({"features": np.ascontiguousarray(self.features)}, place / _FEATURES)
+            lines = zip(self.sha256s, self.captions, strict=True)
+            write_json_lines(place / _CAPTIONS, ({"sha256": sha256, "captions": list(c)} for sha256, c in lines))
+            write_json(place / _FACTS, dict(self.facts))
+
+
+def settings_of(folder: Path) -> tuple[GenerationSettings, DecodingSettings]:
+    """Return how captions were generated and chosen when the index was made."""
+    facts = read_json(folder / _FACTS)
+    return GenerationSettings(**facts["generation"]), DecodingSettings(**facts["decoding"])
+
+
+def read_neighbours(folder: Path, model_sha256: str) -> Neighbours:
+    """Read an index.
+
+    Args:
+        folder: the index.
+        model_sha256: `weights_hash` of the checkpoint that it must belong to.
+
+    Raises:
+        ConfigError: it is missing or damaged, or belongs to another checkpoint.
+    """
+    mend = "run `dvc repro`, or set evaluate.decoding.method to beam"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: this model has no index of its training captions; {mend}")
+    if not is_intact(folder):
+        raise ConfigError(f"{folder}: is damaged: its files do not match its checksums.json; {mend}")
+    facts = read_json(folder / _FACTS)
+    if facts["model_sha256"] != model_sha256:
+        raise ConfigError(f"{folder}: belongs to another checkpoint; {mend}")
+    lines = list(read_json_lines(folder / _CAPTIONS))
+    features = load_file(folder / _FEATURES)["features"]
+    if len(features) != len(lines):
+        raise ConfigError(f"{folder}: found {len(features)} pictures and {len(lines)} lines of captions; {mend}")
+    return Neighbours(features, [line["captions"] for line in lines], [line["sha256"] for line in lines], facts)
