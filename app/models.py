@@ -12,10 +12,11 @@ from pipeline.config.params import Params
 from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import FOLDER
 from pipeline.tracking import registry
+from pipeline.tracking.decision import AGAINST, APPROVED_BY, DECISION, REASONS, WAITS
 
 _METRICS = ("CIDEr-D", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "distinct_captions")
 _SHOWN = 20  # the newest versions
-_DECISION, _REASONS, _AGAINST = "gate.decision", "gate.reasons", "gate.against"  # tags of a version, see promotion
+_WORDS = {WAITS: "waits for approval"}
 
 
 def page() -> None:
@@ -34,6 +35,7 @@ def page() -> None:
         versions, champion = _versions(params)
     if versions:
         _table(versions)
+        _approve(versions)
         _change(versions, champion)
     else:
         st.info("No version is registered yet. Run `dvc repro`: its last stage registers the model.")
@@ -55,9 +57,12 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
         champion = registry.champion(store, model)
         for version in registry.versions_with_tags(store, model)[-_SHOWN:][::-1]:
             found = registry.figures(store, registry.run_of(store, model, version.number))
-            decision = version.tags.get(_DECISION, "not compared")
-            if _AGAINST in version.tags:
-                decision += f" (against {version.tags[_AGAINST]})"
+            decided = version.tags.get(DECISION, "not compared")
+            decision = _WORDS.get(decided, decided)
+            if AGAINST in version.tags:
+                decision += f" (against {version.tags[AGAINST]})"
+            if APPROVED_BY in version.tags:
+                decision += f", approved by {version.tags[APPROVED_BY]}"
             if registry.ROLLED_BACK in version.tags:
                 decision += ", rolled back"
             rows.append(
@@ -66,18 +71,35 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
                     "champion": "🏆" if version.number == champion else "",
                     "gate": decision,
                     **{name: round(found.metrics[name], 3) for name in _METRICS if name in found.metrics},
-                    "reasons": version.tags.get(_REASONS, ""),
+                    "reasons": version.tags.get(REASONS, ""),
+                    "waits": decided == WAITS and registry.ROLLED_BACK not in version.tags,
                 }
             )
     return rows, champion
 
 
 def _table(versions: list[dict[str, Any]]) -> None:
-    st.dataframe([{key: value for key, value in row.items() if key != "reasons"} for row in versions], hide_index=True)
+    hidden = ("reasons", "waits")
+    st.dataframe([{key: row[key] for key in row if key not in hidden} for row in versions], hide_index=True)
     with st.expander("Why the gate decided so"):
         for row in versions:
             st.text(f"Version {row['version']}: {row['gate']}\n{row['reasons']}")
     st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
+
+
+def _approve(versions: list[dict[str, Any]]) -> None:
+    """Show the versions that wait for a person, with what speaks for and against them."""
+    person = str(st.session_state.get("person", "")).strip()
+    for row in versions:
+        if not row["waits"]:
+            continue
+        with st.container(border=True):
+            st.text(f"Version {row['version']} waits for approval.\n{row['reasons']}")
+            label = f"Approve version {row['version']}"
+            if st.button(label, type="primary", disabled=not person):
+                _command("promote", "--approve", f"{row['version']}", f"--by={person}")
+            if not person:
+                st.caption("Write your name at the top to approve it.")
 
 
 def _change(versions: list[dict[str, Any]], champion: int | None) -> None:

@@ -294,8 +294,15 @@ def test_what_was_set_aside_is_listed_by_reason(data_set: Path, service: Service
 
 
 ROWS = [
-    {"version": 2, "champion": "", "gate": "kept (against 1)", "CIDEr-D": 0.9, "reasons": f"worse {NASTY}"},
-    {"version": 1, "champion": "🏆", "gate": "first", "CIDEr-D": 1.0, "reasons": ""},
+    {
+        "version": 2,
+        "champion": "",
+        "gate": "kept (against 1)",
+        "CIDEr-D": 0.9,
+        "reasons": f"worse {NASTY}",
+        "waits": False,
+    },
+    {"version": 1, "champion": "🏆", "gate": "first", "CIDEr-D": 1.0, "reasons": "", "waits": False},
 ]
 
 
@@ -321,6 +328,26 @@ def test_a_version_is_promoted_and_rolled_back_by_the_commands(
     assert ran == [("promote", "--challenger", "2"), ("promote", "--rollback")]
     app.selectbox[0].set_value(1).run()
     assert button(app, "Compare and promote if better").disabled
+
+
+def test_a_waiting_version_is_approved_in_the_visitors_name(
+    workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def run(*words: str) -> tuple[bool, str]:
+        ran.append(words)
+        return True, "version 2 is champion"
+
+    monkeypatch.setattr(models, "_versions", lambda params: ([{**ROWS[0], "waits": True}, ROWS[1]], 1))
+    monkeypatch.setattr(models, "run", run)
+    app = opened("models", person="")
+    assert "Version 2 waits for approval" in shown(app)
+    assert button(app, "Approve version 2").disabled
+    app.text_input(key="person").set_value("--rollback").run()
+    button(app, "Approve version 2").click().run()
+    assert ran == [("promote", "--approve", "2", "--by=--rollback")]
+    assert "Approve version 1" not in labels(app)
 
 
 def test_a_command_returns_its_last_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
