@@ -9,10 +9,11 @@ import streamlit as st
 from app.background import RETRAIN_LOG, is_retraining, log_tail, run, start_retraining
 from app.session import client, corrections, escaped, load_params, warn_if_in_use
 from pipeline.config.params import Params
+from pipeline.serving import feedback
 from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import FOLDER
 from pipeline.tracking import registry
-from pipeline.tracking.decision import AGAINST, APPROVED_BY, DECISION, REASONS, WAITS
+from pipeline.tracking.decision import AGAINST, APPROVED_BY, CORRECTIONS, DECISION, REASONS, VOTES, WAITS
 
 _METRICS = ("CIDEr-D", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "distinct_captions")
 _SHOWN = 20  # the newest versions
@@ -36,6 +37,7 @@ def page() -> None:
     if versions:
         _table(versions)
         _approve(versions)
+        _people(versions)
         _change(versions, champion)
     else:
         st.info("No version is registered yet. Run `dvc repro`: its last stage registers the model.")
@@ -55,6 +57,7 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
     with runs.reachable():
         store = runs.client()
         champion = registry.champion(store, model)
+        feedback.publish(params)
         for version in registry.versions_with_tags(store, model)[-_SHOWN:][::-1]:
             found = registry.figures(store, registry.run_of(store, model, version.number))
             decided = version.tags.get(DECISION, "not compared")
@@ -71,6 +74,8 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
                     "champion": "🏆" if version.number == champion else "",
                     "gate": decision,
                     **{name: round(found.metrics[name], 3) for name in _METRICS if name in found.metrics},
+                    "votes": version.tags.get(VOTES, ""),
+                    "corrections": version.tags.get(CORRECTIONS, ""),
                     "reasons": version.tags.get(REASONS, ""),
                     "waits": decided == WAITS and registry.ROLLED_BACK not in version.tags,
                 }
@@ -79,12 +84,27 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
 
 
 def _table(versions: list[dict[str, Any]]) -> None:
-    hidden = ("reasons", "waits")
+    hidden = ("reasons", "waits", "votes", "corrections")
     st.dataframe([{key: row[key] for key in row if key not in hidden} for row in versions], hide_index=True)
     with st.expander("Why the gate decided so"):
         for row in versions:
             st.text(f"Version {row['version']}: {row['gate']}\n{row['reasons']}")
     st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
+
+
+def _said(row: dict[str, Any]) -> str:
+    """Return what people said of a version, in lines."""
+    labels = {"votes": "Votes", "corrections": "Captions that people judged"}
+    return "\n".join(f"{label}: {row[key]}" for key, label in labels.items() if row.get(key))
+
+
+def _people(versions: list[dict[str, Any]]) -> None:
+    """Show what people said of each version; the same words are in the tags of the versions in MLflow."""
+    judged = [row for row in versions if _said(row)]
+    if judged:
+        with st.expander("What people said"):
+            for row in judged:
+                st.text(f"Version {row['version']}\n{_said(row)}")
 
 
 def _approve(versions: list[dict[str, Any]]) -> None:
@@ -95,6 +115,7 @@ def _approve(versions: list[dict[str, Any]]) -> None:
             continue
         with st.container(border=True):
             st.text(f"Version {row['version']} waits for approval.\n{row['reasons']}")
+            st.text(_said(row) or "Nobody has voted on it yet: compare it with the champion on Caption.")
             label = f"Approve version {row['version']}"
             if st.button(label, type="primary", disabled=not person):
                 _command("promote", "--approve", f"{row['version']}", f"--by={person}")

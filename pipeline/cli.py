@@ -260,11 +260,23 @@ def corrections(context: typer.Context) -> None:
     _execute("corrections", work)
 
 
+@app.command(epilog=_examples("votes"))
+def votes() -> None:
+    """Show how people voted between versions on the page, and bring the versions' tags in MLflow up to date."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.votes import show_votes
+
+        return show_votes(params)
+
+    _execute("votes", work)
+
+
 @_corrections.command(epilog=_examples("corrections forget ann"))
 def forget(
     who: Annotated[str, typer.Argument(metavar="NAME", help="The person, as listed.", show_default=False)],
 ) -> None:
-    """Delete all corrections by a person, and the pictures that no other correction needs."""
+    """Delete all corrections and votes by a person, and the pictures that no other correction needs."""
 
     def work(params: Params) -> str:
         from pipeline.commands.corrections import forget_corrections

@@ -72,18 +72,18 @@ def record(store: Any, report: dict[str, Any]) -> None:
     if report["decision"] == "promoted":
         against[registry.BEFORE] = str(champion)
     registry.note(store, model, challenger, {**why, **against})
-    _describe(store, model, challenger)
+    describe(store, model, challenger)
     if champion is not None and report["decision"] != WAITS:
         outcome = "replaced" if report["decision"] == "promoted" else "stays"
         registry.note(store, model, champion, {**why, DECISION: outcome, AGAINST: str(challenger)})
-        _describe(store, model, champion)
+        describe(store, model, champion)
 
 
 def crown(store: Any, model: str, number: int) -> None:
     """Move the alias to a version whose decision is recorded."""
     registry.make_champion(store, model, number)
     registry.forget(store, model, number, registry.ROLLED_BACK)
-    _describe(store, model, number)
+    describe(store, model, number)
 
 
 def roll_back(store: Any, model: str, champion: int, before: int) -> None:
@@ -96,7 +96,7 @@ def roll_back(store: Any, model: str, champion: int, before: int) -> None:
         if (now := registry.champion(store, model)) != champion:
             raise TemporaryError(f"models:/{model}: the champion became version {now or 'none'} meanwhile; run again")
         registry.note(store, model, champion, {registry.ROLLED_BACK: _now()})
-        _describe(store, model, champion)
+        describe(store, model, champion)
         registry.make_champion(store, model, before)
 
 
@@ -163,7 +163,7 @@ def _approve(store: Any, model: str, number: int, who: str, dry_run: bool) -> Do
         if champion is not None:
             why = {REASONS: tags.get(REASONS, ""), AT: _now(), DECISION: "replaced", AGAINST: str(number)}
             registry.note(store, model, champion, why)
-            _describe(store, model, champion)
+            describe(store, model, champion)
         crown(store, model, number)
     verb = "would be" if dry_run else "is"
     instead = "the first champion" if champion is None else f"champion in place of version {champion}"
@@ -174,7 +174,7 @@ def _named(version: int | None) -> str:
     return "no champion" if version is None else f"version {version}"
 
 
-def _describe(store: Any, model: str, number: int) -> None:
+def describe(store: Any, model: str, number: int) -> None:
     """Bring the decision in the description of a version up to date with its tags."""
     version = store.get_model_version(model, str(number))
     text = model_card.description(version.description or "", dict(version.tags))

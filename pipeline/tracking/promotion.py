@@ -28,7 +28,7 @@ from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import champions, downloads, registry
 from pipeline.tracking.comparison import comparisons_of_version
-from pipeline.tracking.decision import AT, DECISION, REASONS, WAITS
+from pipeline.tracking.decision import AT, DECISION, REASONS, VOTES, WAITS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
 
 _KEPT = 16  # files of captions; the newest stay
@@ -97,7 +97,9 @@ def promote(
         decision = _decision(outcome, params.promote.approval, champion, force)
         if force and not outcome.promoted:
             outcome = Verdict(True, ["forced with --force", *outcome.reasons])
-        report = _report(model, decision, number, champion, outcome.reasons, figures)
+        votes = registry.tags(store, model, number).get(VOTES)
+        reasons = [*outcome.reasons, *([f"votes {votes}"] if votes else [])]
+        report = _report(model, decision, number, champion, reasons, figures)
         if not dry_run:
             _apply(store, report)
     return _finish(report, dry_run)
