@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app.background import RETRAIN_LOG, is_retraining, log_tail, run, start_retraining
+from app.deployment import Deployment, served
 from app.session import client, corrections, escaped, load_params, warn_if_in_use
 from pipeline.config.params import Params
 from pipeline.serving import feedback
@@ -14,6 +15,7 @@ from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import FOLDER
 from pipeline.tracking import registry
 from pipeline.tracking.decision import AGAINST, APPROVED_BY, CORRECTIONS, DECISION, REASONS, VOTES, WAITS
+from pipeline.tracking.ui import mlflow_pages
 
 _METRICS = ("CIDEr-D", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "distinct_captions")
 _SHOWN = 20  # the newest versions
@@ -26,8 +28,8 @@ def page() -> None:
     params = load_params()
     warn_if_in_use()
     try:
-        served = client().model()
-        st.text(f"The service captions with {served.source}.")
+        current = client().model()
+        st.text(f"The service captions with {current.source}.")
     except ServiceError as error:
         st.text(f"The service captions with no model: {error}")
     if outcome := st.session_state.pop("outcome", None):
@@ -89,7 +91,10 @@ def _table(versions: list[dict[str, Any]]) -> None:
     with st.expander("Why the gate decided so"):
         for row in versions:
             st.text(f"Version {row['version']}: {row['gate']}\n{row['reasons']}")
-    st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
+    if address := mlflow_pages():
+        st.link_button("Curves, params and pictures of every run in MLflow", address)
+    else:
+        st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
 
 
 def _said(row: dict[str, Any]) -> str:
@@ -146,6 +151,32 @@ def _retraining(params: Params) -> None:
             f"{saved} corrections are saved, but no training uses them yet. Add `{FOLDER.name}` to `ingest.sources` in"
             " params.yaml and commit that."
         )
+    if deployment := served():
+        _by_prefect(deployment)
+    else:
+        _here()
+
+
+def _by_prefect(deployment: Deployment) -> None:
+    """Start and watch a retraining of the deployment that `image-captioning serve` serves."""
+    newest = deployment.run()
+    if newest and newest.active:
+        st.info(f"A retraining is {escaped(newest.state.lower())}: {escaped(newest.name)}.")
+    elif newest:
+        st.text(f"The last retraining, {newest.name}: {newest.state}. {newest.message}")
+    with st.container(horizontal=True):
+        if newest and newest.active:
+            st.button("Refresh")
+        elif st.button("Start a retraining"):
+            deployment.start()
+            st.rerun()
+        if newest:
+            st.link_button("This run in Prefect", newest.link)
+        st.link_button("Prefect", f"{deployment.pages}/deployments")
+
+
+def _here() -> None:
+    """Start and watch a retraining as a child of the page."""
     if is_retraining():
         st.info("A retraining is running. It checks the sources, trains on what is new, and promotes a better model.")
         st.button("Refresh")
@@ -154,3 +185,4 @@ def _retraining(params: Params) -> None:
         st.rerun()
     if tail := log_tail(RETRAIN_LOG):
         st.code(tail, language=None, wrap_lines=True)
+    st.caption("`image-captioning serve` retrains on a schedule, and shows its runs in Prefect.")
