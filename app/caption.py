@@ -15,6 +15,7 @@ from app.session import (
     show_picture,
     undo,
 )
+from app.voting import challengers, vote_first
 from pipeline.config.params import Params
 from pipeline.data.images import identity
 from pipeline.serving.client import ServiceError
@@ -34,8 +35,13 @@ def page() -> None:
         st.caption("Drop photos above. A saved caption becomes training data: see docs/corrections.md.")
         return
     several = st.slider("Captions per photo", 1, 6, 3)
+    blind = ready and st.toggle(
+        "Compare with the challenger",
+        key="compare",
+        help="Shows the captions of two versions without their names, and asks which is better.",
+    )
     seed = st.session_state.setdefault("seed", 0)
-    if ready and st.button("Other suggestions"):
+    if ready and not blind and st.button("Other suggestions"):
         seed = st.session_state["seed"] = seed + 1
     said: dict[str, Captioned] = {}
     if ready:
@@ -44,9 +50,10 @@ def page() -> None:
                 said = captions_of([data for _, data in photos], n=several, seed=seed)
         except ServiceError as error:
             say_problem(str(error))
+    others = challengers(photos) if blind and said else {}
     for name, data in photos:
         with st.container(border=True):
-            _photo(name, data, said.get(identity(data)), params)
+            _photo(name, data, said.get(identity(data)), others.get(identity(data)), params)
 
 
 def _photos() -> list[tuple[str, bytes]]:
@@ -60,13 +67,15 @@ def _photos() -> list[tuple[str, bytes]]:
     return list({identity(data): (name, data) for name, data in found[:_MOST]}.values())
 
 
-def _photo(name: str, data: bytes, captioned: Captioned | None, params: Params) -> None:
+def _photo(name: str, data: bytes, captioned: Captioned | None, other: Captioned | None, params: Params) -> None:
     """Show a photo with the model's suggestions, and save what the visitor chooses or writes."""
     left, right = st.columns([2, 3])  # on a phone one above the other
     with left:
         fine = show_picture(data, params, name)
     if fine:
         with right:
+            if vote_first(data, captioned, other):
+                return
             _choose(name, data, captioned, params)
 
 

@@ -7,15 +7,19 @@ from typing import Any
 import streamlit as st
 
 from app.background import RETRAIN_LOG, is_retraining, log_tail, run, start_retraining
+from app.deployment import Deployment, served
 from app.session import client, corrections, escaped, load_params, warn_if_in_use
 from pipeline.config.params import Params
+from pipeline.serving import feedback
 from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import FOLDER
 from pipeline.tracking import registry
+from pipeline.tracking.decision import AGAINST, APPROVED_BY, CORRECTIONS, DECISION, REASONS, VOTES, WAITS
+from pipeline.tracking.ui import mlflow_pages
 
 _METRICS = ("CIDEr-D", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "distinct_captions")
 _SHOWN = 20  # the newest versions
-_DECISION, _REASONS, _AGAINST = "gate.decision", "gate.reasons", "gate.against"  # tags of a version, see promotion
+_WORDS = {WAITS: "waits for approval"}
 
 
 def page() -> None:
@@ -24,8 +28,8 @@ def page() -> None:
     params = load_params()
     warn_if_in_use()
     try:
-        served = client().model()
-        st.text(f"The service captions with {served.source}.")
+        current = client().model()
+        st.text(f"The service captions with {current.source}.")
     except ServiceError as error:
         st.text(f"The service captions with no model: {error}")
     if outcome := st.session_state.pop("outcome", None):
@@ -34,6 +38,8 @@ def page() -> None:
         versions, champion = _versions(params)
     if versions:
         _table(versions)
+        _approve(versions)
+        _people(versions)
         _change(versions, champion)
     else:
         st.info("No version is registered yet. Run `dvc repro`: its last stage registers the model.")
@@ -53,11 +59,15 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
     with runs.reachable():
         store = runs.client()
         champion = registry.champion(store, model)
+        feedback.publish(params)
         for version in registry.versions_with_tags(store, model)[-_SHOWN:][::-1]:
             found = registry.figures(store, registry.run_of(store, model, version.number))
-            decision = version.tags.get(_DECISION, "not compared")
-            if _AGAINST in version.tags:
-                decision += f" (against {version.tags[_AGAINST]})"
+            decided = version.tags.get(DECISION, "not compared")
+            decision = _WORDS.get(decided, decided)
+            if AGAINST in version.tags:
+                decision += f" (against {version.tags[AGAINST]})"
+            if APPROVED_BY in version.tags:
+                decision += f", approved by {version.tags[APPROVED_BY]}"
             if registry.ROLLED_BACK in version.tags:
                 decision += ", rolled back"
             rows.append(
@@ -66,18 +76,56 @@ def _versions(params: Params) -> tuple[list[dict[str, Any]], int | None]:
                     "champion": "🏆" if version.number == champion else "",
                     "gate": decision,
                     **{name: round(found.metrics[name], 3) for name in _METRICS if name in found.metrics},
-                    "reasons": version.tags.get(_REASONS, ""),
+                    "votes": version.tags.get(VOTES, ""),
+                    "corrections": version.tags.get(CORRECTIONS, ""),
+                    "reasons": version.tags.get(REASONS, ""),
+                    "waits": decided == WAITS and registry.ROLLED_BACK not in version.tags,
                 }
             )
     return rows, champion
 
 
 def _table(versions: list[dict[str, Any]]) -> None:
-    st.dataframe([{key: value for key, value in row.items() if key != "reasons"} for row in versions], hide_index=True)
+    hidden = ("reasons", "waits", "votes", "corrections")
+    st.dataframe([{key: row[key] for key in row if key not in hidden} for row in versions], hide_index=True)
     with st.expander("Why the gate decided so"):
         for row in versions:
             st.text(f"Version {row['version']}: {row['gate']}\n{row['reasons']}")
-    st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
+    if address := mlflow_pages():
+        st.link_button("Curves, params and pictures of every run in MLflow", address)
+    else:
+        st.caption("Curves, params and pictures of every run: `image-captioning ui` opens MLflow.")
+
+
+def _said(row: dict[str, Any]) -> str:
+    """Return what people said of a version, in lines."""
+    labels = {"votes": "Votes", "corrections": "Captions that people judged"}
+    return "\n".join(f"{label}: {row[key]}" for key, label in labels.items() if row.get(key))
+
+
+def _people(versions: list[dict[str, Any]]) -> None:
+    """Show what people said of each version; the same words are in the tags of the versions in MLflow."""
+    judged = [row for row in versions if _said(row)]
+    if judged:
+        with st.expander("What people said"):
+            for row in judged:
+                st.text(f"Version {row['version']}\n{_said(row)}")
+
+
+def _approve(versions: list[dict[str, Any]]) -> None:
+    """Show the versions that wait for a person, with what speaks for and against them."""
+    person = str(st.session_state.get("person", "")).strip()
+    for row in versions:
+        if not row["waits"]:
+            continue
+        with st.container(border=True):
+            st.text(f"Version {row['version']} waits for approval.\n{row['reasons']}")
+            st.text(_said(row) or "Nobody has voted on it yet: compare it with the champion on Caption.")
+            label = f"Approve version {row['version']}"
+            if st.button(label, type="primary", disabled=not person):
+                _command("promote", "--approve", f"{row['version']}", f"--by={person}")
+            if not person:
+                st.caption("Write your name at the top to approve it.")
 
 
 def _change(versions: list[dict[str, Any]], champion: int | None) -> None:
@@ -103,6 +151,32 @@ def _retraining(params: Params) -> None:
             f"{saved} corrections are saved, but no training uses them yet. Add `{FOLDER.name}` to `ingest.sources` in"
             " params.yaml and commit that."
         )
+    if deployment := served():
+        _by_prefect(deployment)
+    else:
+        _here()
+
+
+def _by_prefect(deployment: Deployment) -> None:
+    """Start and watch a retraining of the deployment that `image-captioning serve` serves."""
+    newest = deployment.run()
+    if newest and newest.active:
+        st.info(f"A retraining is {escaped(newest.state.lower())}: {escaped(newest.name)}.")
+    elif newest:
+        st.text(f"The last retraining, {newest.name}: {newest.state}. {newest.message}")
+    with st.container(horizontal=True):
+        if newest and newest.active:
+            st.button("Refresh")
+        elif st.button("Start a retraining"):
+            deployment.start()
+            st.rerun()
+        if newest:
+            st.link_button("This run in Prefect", newest.link)
+        st.link_button("Prefect", f"{deployment.pages}/deployments")
+
+
+def _here() -> None:
+    """Start and watch a retraining as a child of the page."""
     if is_retraining():
         st.info("A retraining is running. It checks the sources, trains on what is new, and promotes a better model.")
         st.button("Refresh")
@@ -111,3 +185,4 @@ def _retraining(params: Params) -> None:
         st.rerun()
     if tail := log_tail(RETRAIN_LOG):
         st.code(tail, language=None, wrap_lines=True)
+    st.caption("`image-captioning serve` retrains on a schedule, and shows its runs in Prefect.")

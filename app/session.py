@@ -109,15 +109,17 @@ def show_picture(data: bytes, params: Params, alt: str = "") -> bool:
 Captioned = tuple[Said, Result]
 
 
-def captions_of(pictures: Sequence[bytes], *, n: int = 1, seed: int = 0) -> dict[str, Captioned]:
-    """Return what the model says of each picture, by SHA-256, with the name and version of the model.
+def captions_of(
+    pictures: Sequence[bytes], *, n: int = 1, seed: int = 0, challenger: bool = False
+) -> dict[str, Captioned]:
+    """Return what the model, or its challenger, says of each picture, by SHA-256, with its name and version.
 
     Each picture is sent once in a visit, unless `n`, `seed` or the version changes.
 
     Raises:
         ServiceError: the service does not answer.
     """
-    model = client().model()
+    model = client().model(challenger)
     kept: dict[tuple[object, ...], Captioned] = st.session_state.setdefault("captioned", {})
 
     def key(data: bytes) -> tuple[object, ...]:
@@ -126,7 +128,7 @@ def captions_of(pictures: Sequence[bytes], *, n: int = 1, seed: int = 0) -> dict
     new = list({key(data): data for data in pictures if key(data) not in kept}.items())
     for start in range(0, len(new), _BATCH):
         part = new[start : start + _BATCH]
-        answer = client().caption([data for _, data in part], n=n, seed=seed)
+        answer = client().caption([data for _, data in part], n=n, seed=seed, challenger=challenger)
         for (place, _), result in zip(part, answer.results, strict=True):
             text = result.captions[0] if result.captions else ""
             kept[place] = Said(text, answer.name, answer.version), result

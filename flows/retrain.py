@@ -30,9 +30,11 @@ from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.params import Params, load
 from pipeline.config.sections.finetune import REGISTERED
 from pipeline.runtime.atomic_files import swapped_in, write_json
+from pipeline.tracking.decision import WAITS
 from pipeline.tracking.gate import check_metric
 
-_ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept"}  # the final state's name for each decision
+# The final state's name for each decision.
+_ENDS = {"promoted": "Promoted", "first": "Promoted", "kept": "Kept", WAITS: "Waits for approval"}
 _NOTHING = "Nothing new"
 _WAIT_MINUTES = 60.0  # for the clone, if it has no params yet
 
@@ -211,6 +213,12 @@ def _headline(promoted: Mapping[str, Any]) -> str:
     if promoted["decision"] == "kept":
         stays = f"version {champion} stays" if champion else "there is no champion"
         return f"models:/{model}/{challenger} is not promoted, {stays}"
+    if promoted["decision"] == WAITS:
+        stays = f"version {champion} stays until then" if champion else "there is no champion"
+        return (
+            f"models:/{model}/{challenger} waits for approval, {stays}; approve it with `image-captioning promote"
+            f" --approve {challenger}` or on the page Models"
+        )
     instead = f"in the place of version {champion}" if champion else "as the first champion"
     return f"models:/{model}/{challenger} is promoted {instead}"
 

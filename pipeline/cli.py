@@ -271,11 +271,23 @@ def corrections(context: typer.Context) -> None:
     _execute("corrections", work)
 
 
+@app.command(epilog=_examples("votes"))
+def votes() -> None:
+    """Show how people voted between versions on the page, and bring the versions' tags in MLflow up to date."""
+
+    def work(params: Params) -> str:
+        from pipeline.commands.votes import show_votes
+
+        return show_votes(params)
+
+    _execute("votes", work)
+
+
 @_corrections.command(epilog=_examples("corrections forget ann"))
 def forget(
     who: Annotated[str, typer.Argument(metavar="NAME", help="The person, as listed.", show_default=False)],
 ) -> None:
-    """Delete all corrections by a person, and the pictures that no other correction needs."""
+    """Delete all corrections and votes by a person, and the pictures that no other correction needs."""
 
     def work(params: Params) -> str:
         from pipeline.commands.corrections import forget_corrections
@@ -351,7 +363,12 @@ def score(
 
 @app.command(
     epilog=_examples(
-        "promote", "promote --dry-run", "promote --challenger 3", "promote --challenger 3 --force", "promote --rollback"
+        "promote",
+        "promote --dry-run",
+        "promote --challenger 3",
+        "promote --challenger 3 --force",
+        "promote --approve 3",
+        "promote --rollback",
     )
 )
 def promote(
@@ -361,6 +378,13 @@ def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote the version even if the rule is against it.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Restore the previous champion.")] = False,
+    approve: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="VERSION", help="Make a version that waits for approval the champion."),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who approves it. Default: your login name.")
+    ] = None,
     unless_rolled_back: Annotated[
         bool, typer.Option("--unless-rolled-back", "--unless-taken-back", hidden=True)
     ] = False,
@@ -369,17 +393,21 @@ def promote(
     """Make the newest version the champion if it is better.
 
     Both versions caption the same test pictures. Pictures that either one was trained on do not count. The rule is
-    `promote` in params.yaml.
+    `promote` in params.yaml. With `promote.approval` a version may wait until a person approves it.
     """
 
     def work(params: Params) -> str | Done:
         from pipeline.tracking import promotion
 
-        if rollback and (force or challenger is not None):
-            option = "--force" if force else "--challenger"
-            raise ConfigError(f"--rollback: cannot be combined with {option}; use one of the two")
+        _check_combination(rollback=rollback, approve=approve, by=by, force=force, challenger=challenger)
         if rollback:
             return promotion.roll_back(params, dry_run=dry_run)
+        if approve is not None:
+            from getpass import getuser
+
+            from pipeline.tracking import champions
+
+            return champions.approve(params, approve, getuser() if by is None else by, dry_run=dry_run)
         return promotion.promote(
             params,
             challenger=challenger,
@@ -390,6 +418,18 @@ def promote(
         )
 
     _execute("promote", work, lock="promote")
+
+
+def _check_combination(**options: Any) -> None:
+    """Refuse options of `promote` that contradict each other."""
+    given = [f"--{name}" for name, value in options.items() if value not in (None, False)]
+    if "--by" in given:
+        given.remove("--by")
+        if "--approve" not in given:
+            raise ConfigError("--by: names who approves a version; use it with --approve VERSION")
+    first = given[0] if given else ""
+    if first in ("--rollback", "--approve") and len(given) > 1:
+        raise ConfigError(f"{first}: cannot be combined with {given[1]}; use one of the two")
 
 
 @app.command("trained-on", epilog=_examples("trained-on photo.jpg", "trained-on *.jpg"))

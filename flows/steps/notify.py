@@ -12,7 +12,7 @@ from prefect import runtime
 from prefect.events import emit_event
 
 WEBHOOK = "IMAGE_CAPTIONING_WEBHOOK"  # for a URL that contains a secret
-EVENT = "image-captioning.retrain."  # prefix of the event names: promoted, first, kept, failed
+EVENT = "image-captioning.retrain."  # prefix of the event names: promoted, first, kept, waits, failed
 _SECONDS = 10
 
 
@@ -20,7 +20,7 @@ def send(how: str, words: str, webhook: str | None, warn: Callable[[str], None],
     """Send the event and the webhook message. A failure is only logged and does not fail the run.
 
     Args:
-        how: `promoted`, `kept`, `first` or `failed`.
+        how: `promoted`, `kept`, `first`, `waits` or `failed`.
         words: the message for people, one or a few lines.
         webhook: the URL in params.yaml; the environment variable overrides it.
         warn: receives a message if the notification fails.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from pipeline.config.errors import DataError
 from pipeline.config.params import Params
 from pipeline.serving.corrections import FOLDER, Corrections
+from pipeline.serving.votes import Votes
 
 
 def list_corrections(params: Params) -> str:
@@ -23,10 +25,16 @@ def list_corrections(params: Params) -> str:
 
 
 def forget_corrections(params: Params, who: str) -> str:
-    """Delete a person's corrections, and return the last line to print; see `Corrections.forget`."""
-    lines, pictures = Corrections().forget(who)
+    """Delete a person's corrections and votes, and return the last line to print; see `Corrections.forget`."""
+    votes = Votes().forget(who)
+    try:
+        lines, pictures = Corrections().forget(who)
+    except DataError:
+        if not votes:
+            raise
+        return f"deleted {votes} votes by {who}, who has no corrections; run `image-captioning votes`"
     return (
-        f"deleted {lines} corrections by {who} and {pictures} pictures that only they needed; run"
+        f"deleted {lines} corrections and {votes} votes by {who}, and {pictures} pictures that only they needed; run"
         f" `dvc add {FOLDER}` and `dvc repro`, and `dvc gc -w` to delete them from DVC's cache too"
     )
 

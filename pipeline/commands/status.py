@@ -25,6 +25,7 @@ from pipeline.config.params import Params, load
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json, read_json_lines
 from pipeline.runtime.entrypoint import Done
+from pipeline.tracking.decision import WAITS
 
 DEMO_CHECKPOINT = "models/git-demo"
 _DEMO_SOURCES = ["sample"]
@@ -306,6 +307,9 @@ def _steps_with_model(status: Part) -> Iterator[tuple[str, str]]:
     undecided = newest["version"] != registry["champion"] and newest["decision"] is None and not newest["rolled_back"]
     if undecided:
         yield "image-captioning promote", f"decide whether version {newest['version']} becomes the champion"
+    if newest["decision"] == WAITS and not newest["rolled_back"]:
+        number = newest["version"]
+        yield f"image-captioning promote --approve {number}", f"version {number} waits for approval"
     if status["demo_model"]:
         yield "image-captioning ui", "look at runs, metrics and versions in MLflow"
         return

@@ -20,6 +20,7 @@ _DECISIONS = {
     "stays": "stayed champion",
     "replaced": "replaced",
     "kept": "not promoted",
+    "waits": "waits for approval",
 }
 
 Part = Mapping[str, Any]

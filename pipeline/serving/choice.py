@@ -1,9 +1,11 @@
-"""Which registered version captions: the one with an alias, else the newest."""
+"""Which registered version captions: the one with an alias, else the newest; and which one challenges it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+CHALLENGER = "challenger"  # an alias
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,30 @@ def choose(store: Any, name: str, alias: str) -> Choice | None:
     if not numbers:
         return None
     return Choice(name, numbers[-1], None, f"the newest version: there is no {alias}")
+
+
+def choose_challenger(store: Any, name: str, alias: str) -> Choice | None:
+    """Return the version to compare with the served one; None if there is none.
+
+    It is the version with the alias `challenger`, else the newest one if it is newer than the served version and was
+    not rolled back.
+
+    Args:
+        store: an MLflow client, see `runs.client`.
+        name: name of the registered model.
+        alias: the alias of the served version.
+    """
+    from pipeline.tracking import registry
+
+    served = choose(store, name, alias)
+    if served is None:
+        return None
+    named = registry.version_of_alias(store, name, CHALLENGER)
+    if named is not None:
+        return Choice(name, named, CHALLENGER, f"the {CHALLENGER}") if named != served.version else None
+    newer = [
+        version.number
+        for version in registry.versions_with_tags(store, name)
+        if version.number > served.version and registry.ROLLED_BACK not in version.tags
+    ]
+    return Choice(name, newer[-1], None, "the newest version") if newer else None

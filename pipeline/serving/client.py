@@ -116,7 +116,14 @@ class Client:
         self._http.close()
 
     def caption(
-        self, pictures: Sequence[bytes], *, n: int = 1, beams: int | None = None, sampling: bool = False, seed: int = 0
+        self,
+        pictures: Sequence[bytes],
+        *,
+        n: int = 1,
+        beams: int | None = None,
+        sampling: bool = False,
+        seed: int = 0,
+        challenger: bool = False,
     ) -> Answer:
         """Return the captions of 1 to 64 picture files.
 
@@ -126,15 +133,18 @@ class Client:
             beams: width of beam search; None for the service's own.
             sampling: sample all captions; otherwise the likeliest by beam search comes first.
             seed: random seed of the samples.
+            challenger: whether to caption with the version to compare with, instead of the served one.
 
         Raises:
-            UnavailableError: the service can't be reached or has no model.
+            UnavailableError: the service can't be reached or has no such model.
             BusyError: too much to do.
             ServiceError: the request was refused.
         """
         options: dict[str, str] = {"n": f"{n}", "sampling": "true" if sampling else "false", "seed": f"{seed}"}
         if beams is not None:
             options["beams"] = f"{beams}"
+        if challenger:
+            options["challenger"] = "true"
         files = [("files", ("picture", data, "application/octet-stream")) for data in pictures]
         sent = self._ask("POST", "/v1/captions", data=options, files=files)
         results = [
@@ -143,14 +153,14 @@ class Client:
         ]
         return Answer(sent["model"]["name"], sent["model"]["version"], results)
 
-    def model(self) -> Model:
-        """Return the version that is served.
+    def model(self, challenger: bool = False) -> Model:
+        """Return the version that is served, or the one to compare with it.
 
         Raises:
-            UnavailableError: the service can't be reached or has no model.
+            UnavailableError: the service can't be reached or has no such model.
             ServiceError: the request was refused.
         """
-        return Model(**self._ask("GET", "/v1/model"))
+        return Model(**self._ask("GET", "/v1/model", params={"challenger": "true"} if challenger else None))
 
     def ready(self) -> Readiness:
         """Return whether the service can caption; it does not raise if it can't be reached."""

@@ -1,32 +1,26 @@
 """Save people's corrections in data/raw/corrections, a source like any other.
 
 `corrections.jsonl` has one line per correction (`pipeline/data/sources/corrections.py`), and `pictures/` the pictures
-that they need, named by the SHA-256 of their bytes. A correction is saved when it is on the disk: file and folder are
-fsynced before `save` returns. Writers take turns by a file lock. What a killed writer left behind its last complete
-line is never read, and the next writer cuts it off.
+that they need, named by the SHA-256 of their bytes. A correction is saved when it is on the disk, see `journal.py`.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
-
-from filelock import FileLock
 
 from pipeline.config import paths
-from pipeline.config.errors import DataError, TemporaryError
+from pipeline.config.errors import DataError
 from pipeline.data.images import PictureError, identity, opened
-from pipeline.data.sources.corrections import FILE_NAME, PICTURES, Action, Correction, complete_lines, left_out, parse
+from pipeline.data.sources.corrections import FILE_NAME, PICTURES, Action, Correction, left_out, parse
 from pipeline.data.text import clean
 from pipeline.runtime.atomic_files import PARTIAL
 from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.serving.journal import Journal, replace
 
 FOLDER = paths.RAW / "corrections"
 _LOCK = paths.WORK / "locks" / "corrections.lock"
@@ -64,8 +58,7 @@ class Corrections:
             budget: the memory of a picture is reserved in it while the picture is checked.
         """
         self.folder = folder
-        self._file = folder / FILE_NAME
-        self._lock = lock
+        self._journal = Journal(folder / FILE_NAME, lock)
         self._max_pixels = max_pixels
         self._budget = budget
 
@@ -97,9 +90,9 @@ class Corrections:
             DataError: the name, the caption or the picture can't be used.
             TemporaryError: the disk is full; nothing was saved.
         """
-        who = _checked_text(who, "your name", MAX_NAME_CHARACTERS)
+        who = checked_text(who, "your name", MAX_NAME_CHARACTERS)
         if action in ("accept", "edit", "add"):
-            caption = _checked_text(caption or "", "the caption", MAX_CHARACTERS)
+            caption = checked_text(caption or "", "the caption", MAX_CHARACTERS)
         elif caption is not None:
             raise ValueError(f"{action} takes no caption")
         name, data = self._checked_picture(picture, needed=caption is not None)
@@ -116,14 +109,14 @@ class Corrections:
             version=said.version if said else None,
             undoes=undoes,
         )
-        with self._locked(), _disk_full_reported():
+        with self._journal.locked():
             if before := _saved_before(wanted, self._read(wanted.id, wanted.sha256)):
                 return before
             for left in (self.folder / PICTURES).glob(f".*{PARTIAL}"):  # by a killed writer
                 left.unlink()
             if name is not None:
                 self._store(self.folder / name, data)
-            self._append(wanted)
+            self._journal.append(wanted.model_dump_json(exclude_none=True))
         return wanted
 
     def undo(self, correction: Correction) -> Correction:
@@ -132,7 +125,7 @@ class Corrections:
 
     def read(self) -> list[Correction]:
         """Return all corrections in the order in which they were saved."""
-        with self._locked():
+        with self._journal.locked():
             return self._read()
 
     def counting(self) -> list[Correction]:
@@ -151,19 +144,18 @@ class Corrections:
             DataError: the person has no corrections.
             TemporaryError: the disk is full; nothing was deleted.
         """
-        with self._locked(), _disk_full_reported():
-            data = complete_lines(self._bytes())
-            lines = [(line, parse(line.decode("utf-8", "replace"))) for line in data.split(b"\n")[:-1]]
+        with self._journal.locked():
+            lines = [(line, parse(line.decode("utf-8", "replace"))) for line in self._journal.lines()]
             kept = [(line, one) for line, one in lines if one is None or one.who != who]
             if len(kept) < len(lines):
-                self._replace(self._file, b"".join(line + b"\n" for line, _ in kept))
+                self._journal.rewrite([line for line, _ in kept])
             needed = {one.picture for _, one in kept if one}
             gone = [file for file in self._pictures() if f"{PICTURES}/{file.name}" not in needed]
             for file in gone:  # also those that an interrupted `forget` left
                 file.unlink()
             if len(kept) == len(lines):
                 names = ", ".join(sorted({one.who for _, one in lines if one})) or "nobody"
-                raise DataError(f"{self._file}: has no corrections by {who!r}, only by {names}")
+                raise DataError(f"{self._journal.file}: has no corrections by {who!r}, only by {names}")
         return len(lines) - len(kept), len(gone)
 
     def picture(self, correction: Correction) -> bytes | None:
@@ -192,66 +184,16 @@ class Corrections:
     def _pictures(self) -> list[Path]:
         return list((self.folder / PICTURES).glob("*"))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._lock):
-            yield
-
-    def _bytes(self) -> bytes:
-        try:
-            return self._file.read_bytes()
-        except FileNotFoundError:
-            return b""
-
     def _read(self, *words: str) -> list[Correction]:
-        """Return all corrections, or those whose line has one of the words: parsing takes most of the time."""
-        lines = complete_lines(self._bytes()).split(b"\n")[:-1]
-        if words:
-            encoded = [word.encode("utf-8", "replace") for word in words]
-            lines = [line for line in lines if any(word in line for word in encoded)]
+        """Return all corrections, or those whose line has one of the words."""
+        lines = self._journal.lines(*words)
         parsed = (parse(line.decode("utf-8", "replace")) for line in lines)
         return [correction for correction in parsed if correction]
-
-    def _append(self, correction: Correction) -> None:
-        """Append a line and fsync it; after a failure the file is as before."""
-        line = correction.model_dump_json(exclude_none=True).encode("utf-8", "replace") + b"\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._unlink_from_cache()
-        with self._file.open("ab+", buffering=0) as file:
-            end = len(complete_lines(self._bytes()))
-            file.truncate(end)  # what a killed writer left
-            try:
-                _write(file, line)
-                os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(end)
-                raise
-        _sync_folder(self.folder)
-
-    def _unlink_from_cache(self) -> None:
-        """Replace a link to DVC's cache (see `cache.type`) by a copy, so that appending does not damage the cache."""
-        if self._file.exists() and (self._file.is_symlink() or self._file.stat().st_nlink > 1):
-            self._replace(self._file, self._file.read_bytes())
 
     def _store(self, path: Path, data: bytes) -> None:
         if path.is_file() and path.stat().st_size == len(data) and identity(path.read_bytes()) == path.stem:
             return
-        self._replace(path, data)
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        """Write a file beside its place, fsync it, and rename it; fsync the folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place = path.parent / f".{path.name}{PARTIAL}"
-        try:
-            with place.open("wb", buffering=0) as file:
-                _write(file, data)
-                os.fsync(file.fileno())
-            place.replace(path)
-        finally:
-            place.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-        _sync_folder(path.parent.parent)
+        replace(path, data)
 
 
 def _suffix(picture: bytes) -> str:
@@ -278,34 +220,15 @@ def _content(correction: Correction) -> tuple[str | None, ...]:
     return correction.who, correction.action, correction.sha256, correction.undoes, *texts
 
 
-def _checked_text(text: str, what: str, most: int) -> str:
+def checked_text(text: str, what: str, most: int) -> str:
+    """Return what a person wrote, cleaned.
+
+    Raises:
+        DataError: it is empty or has more than `most` characters.
+    """
     text = clean(text)
     if not text:
         raise DataError(f"{what} is empty; write something")
     if len(text) > most:
         raise DataError(f"{what} has {len(text):,} characters; shorten it to {most:,}")
     return text
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_full_reported() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TemporaryError("the disk is full; nothing was saved: free some space, then save again") from None
-        raise

@@ -18,7 +18,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
 from pipeline.models.captioner import Captioner
-from pipeline.serving.choice import choose
+from pipeline.serving.choice import Choice, choose, choose_challenger
 
 _RETRY_SECONDS = 60.0  # until a version that could not be loaded is tried again
 
@@ -79,10 +79,16 @@ class ModelSource:
 
         with runs.reachable():
             self._store = self._store or runs.client()
-            choice = choose(self._store, self._name, self._alias)
+            choice = self._choose()
             if choice is not None:
                 aliases, tags = registry.aliases_and_tags(self._store, choice.name, choice.version)
                 return Found(choice.name, choice.version, choice.alias, choice.why, choice.uri, aliases, tags)
+        return self._unregistered()
+
+    def _choose(self) -> Choice | None:
+        return choose(self._store, self._name, self._alias)
+
+    def _unregistered(self) -> Found:
         weights = sorted(paths.MODEL.glob("*.safetensors"))
         if not weights:
             raise ConfigError(
@@ -104,11 +110,30 @@ class ModelSource:
         return load_captioner(found.source, self._params)
 
 
+class ChallengerSource(ModelSource):
+    """Looks up the version to compare with the served one."""
+
+    def _choose(self) -> Choice | None:
+        return choose_challenger(self._store, self._name, self._alias)
+
+    def _unregistered(self) -> Found:
+        raise ConfigError(
+            f"models:/{self._name} has no challenger: no version is newer than the champion; register a new version,"
+            " or give one the alias `challenger`"
+        )
+
+
 class Follower:
     """Keeps `current` up to date from a thread."""
 
     def __init__(
-        self, source: ModelSource, seconds: float, *, say: Callable[[str], None], loaded: Callable[[Found], None]
+        self,
+        source: ModelSource,
+        seconds: float,
+        *,
+        say: Callable[[str], None],
+        loaded: Callable[[Found], None],
+        keeps: bool = True,
     ) -> None:
         """Create a follower; `start` starts it.
 
@@ -117,16 +142,20 @@ class Follower:
             seconds: between two look-ups.
             say: prints a line.
             loaded: is called after a model was swapped in.
+            keeps: whether to keep a model that the source no longer names.
         """
         self._source, self._seconds = source, seconds
-        self._say, self._loaded = say, loaded
+        self._say, self._loaded, self._keeps = say, loaded, keeps
         self._ended = threading.Event()
         self._failed: tuple[tuple[str, str], float] | None = None  # what could not be loaded, and when
+        self._started = threading.Lock()  # held from the start on
         self.current: Served | None = None
         self.problem: str | None = "the model is being loaded"
 
     def start(self) -> None:
-        """Look up and load the model in a thread, then again and again."""
+        """Look up and load the model in a thread, then again and again. A second call does nothing."""
+        if not self._started.acquire(blocking=False):
+            return
         threading.Thread(target=self._follow, name="follow-alias", daemon=True).start()
 
     def stop(self) -> None:
@@ -152,6 +181,8 @@ class Follower:
         except Exception as error:  # a look-up or a checkpoint may fail in many ways, and the thread must go on
             if found is not None:
                 self._failed = (found.key, time.monotonic() + _RETRY_SECONDS)
+            if isinstance(error, ConfigError) and found is None and not self._keeps:
+                self.current = None
             self._note(" ".join(f"{error}".split()) or type(error).__name__)
         else:
             self.problem = None

@@ -31,6 +31,13 @@ class Options(BaseModel):
     sampling: Annotated[
         bool, Field(description="Sample all captions. Otherwise the likeliest by beam search comes first.")
     ] = False
+    challenger: Annotated[
+        bool,
+        Field(
+            description="Caption with the version to compare with: the one with the alias `challenger`, else the newest"
+            " if it is newer than the champion."
+        ),
+    ] = False
     seed: Annotated[int, Field(ge=0, le=_MAX_SEED, description="Random seed of the samples.")] = 0
 
 

@@ -13,7 +13,7 @@ import uvicorn
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
-from pipeline.serving.following import Follower, Found, ModelSource
+from pipeline.serving.following import ChallengerSource, Follower, Found, ModelSource
 from pipeline.serving.limits import token_for
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
@@ -65,9 +65,19 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
 
     source = ModelSource(model or params.register_.model, alias, params)
     follower = Follower(source, params.serving.follow_seconds, say=say, loaded=loaded)
+    candidates = ChallengerSource(model or params.register_.model, alias, params.runtime.model_cache_gb)
+    challenger = Follower(candidates, params.serving.follow_seconds, say=say, loaded=lambda found: None, keeps=False)
     return_large_blocks()
     budget = MemoryBudget(bytes_of(params.runtime.memory_gb))
-    service = Service(follower, params.serving, params.evaluate.beams, metrics, budget, params.runtime.decode_threads)
+    service = Service(
+        follower,
+        params.serving,
+        params.evaluate.beams,
+        metrics,
+        budget,
+        params.runtime.decode_threads,
+        challenger,
+    )
     config = uvicorn.Config(
         create_app(service, token),
         log_level="warning",

@@ -101,6 +101,7 @@ class Service:
         metrics: Metrics,
         budget: MemoryBudget,
         decoders: int = 0,
+        challenger: Follower | None = None,
     ) -> None:
         """Create a service.
 
@@ -111,8 +112,10 @@ class Service:
             metrics: counts what happens.
             budget: limits the memory of the pictures that are decoded at a time.
             decoders: threads that decode pictures; 0 for one more than there are CPU cores.
+            challenger: knows the version to compare with. It is started by the first request for that, because a
+                second model takes as much memory again.
         """
-        self.follower, self.metrics = follower, metrics
+        self.follower, self.metrics, self._challenger = follower, metrics, challenger
         self._beams, self._timeout = beams, settings.timeout_seconds
         self._bodies, self._budget = Bodies(), budget
         self._decoders = ThreadPoolExecutor(decoders or (os.cpu_count() or 1) + 1, thread_name_prefix="decode")
@@ -134,19 +137,29 @@ class Service:
             yield
         finally:
             self.follower.stop()
+            if self._challenger:
+                self._challenger.stop()
             await self._batcher.close()
             self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def served(self) -> Served:
-        """Return the current model.
+    def served(self, challenger: bool = False) -> Served:
+        """Return the current model, or the version to compare with it.
 
         Raises:
-            HTTPException: 503 if no model is loaded.
+            HTTPException: 503 if it is not loaded.
         """
-        if self.follower.current is None:
+        follower = self.follower
+        if challenger and self._challenger:
+            follower = self._challenger
+            follower.start()
+        current = follower.current
+        if current is None:
             retry = {"Retry-After": str(_LOADING_SECONDS)}
-            raise HTTPException(503, f"not ready: {self.follower.problem}", retry)
-        return self.follower.current
+            raise HTTPException(503, f"not ready: {follower.problem}", retry)
+        champion = self.follower.current
+        if follower is not self.follower and champion and champion.found.key == current.found.key:
+            raise HTTPException(503, "not ready: the challenger has just become champion")
+        return current
 
     async def answer(self, request: Request) -> CaptionsAnswer:
         """Return the captions of a request's pictures.
@@ -157,7 +170,7 @@ class Service:
         """
         self.served()  # before the upload is read
         async with self._bodies.bounded(request) as bounded, read_request(bounded) as (options, sent):
-            served = self.served()
+            served = self.served(options.challenger)
             try:
                 with self._batcher.admit(len(sent)):
                     async with asyncio.timeout(self._timeout):
@@ -258,9 +271,9 @@ def _add_captions(app: FastAPI, service: Service) -> None:
 
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", response_model=ModelDetails)
-    async def model() -> Any:
-        """Describe the served version."""
-        found: Found = service.served().found
+    async def model(challenger: bool = False) -> Any:
+        """Describe the served version, or the challenger."""
+        found: Found = service.served(challenger).found
         return ModelDetails(
             name=found.name,
             version=found.version,

@@ -54,10 +54,17 @@ def gain(challenger: Statistics, champion: Statistics, rule: Promote) -> Gain:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision, and the reasons in words."""
+    """The decision, and the reasons in words.
+
+    Attributes:
+        promoted: whether the challenger passes.
+        reasons: in words.
+        borderline: whether the challenger does not pass, but may be better than the champion.
+    """
 
     promoted: bool
     reasons: list[str]
+    borderline: bool = False
 
 
 def verdict(
@@ -67,7 +74,8 @@ def verdict(
 
     The challenger is promoted if enough pictures have different scores, the interval of its gain lies above
     `least_gain`, enough of its captions are distinct, and it is worse neither than before fine-tuning nor than the
-    naive answers. Without a champion, only the last two conditions apply.
+    naive answers. Without a champion, only the last two conditions apply. It is borderline if only the gain is in
+    doubt: too few pictures differ, or `least_gain` lies within the interval.
 
     Args:
         rule: the `promote` section of params.yaml.
@@ -98,4 +106,6 @@ def verdict(
     if gained.high < 0 and not better:
         outcome = "worse"
     reasons.append(f"{span} on {pictures} test pictures that neither was trained on: {outcome}")
-    return Verdict(varied and enough and better and not worse, reasons)
+    passes = varied and enough and better and not worse
+    borderline = varied and not worse and not passes and gained.high > rule.least_gain
+    return Verdict(passes, reasons, borderline)

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pipeline.config import paths
@@ -26,10 +26,10 @@ from pipeline.evaluation.diversity import distinct_captions
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
-from pipeline.tracking import downloads, model_card, registry
+from pipeline.tracking import champions, downloads, registry
 from pipeline.tracking.captioners import load_captioner
 from pipeline.tracking.comparison import comparisons_of_version
-from pipeline.tracking.decision import AGAINST, AT, DECISION, REASONS
+from pipeline.tracking.decision import AT, DECISION, REASONS, VOTES, WAITS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
 
 _KEPT = 16  # files of captions; the newest stay
@@ -80,7 +80,7 @@ def promote(
     model = params.register_.model
     with runs.reachable():
         store = runs.client()
-        numbers = _versions(store, model)
+        numbers = champions.versions(store, model)
         champion = registry.champion(store, model)
         if not (paths.DATASET / "test").is_dir():
             raise DataError(f"{paths.DATASET / 'test'}: not found; run `dvc repro build`")
@@ -95,10 +95,12 @@ def promote(
             reasons = [f"it was rolled back; compare it again with `--challenger {number}`"]
             return _finish(_report(model, "kept", number, champion, reasons, {}), dry_run)
         outcome, figures = _compare(store, params, number, champion)
+        decision = _decision(outcome, params.promote.approval, champion, force)
         if force and not outcome.promoted:
             outcome = Verdict(True, ["forced with --force", *outcome.reasons])
-        decision = "kept" if not outcome.promoted else "first" if champion is None else "promoted"
-        report = _report(model, decision, number, champion, outcome.reasons, figures)
+        votes = registry.tags(store, model, number).get(VOTES)
+        reasons = [*outcome.reasons, *([f"votes {votes}"] if votes else [])]
+        report = _report(model, decision, number, champion, reasons, figures)
         if not dry_run:
             _apply(store, report)
     return _finish(report, dry_run)
@@ -120,7 +122,7 @@ def roll_back(params: Params, *, dry_run: bool = False) -> str:
     model = params.register_.model
     with runs.reachable():
         store = runs.client()
-        numbers = _versions(store, model)
+        numbers = champions.versions(store, model)
         champion = registry.champion(store, model)
         if champion is None:
             raise ConfigError(f"models:/{model}: has no champion to roll back; run `image-captioning promote`")
@@ -132,18 +134,18 @@ def roll_back(params: Params, *, dry_run: bool = False) -> str:
                 f"models:/{model}/{before}: the previous champion was deleted; there is none to go back to"
             )
         if not dry_run:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            registry.note(store, model, champion, {registry.ROLLED_BACK: now})
-            _describe(store, model, champion)
-            registry.make_champion(store, model, int(before))
+            champions.roll_back(store, model, champion, int(before))
     return f"version {champion} {'would be' if dry_run else 'is'} rolled back: the champion is version {before} again"
 
 
-def _versions(store: Any, model: str) -> list[int]:
-    numbers = registry.versions(store, model)
-    if not numbers:
-        raise ConfigError(f"models:/{model}: has no version in MLflow; run `dvc repro` first")
-    return numbers
+def _decision(outcome: Verdict, approval: str, champion: int | None, force: bool) -> str:
+    if not force and (
+        (outcome.promoted and approval == "always") or (outcome.borderline and approval in ("borderline", "always"))
+    ):
+        return WAITS
+    if not (outcome.promoted or force):
+        return "kept"
+    return "first" if champion is None else "promoted"
 
 
 def _apply(store: Any, report: dict[str, Any]) -> None:
@@ -153,17 +155,16 @@ def _apply(store: Any, report: dict[str, Any]) -> None:
         TemporaryError: the champion changed meanwhile.
     """
     model, challenger, champion = report["model"], report["challenger"], report["champion"]
-    now = registry.champion(store, model)
-    if now != champion:
-        raise TemporaryError(
-            f"models:/{model}: the champion became version {now or 'none'} while {challenger} was compared with"
-            f" {champion or 'none'}; run again"
-        )
-    _record(store, report)
-    if report["decision"] != "kept":
-        registry.make_champion(store, model, challenger)
-        registry.forget(store, model, challenger, registry.ROLLED_BACK)
-        _describe(store, model, challenger)
+    with champions.alone():
+        now = registry.champion(store, model)
+        if now != champion:
+            raise TemporaryError(
+                f"models:/{model}: the champion became version {now or 'none'} while {challenger} was compared with"
+                f" {champion or 'none'}; run again"
+            )
+        champions.record(store, report)
+        if report["decision"] in ("first", "promoted"):
+            champions.crown(store, model, challenger)
 
 
 def _promoted_since(store: Any, model: str, champion: int, since: float) -> dict[str, Any] | None:
@@ -290,33 +291,6 @@ def _report(
     }
 
 
-def _record(store: Any, report: dict[str, Any]) -> None:
-    """Tag both versions with the decision and its reasons."""
-    model, challenger, champion = report["model"], report["challenger"], report["champion"]
-    why = {
-        DECISION: report["decision"],
-        REASONS: "; ".join(report["reasons"]),
-        "gate.test_sha256": report["test_sha256"],
-        AT: datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    against = {} if champion is None else {AGAINST: str(champion)}
-    if report["decision"] == "promoted":
-        against[registry.BEFORE] = str(champion)
-    registry.note(store, model, challenger, {**why, **against})
-    _describe(store, model, challenger)
-    if champion is not None:
-        outcome = "replaced" if report["decision"] == "promoted" else "stays"
-        registry.note(store, model, champion, {**why, DECISION: outcome, AGAINST: str(challenger)})
-        _describe(store, model, champion)
-
-
-def _describe(store: Any, model: str, number: int) -> None:
-    """Bring the decision in the description of a version up to date with its tags."""
-    version = store.get_model_version(model, str(number))
-    text = model_card.description(version.description or "", dict(version.tags))
-    store.update_model_version(model, str(number), text)
-
-
 def _finish(report: dict[str, Any], dry_run: bool) -> Done:
     """Write the report, print the figures, and return the last line with the report."""
     if not dry_run:
@@ -331,5 +305,7 @@ def _finish(report: dict[str, Any], dry_run: bool) -> Done:
         "promoted": f"version {challenger} {verb} champion in place of version {champion}",
         "kept": f"version {challenger} is not promoted; the champion is "
         + ("none" if champion is None else f"version {champion}"),
+        WAITS: f"version {challenger} {'would wait' if dry_run else 'waits'} for approval (`image-captioning promote"
+        f" --approve {challenger}`); the champion is " + ("none" if champion is None else f"version {champion}"),
     }
     return Done(f"{lines[report['decision']]}: {'; '.join(report['reasons'])}", report)

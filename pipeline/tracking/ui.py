@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
+from pipeline.runtime import process_identity
+from pipeline.runtime.atomic_files import read_json, remove, swapped_in, write_json
 from pipeline.runtime.local_server import LOOPBACK, LocalServer, free_port
 
 _FIRST_PORT = 5000  # on macOS, AirPlay often has it
 _LOG = paths.WORK / "mlflow-ui.log"
+_PLACE = paths.WORK / "mlflow-ui.json"
 # MLflow's jobs are not used here; without them and with one worker it takes 0.4 GB instead of 2.4.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -42,12 +47,36 @@ def browse(params: Params, port: int | None = None) -> str:
     server = LocalServer("MLflow's server", command, _LOG, _ENVIRONMENT)
     try:
         server.wait_until_it_answers(f"http://{LOOPBACK}:{port}/health")
-        print(f"ui: {page}  (Ctrl-C ends it)", flush=True)
-        server.watch()
+        with _recorded(page):
+            print(f"ui: {page}  (Ctrl-C ends it)", flush=True)
+            server.watch()
     except KeyboardInterrupt:
         return "ended"
     finally:
         server.end()
+
+
+def mlflow_pages() -> str | None:
+    """Return the address of MLflow's pages: of its own server, or of `image-captioning ui` if that runs here."""
+    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        from pipeline.tracking import runs
+
+        return runs.shown(os.environ["MLFLOW_TRACKING_URI"])
+    if not _PLACE.is_file():
+        return None
+    record = read_json(_PLACE)
+    return str(record["address"]) if process_identity.is_alive(record["process"]) else None
+
+
+@contextmanager
+def _recorded(address: str) -> Iterator[None]:
+    """Record the address for the web page while MLflow's server runs."""
+    with swapped_in(_PLACE) as (place,):
+        write_json(place, {"address": address, "process": process_identity.identity()})
+    try:
+        yield
+    finally:
+        remove(_PLACE)
 
 
 def _experiment(name: str) -> str:

@@ -28,6 +28,7 @@ class Service:
         captions: what it says of every picture, best first.
         error: if set, what it says instead.
         pictures: how many pictures it captioned.
+        challenger: what the challenger says of every picture; None if there is no challenger.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class Service:
         self.error: str | None = None
         self.pictures = 0
         self.version = 7
+        self.challenger: str | None = None
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,9 +56,12 @@ class Service:
                     self.answer(503, {"reason": "models:/toy has no version", "detail": "not ready"})
                 elif self.path == "/readyz":
                     self.answer(200, {"ready": True})
+                elif "challenger" in self.path and service.challenger is None:
+                    self.answer(503, {"detail": "not ready: models:/toy has no challenger"})
                 else:
-                    model = {"name": "toy", "version": service.version, "alias": "champion", "aliases": ["champion"]}
-                    self.answer(200, {**model, "tags": {}, "source": f"models:/toy/{service.version}"})
+                    number = service.version + ("challenger" in self.path)
+                    model = {"name": "toy", "version": number, "alias": "champion", "aliases": ["champion"]}
+                    self.answer(200, {**model, "tags": {}, "source": f"models:/toy/{number}"})
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -67,10 +72,13 @@ class Service:
                 n = int(next(part.get_payload() for name, part in named if name == "n"))  # type: ignore[union-attr,arg-type]
                 files = [part for name, part in named if name == "files"]
                 service.pictures += len(files)
-                captions = service.captions[:n]
+                challenges = any(name == "challenger" for name, _ in named)
+                captions = [str(service.challenger)] if challenges else service.captions[:n]
                 said = {"captions": captions, "scores": [-0.1 - k for k in range(len(captions))]}
                 results = [{"error": service.error} if service.error else said for _ in files]
-                self.answer(200, {"model": {"name": "toy", "version": service.version}, "results": results})
+                self.answer(
+                    200, {"model": {"name": "toy", "version": service.version + challenges}, "results": results}
+                )
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"

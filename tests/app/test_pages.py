@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import background, models, review_queue
+from app import background, models, review_queue, voting
 from app.session import escaped
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json
-from pipeline.serving import corrections as store
+from pipeline.serving import journal
 from pipeline.serving.corrections import Corrections, Said
+from pipeline.serving.votes import Pair, Votes
 from tests.app.conftest import Service
 from tests.conftest import ROOT, jpeg
 
@@ -137,7 +140,7 @@ def test_a_full_disk_is_told_and_the_save_can_be_repeated(
 
     app = dropped(photos[:1])
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write", full)
+        patch.setattr(journal, "_write", full)
         button(app, "Save").click().run()
     assert "the disk is full; nothing was saved" in shown(app).replace("\\", "")
     assert Corrections().read() == []
@@ -149,6 +152,86 @@ def test_what_is_not_a_picture_is_a_message_beside_the_others(workspace: Path, s
     app = dropped([("x.jpg", b"no picture", "image/jpeg"), photos[0]])
     assert "is not a JPEG" in shown(app)
     assert len(app.text_area) == 1
+
+
+# Champion against challenger
+
+
+@pytest.fixture
+def compared(service: Service, photos: list, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    """Opens *Caption* with a photo, and compares."""
+    monkeypatch.setattr(voting, "_publish_later", lambda params: None)
+    service.captions, service.challenger = ["a red car", "a car"], "a red bus"
+
+    def open_it(**visitor: str) -> AppTest:
+        app = dropped(photos[:1], **visitor)
+        return app.toggle(key="compare").set_value(True).run()
+
+    return open_it
+
+
+def test_a_vote_is_cast_before_the_names_of_the_versions_are_shown(
+    workspace: Path, compared: Callable[..., AppTest], photos: list
+) -> None:
+    app = compared()
+    said = shown(app)
+    assert {"A: a red car", "B: a red bus"} <= set(said.splitlines()) or {"B: a red car", "A: a red bus"} <= set(
+        said.splitlines()
+    )
+    assert not re.search(r"version|champion [:)]|toy", said, re.IGNORECASE), "it must be blind"
+    assert not app.radio, "the suggestions would tell which caption is the champion's"
+    button(app, "B").click().run()
+    (vote,) = Votes().read()
+    assert (vote.who, vote.model, vote.champion, vote.challenger) == ("ann", "toy", 7, 8)
+    assert (vote.said, vote.challenger_said) == ("a red car", "a red bus")
+    assert vote.choice != vote.first, "B is the second"
+    assert vote.choice in ("champion", "challenger")
+    assert "Saved: your vote is for version" in shown(app)
+    assert app.radio, "now the suggestions are shown"
+    assert "B" not in labels(app)
+
+
+def test_one_half_of_the_photos_shows_the_champion_first_and_the_same_half_at_every_visit() -> None:
+    pair = Pair("toy", 7, 8, "a red car", "a red bus")
+    first = [pair.first("ann", f"{number:064x}") for number in range(400)]
+    assert 160 < first.count("champion") < 240
+    assert first == [pair.first("ann", f"{number:064x}") for number in range(400)]
+    assert first != [pair.first("bob", f"{number:064x}") for number in range(400)]
+
+
+def test_there_is_no_vote_where_both_say_the_same_or_nobody_challenges(
+    workspace: Path, service: Service, compared: Callable[..., AppTest]
+) -> None:
+    service.challenger = "A red car "
+    service.captions = ["A red car"]
+    app = compared()
+    assert "Both versions say the same." in shown(app)
+    assert "B" not in labels(app)
+    assert app.radio
+    service.challenger = None
+    app = compared()
+    assert "Nothing to compare now" in shown(app)
+    assert "has no challenger" in shown(app).replace("\\", "")
+    assert app.radio
+
+
+def test_without_a_name_nobody_votes_and_a_full_disk_is_told(
+    workspace: Path, compared: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = compared(person="")
+    assert button(app, "A").disabled
+    app.text_input(key="person").set_value("ann").run()
+
+    def full(file: BinaryIO, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", full)
+        button(app, "A").click().run()
+    assert "the disk is full; nothing was saved" in shown(app).replace("\\", "")
+    assert Votes().read() == []
+    button(app, "A").click().run()
+    assert len(Votes().read()) == 1
 
 
 # Review
@@ -294,8 +377,15 @@ def test_what_was_set_aside_is_listed_by_reason(data_set: Path, service: Service
 
 
 ROWS = [
-    {"version": 2, "champion": "", "gate": "kept (against 1)", "CIDEr-D": 0.9, "reasons": f"worse {NASTY}"},
-    {"version": 1, "champion": "🏆", "gate": "first", "CIDEr-D": 1.0, "reasons": ""},
+    {
+        "version": 2,
+        "champion": "",
+        "gate": "kept (against 1)",
+        "CIDEr-D": 0.9,
+        "reasons": f"worse {NASTY}",
+        "waits": False,
+    },
+    {"version": 1, "champion": "🏆", "gate": "first", "CIDEr-D": 1.0, "reasons": "", "waits": False},
 ]
 
 
@@ -321,6 +411,26 @@ def test_a_version_is_promoted_and_rolled_back_by_the_commands(
     assert ran == [("promote", "--challenger", "2"), ("promote", "--rollback")]
     app.selectbox[0].set_value(1).run()
     assert button(app, "Compare and promote if better").disabled
+
+
+def test_a_waiting_version_is_approved_in_the_visitors_name(
+    workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def run(*words: str) -> tuple[bool, str]:
+        ran.append(words)
+        return True, "version 2 is champion"
+
+    monkeypatch.setattr(models, "_versions", lambda params: ([{**ROWS[0], "waits": True}, ROWS[1]], 1))
+    monkeypatch.setattr(models, "run", run)
+    app = opened("models", person="")
+    assert "Version 2 waits for approval" in shown(app)
+    assert button(app, "Approve version 2").disabled
+    app.text_input(key="person").set_value("--rollback").run()
+    button(app, "Approve version 2").click().run()
+    assert ran == [("promote", "--approve", "2", "--by=--rollback")]
+    assert "Approve version 1" not in labels(app)
 
 
 def test_a_command_returns_its_last_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

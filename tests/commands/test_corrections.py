@@ -32,7 +32,7 @@ def test_corrections_are_listed_by_person_with_the_next_step(workspace: Path) ->
 
 def test_a_persons_corrections_are_deleted(workspace: Path) -> None:
     Corrections().save("ann", "add", jpeg(), caption="hers")
-    assert "deleted 1 corrections by ann and 1 pictures" in command("forget", "ann")[1]
+    assert "deleted 1 corrections and 0 votes by ann, and 1 pictures" in command("forget", "ann")[1]
     assert Corrections().read() == []
     code, said = command("forget", "ann")
     assert (code, "only by nobody" in said) == (65, True)

@@ -252,6 +252,25 @@ def test_what_is_no_better_is_kept_back_with_its_reasons(
 
 
 @pytest.mark.slow
+def test_a_retraining_whose_version_needs_approval_ends_and_says_how_to_approve_it(
+    feed: Path, web: Web, prefect: dict[str, str], api: Api
+) -> None:
+    set_params(feed, {"promote.approval": "always"})
+    git(feed, "commit", "-qam", "a person approves")
+    web.put("w.jpg,a\nx.jpg,b\n")
+    done = retrain(feed, prefect)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(
+        "flows.retrain: models:/m/3 waits for approval, there is no champion; approve it with"
+        " `image-captioning promote --approve 3` or on the page Models: it has 3 rows"
+    )
+    assert api.run_of(done.stderr)["state_name"] == "Waits for approval"
+    assert registry(feed)["champion"] is None
+    assert "nothing new" in retrain(feed, prefect).stdout
+    assert registry(feed)["champion"] is None
+
+
+@pytest.mark.slow
 def test_a_folder_that_a_person_changes_is_taken_as_it_lies_there_and_their_dvc_file_stays(
     toy_workspace: Path, prefect: dict[str, str]
 ) -> None:

@@ -132,7 +132,9 @@ def run(params, args):
     champion = known["champion"]
     better = champion is None or score > champion
     decision = "first" if champion is None else "promoted" if better else "kept"
-    if better:
+    if better and params.promote.approval == "always":
+        decision = "waits"
+    elif better:
         known["champion"] = score
         known["last"] = [time.time(), decision, champion]
     elif score == champion and known["last"][0] >= args.since:  # it was killed before it could tell

@@ -65,11 +65,25 @@ def registry(captioner: Captioner) -> FakeRegistry:
     return FakeRegistry(captioner)
 
 
+class FakeChallenger(FakeRegistry):
+    """Serve a challenger; with None there is none."""
+
+    def look_up(self) -> Found:
+        if self.version is None:
+            raise ConfigError("models:/toy has no challenger")
+        return super().look_up()
+
+
+@pytest.fixture
+def challenger(captioner: Captioner) -> FakeChallenger:
+    return FakeChallenger(captioner, 2)
+
+
 Start = Callable[..., TestClient]
 
 
 @pytest.fixture
-def start(registry: FakeRegistry) -> Iterator[Start]:
+def start(registry: FakeRegistry, challenger: FakeChallenger) -> Iterator[Start]:
     """Starts a service: `start(token=..., max_queue=...)`; waits until it is ready if the registry has a version."""
     with ExitStack() as stack:
 
@@ -77,9 +91,21 @@ def start(registry: FakeRegistry) -> Iterator[Start]:
             follower = Follower(registry, SETTINGS["follow_seconds"], say=print, loaded=lambda found: None)  # type: ignore[arg-type]
             if wait:
                 follower.refresh()
+            second = Follower(
+                challenger,  # type: ignore[arg-type]
+                SETTINGS["follow_seconds"],
+                say=print,
+                loaded=lambda found: None,
+                keeps=False,
+            )
             service = Service(
-                follower, Serving(**{**SETTINGS, **settings}), beams=2, metrics=Metrics(), budget=MemoryBudget(10**9)
-            )  # type: ignore[arg-type]
+                follower,
+                Serving(**{**SETTINGS, **settings}),  # type: ignore[arg-type]
+                beams=2,
+                metrics=Metrics(),
+                budget=MemoryBudget(10**9),
+                challenger=second,
+            )
             client = TestClient(create_app(service, token), base_url="http://127.0.0.1:8600")
             return stack.enter_context(client)
 

@@ -26,7 +26,7 @@ from pipeline.data.dataset import Example, read_examples
 from pipeline.data.split import SPLITS
 from pipeline.runtime.atomic_files import read_json
 from pipeline.runtime.memory_budget import MemoryBudget
-from pipeline.serving import corrections as module
+from pipeline.serving import journal
 from pipeline.serving.corrections import Corrections, Said
 from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, jpeg, set_params
@@ -119,7 +119,7 @@ def test_a_full_disk_saves_nothing_and_a_retry_succeeds(
 
     for picture in (BLUE, RED):  # fails at the picture, and at the line
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_write", half)
+            patch.setattr(journal, "_write", half)
             with pytest.raises(TemporaryError, match="the disk is full; nothing was saved"):
                 corrections.save("ann", "add", picture, caption="two")
         assert (corrections.folder / "corrections.jsonl").read_bytes() == before
@@ -141,7 +141,7 @@ def killed_after(budget: int, save: Callable[[], str]) -> str | None:
                 os._exit(9)
             left -= len(data)
 
-        module._write = write
+        journal._write = write
         try:
             os.write(writing, save().encode())
         finally:

@@ -17,7 +17,7 @@ from pipeline.models.captioner import Captioner
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import service
 from tests.conftest import jpeg
-from tests.serving.conftest import FakeRegistry, Start
+from tests.serving.conftest import FakeChallenger, FakeRegistry, Start
 
 
 def post(client: TestClient, pictures: Sequence[bytes], **options: Any) -> Any:
@@ -319,3 +319,33 @@ def test_metrics_count_requests_pictures_and_the_served_version(start: Start, pi
 
 def test_the_decoder_is_the_projects_own(pictures: list[bytes], captioner: Captioner) -> None:
     assert same(captioner, pictures[0]).tobytes() == decode(pictures[0], 10**9).tobytes()
+
+
+def test_a_challenger_is_loaded_at_the_first_request_for_it_and_captions_beside_the_champion(
+    start: Start, challenger: FakeChallenger, pictures: list[bytes]
+) -> None:
+    client = start()
+    files = [("files", ("a", pictures[0], "image/jpeg"))]
+    first = client.post("/v1/captions", files=files, data={"challenger": "true"})
+    assert first.status_code in (200, 503), "503 while it is loaded"
+    end = time.monotonic() + 60
+    while client.get("/v1/model?challenger=true").status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert client.get("/v1/model?challenger=true").json()["version"] == 2
+    assert client.get("/v1/model").json()["version"] == 1
+    both = [client.post("/v1/captions", files=files, data=data).json() for data in ({"challenger": "true"}, {})]
+    assert [answer["model"]["version"] for answer in both] == [2, 1]
+    assert both[0]["results"] == both[1]["results"], "both have the same weights here"
+
+    challenger.version = 1
+    while (answer := client.get("/v1/model?challenger=true")).status_code == 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "has just become champion" in answer.json()["detail"]
+    challenger.version = None
+    while "no challenger" not in client.get("/v1/model?challenger=true").json()["detail"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert client.post("/v1/captions", files=files, data={"challenger": "true"}).status_code == 503
+    assert client.get("/readyz").status_code == 200

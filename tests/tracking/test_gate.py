@@ -14,7 +14,15 @@ from pipeline.tracking.comparison import BEFORE_FINETUNING, NAIVE_ANSWERS, Compa
 from pipeline.tracking.gate import Gain, check_metric, gain, verdict
 from tests.conftest import ROOT
 
-RULE = Promote(metric="CIDEr-D", least_gain=0.1, confidence=0.95, least_pictures=30, least_distinct=0.2, seed=0)
+RULE = Promote(
+    metric="CIDEr-D",
+    least_gain=0.1,
+    confidence=0.95,
+    least_pictures=30,
+    least_distinct=0.2,
+    approval="none",
+    seed=0,
+)
 SURE = Gain(value=0.5, low=0.2, high=0.8, differing=100)
 UNSURE = Gain(value=0.5, low=0.05, high=0.95, differing=100)
 WORSE = Gain(value=-0.5, low=-0.8, high=-0.1, differing=100)
@@ -47,6 +55,24 @@ def test_every_reason_alone_keeps_the_champion(
     for words, expected in zip(said.reasons, reasons, strict=True):
         assert expected in words
         assert ("not surely" in words) == ("not surely" in expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "distinct", "borderline"),
+    [
+        (UNSURE, 0.5, True),
+        (FEW, 0.5, True),
+        (UNSURE, 0.1, False),
+        (SURE, 0.5, False),
+        (WORSE, 0.5, False),
+        (Gain(0.0, 0.0, 0.0, 0), 0.5, False),
+        (None, 0.5, False),
+    ],
+)
+def test_only_a_gain_that_is_in_doubt_is_borderline(found: Gain | None, distinct: float, borderline: bool) -> None:
+    assert verdict(RULE, distinct, 120, found).borderline is borderline
+    worse = Comparison(NAIVE_ANSWERS, "CIDEr-D", -0.5, -0.8, -0.1)
+    assert not verdict(RULE, distinct, 120, found, [worse]).borderline
 
 
 @pytest.mark.parametrize("found", [None, SURE])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,4 +17,5 @@ class Promote(Section):
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     least_pictures: Annotated[int, Field(ge=1, le=1_000_000)]
     least_distinct: Annotated[float, Field(ge=0, le=1)]
+    approval: Literal["none", "borderline", "always"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
