@@ -193,6 +193,12 @@ class Corrections:
         return list((self.folder / PICTURES).glob("*"))
 
     @contextmanager
+    def kept_still(self) -> Iterator[None]:
+        """Keep everybody from writing until the block ends, so that the folder can be copied."""
+        with self._locked():
+            yield
+
+    @contextmanager
     def _locked(self) -> Iterator[None]:
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._lock):
