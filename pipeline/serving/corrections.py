@@ -7,8 +7,8 @@ that they need, named by the SHA-256 of their bytes. A correction is saved when 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,6 +183,12 @@ class Corrections:
 
     def _pictures(self) -> list[Path]:
         return list((self.folder / PICTURES).glob("*"))
+
+    @contextmanager
+    def kept_still(self) -> Iterator[None]:
+        """Keep everybody from writing until the block ends, so that the folder can be copied."""
+        with self._journal.locked():
+            yield
 
     def _read(self, *words: str) -> list[Correction]:
         """Return all corrections, or those whose line has one of the words."""

@@ -65,7 +65,7 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
 
     source = ModelSource(model or params.register_.model, alias, params)
     follower = Follower(source, params.serving.follow_seconds, say=say, loaded=loaded)
-    candidates = ChallengerSource(model or params.register_.model, alias, params.runtime.model_cache_gb)
+    candidates = ChallengerSource(model or params.register_.model, alias, params)
     challenger = Follower(candidates, params.serving.follow_seconds, say=say, loaded=lambda found: None, keeps=False)
     return_large_blocks()
     budget = MemoryBudget(bytes_of(params.runtime.memory_gb))

@@ -15,12 +15,13 @@ from typing import Any, BinaryIO
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import background, models, review_queue, voting
-from app.session import escaped
+from app import background, frame, models, review_queue, voting
+from app.session import ASK_TOKEN, escaped
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import read_json
 from pipeline.serving import journal
 from pipeline.serving.corrections import Corrections, Said
+from pipeline.serving.limits import TOKEN
 from pipeline.serving.votes import Pair, Votes
 from tests.app.conftest import Service
 from tests.conftest import ROOT, jpeg
@@ -336,6 +337,38 @@ def test_a_workspace_in_use_is_said(data_set: Path, service: Service) -> None:
         assert "in use by" in shown(opened("data"))
     finally:
         workspace_lock.give_back(me)
+
+
+@pytest.mark.parametrize(
+    ("sent", "asked"),
+    [
+        (None, True),
+        ("Bearer open sesame", False),
+        ("bearer open sesame", False),
+        ("Bearer no", True),
+        ("Basic open sesame", True),
+    ],
+)
+def test_a_proxy_that_sends_the_token_opens_the_page_for_the_visitor(
+    sent: str | None, asked: bool, workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ASK_TOKEN, "1")
+    monkeypatch.setenv(TOKEN, "open sesame")
+    headers = {} if sent is None else {"Authorization": sent}
+    monkeypatch.setattr(type(frame.st.context), "headers", property(lambda context: headers))
+    page = AppTest.from_string("from app import frame\nframe.main()", default_timeout=60).run()
+    assert (page.text_input[0].label == "Token") is asked
+
+
+@pytest.mark.parametrize("token", ["", " "])
+def test_without_a_token_of_the_server_no_token_opens_the_page(
+    token: str, workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ASK_TOKEN, "1")
+    monkeypatch.setenv(TOKEN, token)
+    monkeypatch.setattr(type(frame.st.context), "headers", property(lambda context: {"Authorization": "Bearer "}))
+    page = AppTest.from_string("from app import frame\nframe.main()", default_timeout=60).run()
+    assert page.text_input[0].label == "Token"
 
 
 def test_a_failure_is_a_message_and_no_traceback(

@@ -1,0 +1,1 @@
+"""The parts of a deployment: the servers, backups of their data, and restoring these."""

@@ -1,0 +1,186 @@
+"""Where a deployment keeps its data: databases, MLflow's artifacts, DVC's store. Read from the settings that exist.
+
+MLflow's and Prefect's databases and artifacts have the names that their servers know: MLFLOW_BACKEND_STORE_URI,
+MLFLOW_ARTIFACTS_DESTINATION and PREFECT_SERVER_DATABASE_CONNECTION_URL. Without them MLflow's are `mlflow.db` and
+`mlartifacts/` in the workspace, and Prefect's database is not the workspace's.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.deployment.postgresql import Database
+from pipeline.tracking import database
+
+_BACKEND, _ARTIFACTS = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"
+_TRACKING, _PREFECT = "MLFLOW_TRACKING_URI", "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+_CACHE = Path(".dvc/cache")
+OBJECTS = "files/md5"  # where DVC has its files, by their hash, in caches and in remotes
+
+
+class Files:
+    """A folder, or a prefix of a bucket, with the files below it.
+
+    Args:
+        url: a path, or a URL that fsspec knows, like `s3://BUCKET/PREFIX`.
+        options: of fsspec's file system, like an endpoint.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        from fsspec.core import url_to_fs
+
+        self.url = url
+        try:
+            self._system, root = url_to_fs(url, **(options or {}))
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{url}: {error}; for S3 run `pip install -e '.[s3]'`") from None
+        self._root = root.rstrip("/")
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each file, by its name below the root, sorted.
+
+        Raises:
+            TemporaryError: the store can't be reached.
+        """
+        with self._reachable():
+            self._system.invalidate_cache()
+            if not self._system.exists(self._root):
+                return {}
+            found = self._system.find(self._root, detail=True)
+        start = len(self._root) + 1
+        return {path[start:]: int(found[path]["size"]) for path in sorted(found)}
+
+    def get(self, name: str, path: Path) -> None:
+        """Copy a file to a local path."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._reachable():
+            self._system.get_file(f"{self._root}/{name}", str(path))
+
+    def put(self, path: Path, name: str) -> None:
+        """Copy a local file here. It appears whole or not at all."""
+        with self._reachable():
+            if "file" in self._system.protocol:
+                target = Path(self._root) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                place = target.with_name(f".{target.name}.partial")
+                self._system.put_file(str(path), str(place))
+                place.replace(target)
+            else:
+                self._system.put_file(str(path), f"{self._root}/{name}")
+
+    def _reachable(self) -> _Reachable:
+        return _Reachable(self.url)
+
+
+class _Reachable:
+    """Turns a store's exceptions, of which each kind of store has its own, into `TemporaryError`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not (isinstance(error, OSError) and error.errno):
+            words = " ".join(str(error).split())[:200]
+            raise TemporaryError(
+                f"{self._url}: {type(error).__name__}: {words}; mend that, then run it again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The data of a deployment.
+
+    Attributes:
+        sqlite: MLflow's database if it is a SQLite file.
+        databases: those on PostgreSQL, by `mlflow` and `prefect`.
+        artifacts: MLflow's.
+        objects: DVC's files, by their hash: the default remote, and the cache of this workspace. Files are restored to
+            the first.
+    """
+
+    sqlite: Path | None
+    artifacts: Files
+    databases: Mapping[str, Database] = field(default_factory=dict)
+    objects: tuple[Files, ...] = ()
+
+
+def find() -> Places:
+    """Return where the data of this workspace's deployment are.
+
+    Raises:
+        ConfigError: a setting is missing or unknown.
+        TemporaryError: DVC can't be asked.
+    """
+    databases = {}
+    backend = os.environ.get(_BACKEND) or os.environ.get(_TRACKING) or "sqlite:///mlflow.db"
+    sqlite = database.file_of(backend)
+    if backend.startswith("http"):
+        raise ConfigError(
+            f"{_TRACKING}: is a server; set {_BACKEND} and {_ARTIFACTS} to those of that server, so that its data can"
+            " be read"
+        )
+    if found := Database.at(backend):
+        databases["mlflow"] = found
+    elif sqlite is None:
+        raise ConfigError(f"{_BACKEND}: found {backend.partition(':')[0]}; only PostgreSQL and SQLite are known")
+    if sqlite is None and not os.environ.get(_ARTIFACTS):
+        raise ConfigError(f"{_ARTIFACTS}: not set; set it to the place of the artifacts of MLflow's server")
+    artifacts = os.environ.get(_ARTIFACTS) or str((sqlite or Path()).absolute().parent / database.ARTIFACTS)
+    if prefect := Database.at(os.environ.get(_PREFECT, "")):
+        databases["prefect"] = prefect
+    return Places(sqlite, Files(artifacts, _endpoint(artifacts)), databases, tuple(_objects()))
+
+
+def _endpoint(url: str) -> dict[str, Any]:
+    endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+    return {"endpoint_url": endpoint} if endpoint and url.startswith("s3://") else {}
+
+
+def _objects() -> Iterator[Files]:
+    """Yield DVC's default remote, if there is one, and its cache."""
+    if not Path(".dvc").is_dir():
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "config", "--list"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise TemporaryError(f".dvc/config: DVC can't read it ({done.stderr.strip()}); mend it, then run it again")
+    settings = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if remote := settings.get("core.remote"):
+        mine = {
+            k.removeprefix(f"remote.{remote}."): v for k, v in settings.items() if k.startswith(f"remote.{remote}.")
+        }
+        yield Files(f"{_resolved(mine['url'])}/{OBJECTS}", _options(mine))
+    yield Files(f"{_resolved(settings['cache.dir']) if 'cache.dir' in settings else _CACHE.absolute()}/{OBJECTS}")
+
+
+def _resolved(url: str) -> str:
+    """Return a URL as it is, and a path as absolute: DVC's config has paths relative to its own folder."""
+    return url.rstrip("/") if "://" in url else str((_CACHE.parent / url).resolve())
+
+
+def _options(remote: Mapping[str, str]) -> dict[str, Any]:
+    """Return fsspec's options for a remote of DVC; what is not in its config comes from the environment."""
+    if not remote["url"].startswith("s3://"):
+        return {}
+    names = {
+        "endpointurl": "endpoint_url",
+        "access_key_id": "key",
+        "secret_access_key": "secret",
+        "session_token": "token",
+        "profile": "profile",
+    }
+    options: dict[str, Any] = {names[key]: value for key, value in remote.items() if key in names}
+    if "region" in remote:
+        options["client_kwargs"] = {"region_name": remote["region"]}
+    return options
