@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from pipeline.config.errors import ConfigError, TemporaryError
 
@@ -20,6 +20,8 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no pro
 _PORTS = 20  # ports to try
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+_AGAIN_SECONDS, _MAX_WAIT_SECONDS = 2.0, 60.0  # from the start of a server that ends to its next start
 
 
 def free_port(host: str, first: int, wanted: int | None = None) -> int:
@@ -73,15 +75,21 @@ class LocalServer:
 
     def __init__(self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self._name, self._log = name, log
+        self._words, self._environment = words, environment
+        self._wait = _AGAIN_SECONDS  # before the next restart
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        self._start("wb")
+
+    def _start(self, mode: Literal["wb", "ab"]) -> None:
+        with self._log.open(mode) as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *words],
-                env={**os.environ, **environment},
+                [sys.executable, "-m", *self._words],
+                env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
+        self._started = time.monotonic()
 
     def wait_until_it_answers(self, address: str) -> None:
         """Wait until an HTTP GET of `address` returns 200.
@@ -97,14 +105,36 @@ class LocalServer:
                 raise TemporaryError(f"{self._name} did not answer within {_START_SECONDS:.0f} s; see {self._log}")
             time.sleep(0.2)
 
-    def watch(self) -> NoReturn:
+    def watch(self, *kept: LocalServer) -> NoReturn:
         """Wait until the server ends by itself, and raise an error then.
+
+        Args:
+            kept: servers that are restarted if they end by themselves.
 
         Raises:
             TemporaryError: the server ended.
         """
-        code = self._process.wait()
+        while (code := self._code(_LOOK_SECONDS)) is None:
+            for server in kept:
+                server.restart_if_ended()
         raise TemporaryError(f"{self._name} ended with exit code {code}; see {self._log}, then run it again")
+
+    def restart_if_ended(self) -> None:
+        """Start the server again if it has ended, with exponential backoff if it keeps ending."""
+        code, ran = self._process.poll(), time.monotonic() - self._started
+        if code is None:
+            self._wait = _AGAIN_SECONDS if ran > _MAX_WAIT_SECONDS else self._wait
+        elif ran > self._wait:
+            print(f"{self._name} ended with exit code {code}; restarting it (see {self._log})", flush=True)
+            self._wait = min(2 * self._wait, _MAX_WAIT_SECONDS)
+            self._start("ab")
+
+    def _code(self, seconds: float) -> int | None:
+        """Wait for the server to end, and return its exit code; None if it still runs after some seconds."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def terminate(self) -> None:
         """Send SIGTERM if the server runs."""
