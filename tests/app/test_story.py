@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.serving.votes import Votes
 from pipeline.synthetic.sample import write_sample
 from pipeline.synthetic.scenes import draw, random_scene
 from tests.app.test_browser import CHROMIUM, WAIT, Page, browser
-from tests.conftest import run, set_params
+from tests.conftest import environment, set_params
 
 __all__ = ["browser"]  # a fixture
 SHOTS = os.environ.get("IMAGE_CAPTIONING_SHOTS")  # folder for screenshots of the pages, for docs/images
@@ -33,9 +34,16 @@ SHOTS = os.environ.get("IMAGE_CAPTIONING_SHOTS")  # folder for screenshots of th
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's Chromium"),
 ]
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the workspace; a busy machine may need long for it."""
+    return subprocess.run(
+        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=1500, check=False
+    )
 
 
 @pytest.fixture
