@@ -8,6 +8,7 @@ from app.session import (
     Captioned,
     captions_of,
     escaped,
+    kept_captions,
     load_params,
     readiness,
     save,
@@ -43,7 +44,7 @@ def page() -> None:
     seed = st.session_state.setdefault("seed", 0)
     if ready and not blind and st.button("Other suggestions"):
         seed = st.session_state["seed"] = seed + 1
-    said: dict[str, Captioned] = {}
+    said = kept_captions([data for _, data in photos], n=several, seed=seed)
     if ready:
         try:
             with st.spinner("The model looks at the photos ..."):
@@ -88,6 +89,7 @@ def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params)
     if said and result and result.captions:
         key = f"pick-{sha256}-{'|'.join(result.captions)}"
         text = st.radio("Suggestions", result.captions, format_func=escaped, key=key)
+        st.caption(escaped(f"by {said.model}, {_version(said)}"))
         shown = Said(str(text), said.model, said.version)
     start = shown.text if shown else ""
     caption = st.text_area("Caption", start, key=f"text-{sha256}-{start}", max_chars=MAX_CHARACTERS, height=80)
@@ -106,3 +108,7 @@ def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params)
         if st.button("Undo", key=f"undo-{sha256}") and undo(saved, params):
             del st.session_state["saved"][sha256]
             st.rerun()
+
+
+def _version(said: Said) -> str:
+    return "not registered" if said.version is None else f"version {said.version}"

@@ -114,16 +114,16 @@ def captions_of(
 ) -> dict[str, Captioned]:
     """Return what the model, or its challenger, says of each picture, by SHA-256, with its name and version.
 
-    Each picture is sent once in a visit, unless `n`, `seed` or the version changes.
+    Each picture is sent once in a visit, unless `n` or `seed` changes: what a person is editing stays as it is, even if
+    another version is served meanwhile or the service dies.
 
     Raises:
         ServiceError: the service does not answer.
     """
-    model = client().model(challenger)
     kept: dict[tuple[object, ...], Captioned] = st.session_state.setdefault("captioned", {})
 
     def key(data: bytes) -> tuple[object, ...]:
-        return images.identity(data), n, seed, model.name, model.version
+        return images.identity(data), n, seed, challenger
 
     new = list({key(data): data for data in pictures if key(data) not in kept}.items())
     for start in range(0, len(new), _BATCH):
@@ -133,6 +133,13 @@ def captions_of(
             text = result.captions[0] if result.captions else ""
             kept[place] = Said(text, answer.name, answer.version), result
     return {images.identity(data): kept[key(data)] for data in pictures if key(data) in kept}
+
+
+def kept_captions(pictures: Sequence[bytes], *, n: int = 1, seed: int = 0) -> dict[str, Captioned]:
+    """Return what `captions_of` returned earlier in this visit, without asking the service."""
+    kept: dict[tuple[object, ...], Captioned] = st.session_state.get("captioned", {})
+    found = {images.identity(data): kept.get((images.identity(data), n, seed, False)) for data in pictures}
+    return {sha256: captioned for sha256, captioned in found.items() if captioned}
 
 
 def save(

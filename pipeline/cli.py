@@ -297,6 +297,43 @@ def forget(
     _execute("corrections", work)
 
 
+class AnnotationTool(StrEnum):
+    """Tools that a review queue can be exported for."""
+
+    label_studio = "label-studio"
+    argilla = "argilla"
+
+
+@app.command("review-queue", epilog=_examples("review-queue --format label-studio --out queue"))
+def review_queue(
+    format_: Annotated[
+        AnnotationTool, typer.Option("--format", help="The tool that people annotate with.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures, at most.")] = 100,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="models:/NAME@ALIAS, models:/NAME/VERSION or a checkpoint folder."
+            " Default: the champion, or the newest version if there is no champion.",
+        ),
+    ] = None,
+) -> None:
+    """Export the pictures that the model is least sure of, with its captions, for Label Studio or Argilla.
+
+    Pictures that somebody has reviewed on the page are left out.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.commands.caption import load
+        from pipeline.serving.review_export import export
+
+        return export(params, format_.value, out, count, lambda: load(params, "review-queue", model))
+
+    _execute("review-queue", work)
+
+
 _SCORE_HELP = """Score captions against references: BLEU, ROUGE-L, CIDEr, METEOR and SPICE, with 95 % intervals.
 
 Runs in any folder. METEOR and SPICE need Java and `pip install pycocoevalcap==1.2`.

@@ -86,7 +86,7 @@ def test_all_architectures_stand_in_one_table_with_paired_intervals_and_costs(co
     evaluate.run(params.load(), Namespace())
     report = read_json(Path("reports/evaluate.json"))
     systems = [name for name, value in report.items() if isinstance(value, dict)]
-    assert systems == ["model", "cnn-lstm", "nearest_picture", "most_frequent"]
+    assert systems == ["model", "cnn-lstm", "nearest_consensus", "nearest_picture", "most_frequent"]
     value, low, high = report["cnn-lstm"]["model_is_above_by"]["CIDEr-D"]
     assert low <= value <= high
     for system in ("model", "cnn-lstm"):

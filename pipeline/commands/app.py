@@ -1,4 +1,4 @@
-"""Open the web page: start the captioning service and the page, and end both when one ends."""
+"""Open the web page: start the captioning service and the page, restart the service if it dies, and end both."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_app(host: str, port: int | None, service: str | None) -> str:
         servers.append(page)
         page.wait_until_it_answers(f"http://{_reachable(host)}:{port}/_stcore/health")
         print(f"app: http://{host}:{port}  (captions by {service}; Ctrl-C ends it)", flush=True)
-        page.watch()
+        page.watch(*servers[:-1])  # the captioning service may run out of memory; people go on without it meanwhile
     except KeyboardInterrupt:
         return "ended"
     finally:

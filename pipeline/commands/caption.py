@@ -17,6 +17,8 @@ from pipeline.serving.choice import choose
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pipeline.serving.bulk import NamedCaptioner
+
 
 def caption_photos(
     params: Params,
@@ -95,15 +97,19 @@ def caption_folder(
     if len(sources) != 1:
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
     from pipeline.serving import bulk
+
+    return bulk.caption_all(params, sources[0], out, lambda: load(params, "caption", model), several, seed, diverse)
+
+
+def load(params: Params, command: str, model: str | None) -> NamedCaptioner:
+    """Load a model and print which; see `caption_photos`."""
+    from pipeline.serving.bulk import NamedCaptioner
     from pipeline.tracking.captioners import load_captioner
 
-    def load() -> bulk.NamedCaptioner:
-        uri, why = (model, "") if model else _default_model(params.register_.model)
-        captioner = load_captioner(uri, params, _checkpoint(uri, params.runtime.model_cache_gb))
-        print(f"caption: {uri}{why}", flush=True)
-        return bulk.NamedCaptioner(captioner, uri)
-
-    return bulk.caption_all(params, sources[0], out, load, several, seed, diverse)
+    uri, why = (model, "") if model else _default_model(params.register_.model)
+    captioner = load_captioner(uri, params, _checkpoint(uri, params.runtime.model_cache_gb))
+    print(f"{command}: {uri}{why}", flush=True)
+    return NamedCaptioner(captioner, uri)
 
 
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:

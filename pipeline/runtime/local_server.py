@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from pipeline.config.errors import ConfigError, TemporaryError
 
@@ -21,6 +21,8 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no pro
 _PORTS = 20  # ports to try
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+_AGAIN_SECONDS, _MAX_WAIT_SECONDS = 2.0, 60.0  # from the start of a server that ends to its next start
 
 
 def free_port(host: str, first: int, wanted: int | None = None) -> int:
@@ -84,16 +86,22 @@ class LocalServer:
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         self.name, self.log = name, log
+        self._command, self._environment = [*program, *words], environment
         self._stop_signal = stop_signal
+        self._wait = _AGAIN_SECONDS  # before the next restart
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        self._start("wb")
+
+    def _start(self, mode: Literal["wb", "ab"]) -> None:
+        with self.log.open(mode) as file:
             self._process = subprocess.Popen(
-                [*program, *words],
-                env={**os.environ, **environment},
+                self._command,
+                env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
+        self._started = time.monotonic()
 
     def wait_until_it_answers(self, address: str) -> None:
         """Wait until an HTTP GET of `address` returns 200.
@@ -117,18 +125,40 @@ class LocalServer:
                 raise TemporaryError(f"{self.name} did not answer within {_START_SECONDS:.0f} s; see {self.log}")
             time.sleep(0.2)
 
-    def watch(self) -> NoReturn:
+    def watch(self, *kept: LocalServer) -> NoReturn:
         """Wait until the server ends by itself, and raise an error then.
+
+        Args:
+            kept: servers that are restarted if they end by themselves.
 
         Raises:
             TemporaryError: the server ended.
         """
-        code = self._process.wait()
+        while (code := self._code(_LOOK_SECONDS)) is None:
+            for server in kept:
+                server.restart_if_ended()
         raise TemporaryError(f"{self.name} ended with exit code {code}; see {self.log}, then run it again")
 
     def has_ended(self) -> bool:
         """Return whether the server has ended by itself."""
         return self._process.poll() is not None
+
+    def restart_if_ended(self) -> None:
+        """Start the server again if it has ended, with exponential backoff if it keeps ending."""
+        code, ran = self._process.poll(), time.monotonic() - self._started
+        if code is None:
+            self._wait = _AGAIN_SECONDS if ran > _MAX_WAIT_SECONDS else self._wait
+        elif ran > self._wait:
+            print(f"{self.name} ended with exit code {code}; restarting it (see {self.log})", flush=True)
+            self._wait = min(2 * self._wait, _MAX_WAIT_SECONDS)
+            self._start("ab")
+
+    def _code(self, seconds: float) -> int | None:
+        """Wait for the server to end, and return its exit code; None if it still runs after some seconds."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def terminate(self) -> None:
         """Ask the server to end if it runs."""

@@ -179,7 +179,7 @@ class Corrections:
                 photo.decode()
         except PictureError as error:
             raise DataError(f"the picture {error}; save it as JPEG or PNG") from None
-        return f"{PICTURES}/{identity(picture)}.{_suffix(picture)}", picture
+        return f"{PICTURES}/{identity(picture)}.{picture_suffix(picture)}", picture
 
     def _pictures(self) -> list[Path]:
         return list((self.folder / PICTURES).glob("*"))
@@ -202,7 +202,7 @@ class Corrections:
         replace(path, data)
 
 
-def _suffix(picture: bytes) -> str:
+def picture_suffix(picture: bytes) -> str:
     """Return the suffix of a picture file by its first bytes; ingest needs one to know it as a picture."""
     for start, suffix in _SUFFIXES.items():
         if picture.startswith(start):

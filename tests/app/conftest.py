@@ -73,6 +73,9 @@ class Service:
                 files = [part for name, part in named if name == "files"]
                 service.pictures += len(files)
                 challenges = any(name == "challenger" for name, _ in named)
+                if challenges and service.challenger is None:
+                    self.answer(503, {"detail": "not ready: models:/toy has no challenger"})
+                    return
                 captions = [str(service.challenger)] if challenges else service.captions[:n]
                 said = {"captions": captions, "scores": [-0.1 - k for k in range(len(captions))]}
                 results = [{"error": service.error} if service.error else said for _ in files]

@@ -18,6 +18,7 @@ from tests.app.conftest import Service
 from tests.conftest import ROOT, environment, jpeg
 
 CHROMIUM = Path("/usr/bin/chromium")
+WAIT = 180_000  # milliseconds; a machine may be busy
 NASTY = "<img src=http://evil.example/x onerror=alert(1)> ![x](http://evil.example/y.png)"
 
 pytestmark = [
@@ -69,7 +70,7 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, address: str, width: int = 1100) -> tuple[Any, list[str]]:
     """Open the page; the list gets each request to another machine."""
     tab = browser.new_page(viewport={"width": width, "height": 900})
-    tab.set_default_timeout(120_000)  # a busy machine is slow, not wrong
+    tab.set_default_timeout(WAIT)
     foreign: list[str] = []
     own = (address, address.replace("http", "ws"), "data:", "blob:")
     tab.on("request", lambda request: None if request.url.startswith(own) else foreign.append(request.url))
@@ -128,6 +129,7 @@ def test_beyond_this_machine_the_page_needs_a_token_and_asks_for_it(
     assert "IMAGE_CAPTIONING_TOKEN" in refused.stderr
     page = Page(workspace, "--host", "0.0.0.0", "--service", service.url, IMAGE_CAPTIONING_TOKEN="secret words")
     tab = browser.new_page()
+    tab.set_default_timeout(WAIT)
     tab.goto(page.address.replace("0.0.0.0", "127.0.0.1"))
     token = tab.get_by_label("Token", exact=True)
     token.fill("wrong")

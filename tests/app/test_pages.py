@@ -155,6 +155,28 @@ def test_what_is_not_a_picture_is_a_message_beside_the_others(workspace: Path, s
     assert len(app.text_area) == 1
 
 
+def test_what_a_person_edits_stays_if_the_service_dies_or_another_version_is_served(
+    workspace: Path, service: Service, photos: list
+) -> None:
+    app = dropped(photos[:1])
+    app.text_area[0].set_value("half a capt").run()
+    service.version, service.captions = 8, ["something else"]
+    app.run()
+    assert app.text_area[0].value == "half a capt"
+    assert "by toy, version 7" in shown(app).replace("\\", "")
+    service.ready = False
+    app.run()
+    assert "No model can caption now" in shown(app)
+    assert app.text_area[0].value == "half a capt"
+    button(app, "Save").click().run()
+    (saved,) = Corrections().read()
+    assert (saved.action, saved.caption, saved.said, saved.version) == ("edit", "half a capt", "a red car", 7)
+    service.ready = True
+    app.run()
+    button(app, "Other suggestions").click().run()
+    assert "by toy, version 8" in shown(app).replace("\\", "")
+
+
 # Champion against challenger
 
 

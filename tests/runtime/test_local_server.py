@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.runtime import local_server
 from pipeline.runtime.local_server import LOOPBACK, LocalServer, any_port, free_port, is_free
 
 SERVES = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
@@ -63,3 +64,20 @@ def test_a_server_that_ends_at_once_is_one_line_with_its_log(tmp_path: Path) -> 
     with pytest.raises(TemporaryError, match="the page ended with exit code 1"):
         server.watch()
     server.end()
+
+
+def test_a_server_that_dies_is_restarted_with_growing_waits_while_another_is_watched(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local_server, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(local_server, "_LOOK_SECONDS", 0.05)
+    (tmp_path / "short.py").write_text("import time; time.sleep(3)")
+    (tmp_path / "dies.py").write_text("print('started', flush=True)")
+    dies = LocalServer("the service", ["dies"], tmp_path / "dies.log", {})
+    watched = LocalServer("the page", ["short"], tmp_path / "page.log", {})
+    with pytest.raises(TemporaryError, match="the page ended with exit code 0"):
+        watched.watch(dies)
+    dies.end()
+    starts = (tmp_path / "dies.log").read_text().count("started")
+    assert 2 <= starts <= 8, "each wait is twice as long as the one before"
+    assert "the service ended with exit code 0; restarting it" in capsys.readouterr().out

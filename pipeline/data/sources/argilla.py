@@ -18,6 +18,7 @@ _HEAD, _MAX_BYTES = 2**16, 2**28
 # Keys of every record, in the order in which they are written; a picture within the fields may be large.
 _FIELDS, _RESPONSES = re.compile(rb'"fields"\s*:'), re.compile(rb'"responses"\s*:')
 _EMBEDDED = "data:"
+_PLACE = "picture"  # metadata that `image-captioning review-queue` adds
 
 
 def _recognises(files: Files, index: int) -> bool:
@@ -41,6 +42,8 @@ def _read(file: CaptionsFile) -> Captions:
                 yield file.row(number, None, None)
                 continue
             picture = _picture(record.get("fields"))
+            if picture is None or picture.startswith(_EMBEDDED):
+                picture = _exported(record.get("metadata")) or picture
             if picture and picture.startswith(_EMBEDDED):
                 raise DataError(
                     f"{file.place}: record {number} has its picture in the file itself; export the records with"
@@ -61,6 +64,12 @@ def _picture(fields: object) -> str | None:
         ):
             return value
     return None
+
+
+def _exported(metadata: object) -> str | None:
+    """Return the path of the picture in a queue that `image-captioning review-queue` wrote; None for other records."""
+    path = metadata.get(_PLACE) if isinstance(metadata, dict) else None
+    return path if isinstance(path, str) and suffix(path) in SUFFIXES else None
 
 
 def _texts(responses: object) -> list[str]:

@@ -55,7 +55,9 @@ def _read(file: CaptionsFile) -> Captions:
 def _picture(data: object) -> str | None:
     """Return the path of the picture: the first field of a task that names one."""
     for value in data.values() if isinstance(data, dict) else ():
-        path = value.removeprefix(_LOCAL) if isinstance(value, str) else ""
+        path = value if isinstance(value, str) else ""
+        if path.startswith(_LOCAL):  # from a root that only Label Studio knows, so the end of the path counts
+            path = f"/{path.removeprefix(_LOCAL)}"
         if suffix(path.partition("?")[0]) in SUFFIXES:
             return _UPLOADED.sub("", path)
     return None
