@@ -16,8 +16,8 @@ if [ -n "${POSTGRES_PASSWORD:-}" ]; then
     unset POSTGRES_PASSWORD
 fi
 if [ -d /workspace/.work ]; then
-    mkdir -p /workspace/.work/home /workspace/.work/tmp
-    export HOME=/workspace/.work/home TMPDIR=/workspace/.work/tmp
+    mkdir -p /workspace/.work/home/tmp
+    export HOME=/workspace/.work/home TMPDIR=/workspace/.work/home/tmp
 else
     export HOME=/tmp
 fi

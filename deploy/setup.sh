@@ -23,7 +23,7 @@ if [ ! -d .git ]; then
     [ -z "$(ls -A)" ] || { echo "setup: /workspace has files, but is no git repository; empty the volume" >&2; exit 78; }
     git init --quiet --initial-branch main
 fi
-mkdir -p .work/home .work/tmp
+mkdir -p .work
 # An index of its own, because files in the workspace may be yours.
 export GIT_INDEX_FILE=/tmp/index
 git -C "$SOURCE" --git-dir=/workspace/.git --work-tree="$SOURCE" add --all --force .

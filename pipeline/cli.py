@@ -506,19 +506,23 @@ def ui(
     _execute("ui", work)
 
 
-@app.command(epilog=_examples("services"))
-def services() -> None:
+@app.command(epilog=_examples("services", "services --stores"))
+def services(
+    stores: Annotated[
+        bool, typer.Option("--stores", help="Leave out MLflow and Prefect, for `image-captioning restore`.")
+    ] = False,
+) -> None:
     """Run PostgreSQL, an S3 store, and MLflow's and Prefect's servers on them, on this machine only. Ctrl-C ends them.
 
     Their data stay in .work/services. docs/deploy.md says how to use them.
     """
 
-    def work(params: Params) -> str:
+    def work() -> str:
         from pipeline.deployment.services import serve as serve_all
 
-        return serve_all()
+        return serve_all(only_stores=stores)
 
-    _execute("services", work)
+    _execute("services", work, needs_params=False)
 
 
 @app.command(epilog=_examples("backup ~/backups/monday"))
@@ -530,12 +534,12 @@ def backup(
     Servers may go on working. Retrainings wait. docs/deploy.md says what is backed up from where.
     """
 
-    def work(params: Params) -> str:
+    def work() -> str:
         from pipeline.deployment.backup import back_up
 
         return back_up(folder)
 
-    _execute("backup", work)
+    _execute("backup", work, needs_params=False)
 
 
 @app.command(epilog=_examples("restore ~/backups/monday"))
@@ -547,12 +551,12 @@ def restore(
     Checks all hashes first, and overwrites nothing.
     """
 
-    def work(params: Params) -> str:
+    def work() -> str:
         from pipeline.deployment.backup import restore as restore_all
 
         return restore_all(folder)
 
-    _execute("restore", work)
+    _execute("restore", work, needs_params=False)
 
 
 @app.command(epilog=_examples("status", "status --dvc", "status --json"))

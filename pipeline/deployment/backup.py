@@ -48,6 +48,7 @@ def back_up(folder: Path) -> str:
         ConfigError: the folder exists, or a setting is wrong.
         TemporaryError: something else uses the workspace, or a part can't be read.
     """
+    places.check_workspace()
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists already; name a new folder")
@@ -80,6 +81,7 @@ def restore(folder: Path) -> str:
         DataError: the backup is damaged.
         TemporaryError: something else uses the workspace, or a part can't be written.
     """
+    places.check_workspace()
     folder = folder.expanduser().absolute()
     files = _checked(folder)
     there = places.find()

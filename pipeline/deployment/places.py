@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.deployment.postgresql import Database
 from pipeline.tracking import database
@@ -23,6 +24,16 @@ _BACKEND, _ARTIFACTS = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION
 _TRACKING, _PREFECT = "MLFLOW_TRACKING_URI", "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _CACHE = Path(".dvc/cache")
 OBJECTS = "files/md5"  # where DVC has its files, by their hash, in caches and in remotes
+
+
+def check_workspace() -> None:
+    """Check that the current folder is the root of a workspace.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not paths.PARAMS.is_file():
+        raise ConfigError(f"{paths.PARAMS}: not found in {Path.cwd()}; run this in the root of the repository")
 
 
 class Files:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.deployment.places import check_workspace
 from pipeline.deployment.postgresql import LocalPostgreSQL
 from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
 from pipeline.runtime.local_server import LOOPBACK, LocalServer, any_port, free_port, is_free
@@ -44,18 +45,23 @@ _QUIET = {
 }
 
 
-def serve() -> str:
+def serve(only_stores: bool = False) -> str:
     """Run all servers until SIGTERM or Ctrl-C, and return the last line to print.
+
+    Args:
+        only_stores: whether to leave out MLflow and Prefect, which write to empty databases at once.
 
     Raises:
         ConfigError: a program is not installed, or a port of the last start is taken.
         TemporaryError: they run already, one of them does not start, or it ended by itself.
     """
+    check_workspace()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _alone(), started() as (servers, environment):
-            print(f"services: MLflow {environment['MLFLOW_TRACKING_URI']}")
-            print(f"services: Prefect {environment['PREFECT_API_URL'].removesuffix('/api')}")
+        with _alone(), _started(only_stores) as (servers, environment):
+            if not only_stores:
+                print(f"services: MLflow {environment['MLFLOW_TRACKING_URI']}")
+                print(f"services: Prefect {environment['PREFECT_API_URL'].removesuffix('/api')}")
             print(f"services: to use them, in another shell: `. {ENVIRONMENT}`  (Ctrl-C ends them)", flush=True)
             while True:
                 for server in servers:
@@ -67,7 +73,7 @@ def serve() -> str:
 
 
 @contextmanager
-def started() -> Iterator[tuple[list[LocalServer], dict[str, str]]]:
+def _started(only_stores: bool) -> Iterator[tuple[list[LocalServer], dict[str, str]]]:
     """Start the servers, write their environment to `ENVIRONMENT`, and end them with the block.
 
     Yields:
@@ -82,9 +88,10 @@ def started() -> Iterator[tuple[list[LocalServer], dict[str, str]]]:
         servers.append(_object_store(weed, ports, password))
         environment = _environment(postgresql, ports, password)
         _create_buckets(environment)
-        servers += [_mlflow(ports, environment), _prefect(ports, environment)]
-        servers[-2].wait_until_it_answers(f"http://{LOOPBACK}:{ports['mlflow']}/health")
-        servers[-1].wait_until_it_answers(f"http://{LOOPBACK}:{ports['prefect']}/api/health")
+        if not only_stores:
+            servers += [_mlflow(ports, environment), _prefect(ports, environment)]
+            servers[-2].wait_until_it_answers(f"http://{LOOPBACK}:{ports['mlflow']}/health")
+            servers[-1].wait_until_it_answers(f"http://{LOOPBACK}:{ports['prefect']}/api/health")
         _write_environment(environment)
         yield servers, environment
     finally:
