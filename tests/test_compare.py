@@ -107,6 +107,24 @@ def test_all_architectures_stand_in_one_table_with_paired_intervals_and_costs(co
     assert "| unknown |" in Path("reports/evaluate/architectures.md").read_text()
 
 
+def test_the_gallery_shows_where_an_attending_architecture_looked(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "imagenet_encoder", tiny_encoder)
+    monkeypatch.setattr(encoder, "check_installed", lambda: None)
+    set_params(compared, {"compare.architectures": ["cnn-attention"], "evaluate.gallery_pictures": 3})
+    train("cnn-attention")
+    monkeypatch.setattr(evaluate, "_LOOKED", 2)
+    evaluate.run(params.load(), Namespace())
+    page = Path("reports/evaluate/gallery.html").read_text()
+    assert page.count('<dd class="looked" title="where cnn-attention looked before each word">') == 2
+    assert page.count("<figcaption") >= 2
+    evaluate.run(params.load(), Namespace())
+    again = Path("reports/evaluate/gallery.html").read_text()
+    maps = [line for line in page.splitlines() if "<figure>" in line]
+    assert [line for line in again.splitlines() if "<figure>" in line] == maps
+
+
 def test_the_table_begins_with_the_highest_score() -> None:
     def system(score: float) -> dict[str, Any]:
         cost = {"parameters": 1, "trained_parameters": 1, "training_seconds": 1.0, "captions_per_second": 1.0}
