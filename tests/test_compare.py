@@ -63,6 +63,13 @@ def test_an_architecture_is_trained_as_finetune_would_train_it(compared: Path) -
     train("scratch")
     assert weights_hash(Path("models/compare/scratch")) == weights_hash(Path("models/finetune"))
     assert Path("reports/compare/scratch.csv").read_bytes() == Path("reports/finetune.csv").read_bytes()
+    evaluate.run(params.load(), Namespace())
+    register.run(params.load(), Namespace())
+    store = runs.client()
+    (shared,) = store.search_runs(
+        [runs.experiment(store, "image-captioning")], "params.`finetune.checkpoint` = 'scratch'"
+    )
+    assert "mlflow.parentRunId" not in shared.data.tags
 
 
 def test_settings_of_the_model_that_do_not_fit_the_architecture_are_replaced(workspace: Path) -> None:
