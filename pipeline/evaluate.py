@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
@@ -22,7 +26,8 @@ from pipeline.config.sections.evaluate import Evaluate
 from pipeline.config.sections.finetune import CREATED
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.images import data_url
-from pipeline.evaluation import architectures, baselines, gallery
+from pipeline.evaluation import architectures, baselines, coco, gallery
+from pipeline.evaluation.attention_maps import WordMap, word_maps
 from pipeline.evaluation.bootstrap import differences, intervals, warning
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.diversity import mean_length, wording
@@ -43,9 +48,9 @@ if TYPE_CHECKING:
     from pipeline.models.neighbours import Neighbours
 
 _SCORES_CSV = "metrics.csv"
-_COCO_RESULTS, _COCO_ANNOTATIONS = "coco_results.json", "coco_annotations.json"
 _CONTACT_SHEET = "contact_sheet.png"
 _ARCHITECTURES = "architectures.md"
+_LOOKED = 12  # pictures of the gallery with attention maps
 _PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
@@ -57,6 +62,21 @@ _SHOWN = (_HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
 Captions = dict[str, list[str]]  # one caption per picture, by the name of the system
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What all systems say.
+
+    Attributes:
+        captions: of the systems.
+        seconds: how long each model took.
+        attending: the folders of the models that can say where they looked.
+    """
+
+    captions: Captions
+    seconds: dict[str, float]
+    attending: dict[str, Path]
+
+
 def run(params: Params, args: argparse.Namespace) -> str:
     """Caption and score the test split, write the reports, and return the last line to print."""
     test = fair_share(read_examples(paths.DATASET / "test"), params.evaluate.max_pictures)
@@ -66,15 +86,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
     with swapped_in(*outputs) as (report_file, metrics_file, folder, index):
         folder.mkdir()
         # Captions are written before they are scored, so that scores can be recomputed without the models.
-        answers, seconds = _captions_of_systems(test, params, index)
-        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, answers))
+        answers = _captions_of_systems(test, params, index)
+        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, answers.captions))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
-        _write_coco(folder, lines)
+        coco.write(folder, lines, _MODEL)
         captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
         references = [line["references"] for line in lines]
         statistics_of_systems = _statistics(captions, references)
         report = _report(captions, references, statistics_of_systems)
-        table = _compared(report, seconds, params)
+        table = _compared(report, answers.seconds, params)
         if table:
             (folder / _ARCHITECTURES).write_text(architectures.markdown(table), encoding="utf-8")
         write_json(report_file, report)
@@ -83,7 +103,17 @@ def run(params: Params, args: argparse.Namespace) -> str:
         _write_scores_csv(folder / _SCORES_CSV, scores)
         intervals_95 = {system: report[system]["intervals_95"] for system in scores}
         per_picture = {system: counted.each()[_HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
-        _write_gallery(folder, lines, scores, intervals_95, per_picture, report["tokenizer"], params.evaluate, table)
+        _write_gallery(
+            folder,
+            lines,
+            scores,
+            intervals_95,
+            per_picture,
+            report["tokenizer"],
+            params.evaluate,
+            table,
+            answers.attending,
+        )
         _write_contact_sheet(folder, lines)
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
@@ -181,8 +211,8 @@ def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictur
     )
 
 
-def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -> tuple[Captions, dict[str, float]]:
-    """Return the captions of all systems, and how many seconds each model took; write the index.
+def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -> Answers:
+    """Let all systems caption the test pictures, and write the index.
 
     The systems are the model, the checkpoint before fine-tuning, the compared architectures and the baselines.
     """
@@ -198,6 +228,7 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
     neighbours.write(index)
     captions: Captions = {}
     seconds: dict[str, float] = {}
+    attending = {_MODEL: paths.MODEL} if model.attends else {}
     beam_search = None
     if params.evaluate.decoding.compares:
         beam_search, _ = _captions(model, pictures, params, "beam search")
@@ -211,11 +242,12 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
     for system, folder in others.items():
         other = Captioner.from_folder(folder)
         captions[system], seconds[system] = _captions(other, pictures, params, system.replace("_", " "))
+        attending |= {system: folder} if other.attends else {}
     near = neighbours.nearest(model.pooled(pictures, "evaluate features"), _CONSENSUS_OF)
     captions[_CONSENSUS] = baselines.consensus(neighbours.utility, neighbours.captions, near)
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
     captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
-    return captions, seconds
+    return Answers(captions, seconds, attending)
 
 
 def _index(model: Captioner, train: Sequence[Example], reader: PictureReader, params: Params) -> Neighbours:
@@ -269,21 +301,6 @@ def _lines(test: Sequence[Example], captions: Captions) -> Iterator[dict[str, ob
         }
 
 
-def _write_coco(folder: Path, lines: Sequence[dict]) -> None:
-    """Write the model's captions as COCO results and the references as COCO annotations, for other tools to score."""
-    numbered = list(enumerate(lines, start=1))
-    results = [{"image_id": number, "caption": line["captions"][_MODEL]} for number, line in numbered]
-    references = [(number, caption) for number, line in numbered for caption in line["references"]]
-    write_json(folder / _COCO_RESULTS, results)
-    write_json(
-        folder / _COCO_ANNOTATIONS,
-        {
-            "images": [{"id": number, "file_name": line["file_name"]} for number, line in numbered],
-            "annotations": [{"id": k, "image_id": n, "caption": c} for k, (n, c) in enumerate(references, start=1)],
-        },
-    )
-
-
 def _write_scores_csv(path: Path, scores: dict[str, dict[str, float]]) -> None:
     """Write one row per bar of `dvc plots`; its template has one label per bar, so it holds score and system."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -302,11 +319,14 @@ def _write_gallery(
     tokenizer: str,
     settings: Evaluate,
     table: Sequence[architectures.Row],
+    attending: Mapping[str, Path],
 ) -> None:
     """Write the gallery of the pictures with the most telling scores."""
     reader = PictureReader(paths.DATASET / "test")
     versus = _BEFORE if _BEFORE in per_picture else None
     gains = [score - per_picture[versus][i] if versus else 0.0 for i, score in enumerate(per_picture[_MODEL])]
+    chosen = gallery.select(per_picture[_MODEL], gains, settings.gallery_pictures)
+    looked = _looked(attending, [lines[i] for i in chosen[:_LOOKED]], reader)
     cards = [
         gallery.Card(
             name=lines[i]["file_name"],
@@ -314,13 +334,31 @@ def _write_gallery(
             references=lines[i]["references"],
             captions=lines[i]["captions"],
             scores={system: values[i] for system, values in per_picture.items()},
+            looked=looked.get(lines[i]["file_name"], {}),
         )
-        for i in gallery.select(per_picture[_MODEL], gains, settings.gallery_pictures)
+        for i in chosen
     ]
     page = gallery.render(
         cards, scores, intervals_95, len(lines), tokenizer, "Captions of the test split", _MODEL, versus, table
     )
     (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
+
+
+def _looked(
+    attending: Mapping[str, Path], lines: Sequence[dict], reader: PictureReader
+) -> dict[str, dict[str, list[WordMap]]]:
+    """Return where models looked before each word, by the pictures' file names and the systems."""
+    from pipeline.models.captioner import Captioner
+
+    maps: dict[str, dict[str, list[WordMap]]] = {}
+    for system, folder in attending.items():
+        captioner = Captioner.from_folder(folder)
+        for line in lines:
+            if caption := line["captions"][system]:
+                with Image.open(io.BytesIO(reader.read(line["file_name"]))) as picture:
+                    found = captioner.attention(picture.convert("RGB"), caption)
+                maps.setdefault(line["file_name"], {})[system] = word_maps(found.picture, found.words, found.weights)
+    return maps
 
 
 def _write_contact_sheet(folder: Path, lines: Sequence[dict]) -> None:

@@ -154,8 +154,11 @@ def _log_compared(
     training = read_json(facts)
     key, run_name = training["training_key"], runs.run_name(params.ingest.sources, architecture)
     tags = {"mlflow.source.name": "python -m pipeline.compare"}
-    if runs.find_run(store, experiment_id, key) is None:
+    known = runs.find_run(store, experiment_id, key)
+    if known is None:
         tags[runs.RESTORED] = "true"
+    elif known.info.run_id == parent.id:  # the model itself: same start, data and settings
+        return
     with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as run:
         run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
         run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])

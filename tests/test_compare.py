@@ -63,6 +63,13 @@ def test_an_architecture_is_trained_as_finetune_would_train_it(compared: Path) -
     train("scratch")
     assert weights_hash(Path("models/compare/scratch")) == weights_hash(Path("models/finetune"))
     assert Path("reports/compare/scratch.csv").read_bytes() == Path("reports/finetune.csv").read_bytes()
+    evaluate.run(params.load(), Namespace())
+    register.run(params.load(), Namespace())
+    store = runs.client()
+    (shared,) = store.search_runs(
+        [runs.experiment(store, "image-captioning")], "params.`finetune.checkpoint` = 'scratch'"
+    )
+    assert "mlflow.parentRunId" not in shared.data.tags
 
 
 def test_settings_of_the_model_that_do_not_fit_the_architecture_are_replaced(workspace: Path) -> None:
@@ -105,6 +112,24 @@ def test_all_architectures_stand_in_one_table_with_paired_intervals_and_costs(co
     costs._file(trained["training_key"]).write_text("{")
     evaluate.run(params.load(), Namespace())
     assert "| unknown |" in Path("reports/evaluate/architectures.md").read_text()
+
+
+def test_the_gallery_shows_where_an_attending_architecture_looked(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "imagenet_encoder", tiny_encoder)
+    monkeypatch.setattr(encoder, "check_installed", lambda: None)
+    set_params(compared, {"compare.architectures": ["cnn-attention"], "evaluate.gallery_pictures": 3})
+    train("cnn-attention")
+    monkeypatch.setattr(evaluate, "_LOOKED", 2)
+    evaluate.run(params.load(), Namespace())
+    page = Path("reports/evaluate/gallery.html").read_text()
+    assert page.count('<dd class="looked" title="where cnn-attention looked before each word">') == 2
+    assert page.count("<figcaption") >= 2
+    evaluate.run(params.load(), Namespace())
+    again = Path("reports/evaluate/gallery.html").read_text()
+    maps = [line for line in page.splitlines() if "<figure>" in line]
+    assert [line for line in again.splitlines() if "<figure>" in line] == maps
 
 
 def test_the_table_begins_with_the_highest_score() -> None:

@@ -5,6 +5,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,11 @@ def test_the_last_line_says_whether_the_model_beats_the_naive_answers(
     of_systems = evaluate._captions_of_systems
 
     def last_line(say: Callable[[Example], str]) -> str:
-        def captions(test: list[Example], settings: Any, index: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
+        def captions(test: list[Example], settings: Any, index: Path) -> evaluate.Answers:
             said = [say(example) for example in test]
             people = [example.captions[0] for example in test]
-            found, seconds = of_systems(test, settings, index)
-            return {**found, "model": said, "before_finetuning": people}, seconds
+            found = of_systems(test, settings, index)
+            return replace(found, captions={**found.captions, "model": said, "before_finetuning": people})
 
         monkeypatch.setattr(evaluate, "_captions_of_systems", captions)
         return evaluate.run(params.load(), Namespace())

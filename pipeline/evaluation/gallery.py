@@ -8,12 +8,13 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.evaluation import architectures
+from pipeline.evaluation.attention_maps import WordMap
 from pipeline.runtime import templates
 
 _TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
@@ -32,6 +33,7 @@ class Card:
         references: captions written by people.
         captions: the caption of each system, by its name.
         scores: CIDEr-D of each of these captions.
+        looked: where a system looked before each word of its caption, by the system's name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Card:
     references: Sequence[str]
     captions: Mapping[str, str]
     scores: Mapping[str, float]
+    looked: Mapping[str, Sequence[WordMap]] = field(default_factory=dict)
 
     def gain(self, model: str, versus: str | None) -> float:
         """Return the score of the model's caption minus that of another system's."""

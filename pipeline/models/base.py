@@ -192,6 +192,23 @@ class CaptionModel(torch.nn.Module, ABC):
         """
         return self.generate_captions(None, features, decoding), None
 
+    @property
+    def attends(self) -> bool:
+        """Whether the model can say where in the picture it looked before each word, see `attention`."""
+        return False
+
+    def attention(self, features: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return how much each image token counted for each token of a caption but the first.
+
+        Args:
+            features: of one picture per caption.
+            input_ids: captions without padding.
+
+        Returns:
+            `(captions, length - 1, image tokens)`, which sums to 1 over a square grid of image tokens, row by row.
+        """
+        raise NotImplementedError("this architecture does not attend")
+
     @abstractmethod
     def lora_targets(self, with_image_encoder: bool) -> str:
         """Return a regular expression for the full names of the linear layers that LoRA adapts.

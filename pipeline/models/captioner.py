@@ -7,6 +7,8 @@ with other captions (see `pipeline/evaluation/consensus.py`).
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ PLAIN = GenerationSettings(
     prompt="",
 )
 _ENCODED_TOGETHER = 8  # always as many, so that the last bits of a picture's features do not depend on the others
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]+")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,21 @@ class Scored:
 
     text: str
     score: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a captioner looked before each word of a caption.
+
+    Attributes:
+        picture: as the model saw it, `(height, width, 3)` uint8.
+        words: of the caption, without punctuation marks.
+        weights: `(words, rows, columns)`; each word's sum to 1.
+    """
+
+    picture: np.ndarray
+    words: list[str]
+    weights: np.ndarray
 
 
 class Captioner:
@@ -135,6 +153,36 @@ class Captioner:
             batch = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + batch_size]]
             captions += self.caption(batch, beams=beams, max_tokens=max_tokens)
         return captions
+
+    @property
+    def attends(self) -> bool:
+        """Whether `attention` works with this model."""
+        return self._model.attends
+
+    @torch.inference_mode()
+    def attention(self, picture: Image.Image, caption: str) -> Attention:
+        """Return where the model looks in a picture while it says a caption.
+
+        The weights of a word's pieces are averaged.
+        """
+        prepared = self.prepare(picture)
+        encoded = self._checkpoint.tokenizer(caption, truncation=True, max_length=self._model.max_tokens)
+        pixels = normalize(self._checkpoint.image_processor, prepared[None]).to(self._device)
+        with autocast(self._device, self._dtype):
+            tokens = torch.tensor([encoded["input_ids"]], device=self._device)
+            (weights,) = self._model.attention(self._model.encode(pixels), tokens).float().cpu().numpy()
+        pieces: dict[int, list[np.ndarray]] = {}
+        for token, word in enumerate(encoded.word_ids()):
+            if word is not None:
+                pieces.setdefault(word, []).append(weights[token - 1])  # there is none for the begin mark
+        side = math.isqrt(weights.shape[1])
+        texts = {word: caption[slice(*encoded.word_to_chars(word))] for word in pieces}
+        said = [word for word, text in texts.items() if not _PUNCTUATION.fullmatch(text)]
+        return Attention(
+            prepared.permute(1, 2, 0).numpy(),
+            [texts[word] for word in said],
+            np.array([np.mean(pieces[word], axis=0) for word in said]).reshape(-1, side, side),
+        )
 
     @torch.inference_mode()
     def pooled(self, pictures: Iterable[bytes], name: str) -> npt.NDArray[np.float32]:

@@ -29,6 +29,7 @@ from pipeline.models import factory
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.captioner import Captioner
 from pipeline.models.cnn import encoder
+from pipeline.models.cnn.decoder import Decoder
 from pipeline.models.inputs import Batch, caption_tokens, collate
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
@@ -153,6 +154,47 @@ def test_greedy_search_takes_the_likeliest_word_and_beams_find_likelier_captions
         sampled = model.generate_captions(None, features, Decoding(samples=5, top_p=0.9))
         assert len(sampled) == 15
         assert len({tuple(row.tolist()) for row in sampled}) > 5
+
+
+def test_attention_maps_show_where_it_looked_when_it_said_the_words(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = created("cnn-attention")
+    captioner = Captioner(checkpoint)
+    seen: list[torch.Tensor] = []
+    step = Decoder.step
+
+    def record(self: Decoder, *args: Any) -> Any:
+        found = step(self, *args)
+        seen.append(found[2])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "step", record)
+        (caption,) = captioner.caption(PHOTOS[:1])
+    found = captioner.attention(PHOTOS[0], caption)
+    assert found.words == caption.split()
+    assert found.weights.shape == (len(found.words), 2, 2)
+    assert found.weights.sum(axis=(1, 2)) == pytest.approx(1, abs=1e-5)
+    assert found.picture.shape == (SIDE, SIDE, 3)
+    pieces = checkpoint.tokenizer.tokenize(caption)
+    assert found.words == pieces  # a piece per word, so the steps are those of the words
+    for weights, step_weights in zip(found.weights, seen, strict=False):
+        assert weights.ravel() == pytest.approx(step_weights[0].numpy(), abs=1e-5)
+
+
+def test_attention_of_a_words_pieces_is_averaged_and_marks_have_no_map(workspace: Path) -> None:
+    checkpoint = created("cnn-attention")
+    captioner = Captioner(checkpoint)
+    found = captioner.attention(PHOTOS[1], "Dogs sit, on a 'bench'.")
+    assert found.words == ["Dogs", "sit", "on", "a", "bench"]
+    assert found.weights.sum(axis=(1, 2)) == pytest.approx(1, abs=1e-5)
+    assert len(checkpoint.tokenizer.tokenize("dogs")) > 1
+
+
+@pytest.mark.parametrize(("name", "attends"), [("cnn-attention", True), ("cnn-lstm", False), ("cnn-git", False)])
+def test_only_attention_says_where_it_looked(name: str, attends: bool, workspace: Path) -> None:
+    assert Captioner(created(name)).attends is attends
 
 
 @pytest.mark.parametrize("name", NAMES)

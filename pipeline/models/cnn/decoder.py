@@ -13,6 +13,7 @@ Embeddings and output layer share their weights (Press and Wolf 2017), which sav
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -117,12 +118,22 @@ class Decoder(nn.Module):
             input_ids: `(captions, length)`.
             memory: one row per caption.
         """
+        return torch.stack([output for output, _ in self._steps(input_ids, memory)], dim=1)
+
+    def attention(self, input_ids: torch.Tensor, memory: Memory) -> torch.Tensor:
+        """Return the attention after each word of captions, `(captions, length, cells)`: the next word follows from it.
+
+        The decoder must attend.
+        """
+        found = [attention for _, attention in self._steps(input_ids, memory) if attention is not None]
+        return torch.stack(found, dim=1)
+
+    def _steps(self, input_ids: torch.Tensor, memory: Memory) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yield the input of the output layer and the attention after each word."""
         words, state = self.dropout(self.words(input_ids)), self.start(memory)
-        outputs = []
         for word in words.unbind(dim=1):
-            output, state, _ = self.step(word, state, memory)
-            outputs.append(output)
-        return torch.stack(outputs, dim=1)
+            output, state, attention = self.step(word, state, memory)
+            yield output, attention
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of the next word, `(..., vocab_size)`."""

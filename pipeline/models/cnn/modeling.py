@@ -148,6 +148,16 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
         return self._means(self.encode(pixel_values), input_ids, attention_mask[:, 1:].bool(), picture_of)
 
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder is `attention`."""
+        return self.decoder.attends
+
+    @torch.inference_mode()
+    def attention(self, features: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the weights of the grid's cells, `(captions, length - 1, cells)`; see `CaptionModel`."""
+        return self.decoder.attention(input_ids[:, :-1], self.decoder.look(features))
+
     def _logits(
         self, features: torch.Tensor, input_ids: torch.Tensor, picture_of: torch.Tensor, is_target: torch.Tensor
     ) -> torch.Tensor:
