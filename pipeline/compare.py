@@ -1,7 +1,6 @@
-"""Compare: an architecture + data/dataset/{train,validation} -> models/compare/NAME, for `evaluate` to put beside the
-model.
+"""Compare: an architecture + data/dataset/{train,validation} -> models/compare/NAME, which `evaluate` compares.
 
-It is trained like the model in `finetune`: same pictures, epochs and code, its own learning rate. An interrupted
+It is trained by the code of `finetune` on the same pictures, with the learning rate that suits it. An interrupted
 training resumes where it stopped.
 """
 
@@ -26,7 +25,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
         settings = params.compare.settings(params.finetune, name)
         return _train(params.model_copy(update={"finetune": settings}), name)
     except ConfigError as error:
-        # The params of `finetune` are named, but the model may get on well with them.
+        # The message names a param of `finetune`, which may suit the model itself.
         reason = str(error).removeprefix("params.yaml: ")
         raise ConfigError(f"params.yaml: compare.architectures: {name}: {reason}") from None
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.tracking import comparison, runs
 from pipeline.training.optimization import learning_rate
 from tests.conftest import ROOT, TINY, run, set_params
 from tests.models.test_cnn_captioner import tiny_encoder
+from tests.training.test_resume import start, wait_for_state
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,31 @@ def test_the_automatic_learning_rate_suits_the_architecture(
         assert learning_rate(settings, model) == 5e-5
         lora = settings.lora.model_copy(update={"rank": 8})
         assert learning_rate(settings.model_copy(update={"lora": lora}), model) == 1e-3
+
+
+def test_the_automatic_learning_rate_of_the_demo_is_the_one_that_its_figures_were_measured_with(
+    workspace: Path,
+) -> None:
+    model = factory.load(ROOT / "models/git-demo").model
+    assert learning_rate(params.load().finetune, model) == 1e-3
+
+
+@pytest.mark.slow
+def test_five_kills_do_not_change_an_architecture(compared: Path) -> None:
+    set_params(compared, {"compare.architectures": ["scratch"], "compare.epochs": 20, "runtime.state_minutes": 0})
+    command = (sys.executable, "-m", "pipeline.compare", "scratch")
+    outputs = [compared / "models/compare/scratch", compared / "reports/compare/scratch.json"]
+    assert run(compared, *command).returncode == 0
+    expected = sha256_of(*outputs)
+    shutil.rmtree(outputs[0])
+    outputs[1].unlink()
+    for step in (4, 12, 25, 37, 50):
+        process = start(compared, *command)
+        wait_for_state(compared, step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert "compare: resumes from step" in run(compared, *command).stdout
+    assert sha256_of(*outputs) == expected
 
 
 @pytest.mark.slow

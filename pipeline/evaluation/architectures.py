@@ -57,9 +57,9 @@ def _cells(scores: Mapping[str, Any]) -> dict[str, str]:
 
 NOTE = (
     "In parentheses: 95 % confidence intervals; for differences a paired bootstrap over the pictures. If the interval"
-    " of a difference contains 0, there is no clear winner. Seconds and captions/s are measured on this machine."
-    " Training includes validation, but not the encoding of pictures for a frozen encoder, which happens once."
-    " Captioning includes decoding and encoding the pictures."
+    " of a difference contains 0, there is no clear winner. Seconds and captions/s are measured on this machine; other"
+    " work on it at the same time distorts them. Training includes validation, but not the encoding of pictures for a"
+    " frozen encoder, which happens once. Captioning includes decoding and encoding the pictures."
 )
 
 

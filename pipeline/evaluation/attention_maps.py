@@ -17,33 +17,51 @@ _MOST_WORDS = 24  # maps per caption
 
 @dataclass(frozen=True)
 class WordMap:
-    """A word of a caption, and its map as a data: URL."""
+    """A word of a caption.
+
+    Attributes:
+        word: the word.
+        picture: its map as a data: URL.
+        low, high: the lowest and the highest attention of a cell, times the mean; 1 and 1 if it looked everywhere.
+    """
 
     word: str
     picture: str
+    low: float
+    high: float
 
 
 def word_maps(picture: np.ndarray, words: Sequence[str], weights: np.ndarray) -> list[WordMap]:
     """Return the maps of the first words of a caption.
 
+    All have the same scale, from the lowest attention in the caption (dark) to the highest (bright), because a
+    captioner that has learned little looks almost everywhere at once.
+
     Args:
         picture: as the model saw it, `(height, width, 3)` uint8.
         words: of the caption.
-        weights: the attention before each word, `(words, rows, columns)`.
+        weights: the attention before each word, `(words, rows, columns)`; each word's sum to 1.
     """
     seen = Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     pairs = list(zip(words, weights, strict=True))[:_MOST_WORDS]
-    return [WordMap(word, _data_url(highlighted(seen, attention))) for word, attention in pairs]
+    maps = []
+    for word, attention in pairs:
+        shown = highlighted(seen, attention, float(weights.min()), float(weights.max()))
+        times = attention * attention.size
+        maps.append(WordMap(word, _data_url(shown), float(times.min()), float(times.max())))
+    return maps
 
 
-def highlighted(picture: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Return a picture darkened where the attention was low; the cell with the most keeps its brightness.
+def highlighted(picture: Image.Image, attention: np.ndarray, low: float, high: float) -> Image.Image:
+    """Return a picture darkened where the attention was low.
 
     Args:
         picture: RGB.
-        attention: `(rows, columns)`, at least one cell above 0.
+        attention: `(rows, columns)`.
+        low, high: the attention that makes a cell dark, and that which keeps its brightness.
     """
-    cells = Image.fromarray(np.round(attention / attention.max() * 255).astype(np.uint8))
+    share = (attention - low) / (high - low) if high > low else np.ones_like(attention)
+    cells = Image.fromarray(np.round(share * 255).astype(np.uint8))
     bright = cells.resize(picture.size, Image.Resampling.BICUBIC)
     dark = picture.point([round(_DARK * value) for value in range(256)] * 3)
     return Image.composite(picture, dark, bright)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.exec import tasks
+from flows.train import run_stages
+from pipeline.config.params import Params, load
 from pipeline.runtime import workspace_lock
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from tests.conftest import ROOT, run, set_params
@@ -234,3 +237,20 @@ def test_who_asks_for_help_or_mistypes_starts_nothing(workspace: Path, word: str
         assert done.returncode == code
         assert f"usage: image-captioning {name} [-h]" in done.stdout + done.stderr
     assert [path.name for path in workspace.iterdir()] == ["params.yaml"]
+
+
+def test_architectures_are_compared_if_params_name_some(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def stage(params: Params, name: str, ask: bool) -> str:
+        ran.append(name)
+        return "nothing"
+
+    monkeypatch.setattr(tasks, "step", lambda *words, **options: {"stale": []})
+    monkeypatch.setattr(tasks, "stage", stage)
+    run_stages(load())
+    assert ran == ["ingest", "build", "finetune", "evaluate", "register"]
+    set_params(workspace, {"compare.architectures": ["cnn-lstm"]})
+    ran.clear()
+    run_stages(load())
+    assert ran == ["ingest", "build", "finetune", "compare", "evaluate", "register"]
