@@ -2,13 +2,15 @@
 
 The model is compared with three baselines (the most frequent training caption; the caption of the training picture
 nearest in pixels; the consensus of the pictures nearest in the model's features), with the checkpoint before
-fine-tuning, if training started from one, and with the architectures of `compare`. The features and captions of the
-training pictures are kept as an index, models/neighbours, with which the model can choose its captions.
+fine-tuning, if training started from one, as it is and in the style of the training captions, and with the
+architectures of `compare`. The features and captions of the training pictures are kept as an index, models/neighbours,
+with which the model can choose its captions.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import time
@@ -32,6 +34,7 @@ from pipeline.evaluation.bootstrap import differences, intervals, warning
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.diversity import mean_length, wording
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.evaluation.restyled import Frames
 from pipeline.runtime import costs, entrypoint
 from pipeline.runtime.atomic_files import (
     read_json,
@@ -41,7 +44,8 @@ from pipeline.runtime.atomic_files import (
     write_json,
     write_json_lines,
 )
-from pipeline.tracking.comparison import BEAM_SEARCH, comparisons, verdict
+from pipeline.runtime.progress import progress_bar
+from pipeline.tracking.comparison import BEAM_SEARCH, RESTYLED, comparisons, verdict
 
 if TYPE_CHECKING:
     from pipeline.models.captioner import Captioner
@@ -56,6 +60,7 @@ _MODEL = "model"
 _BEFORE = "before_finetuning"
 _CONSENSUS = "nearest_consensus"
 _CONSENSUS_OF = 20  # pictures
+_FRAMES_FROM = 300  # training pictures
 _HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
 _SHOWN = (_HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
 
@@ -194,7 +199,7 @@ def _metrics(report: dict[str, Any]) -> dict[str, float]:
     others = {
         system: scores[_HEADLINE]
         for system, scores in report.items()
-        if isinstance(scores, dict) and system not in (_MODEL, BEAM_SEARCH, _CONSENSUS)  # at most 8 values
+        if isinstance(scores, dict) and system not in (_MODEL, BEAM_SEARCH, RESTYLED, _CONSENSUS)  # at most 8 values
     }
     shown = {name: report[_MODEL][name] for name in _SHOWN}
     return {**shown, f"{_HEADLINE}_low": low, f"{_HEADLINE}_high": high, **others}
@@ -206,9 +211,17 @@ def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictur
     )
     return (
         f"{_HEADLINE} {scores[_MODEL][_HEADLINE]:.3f} on {pictures:,} test pictures ({others}):"
-        f" {verdict(comparisons(report, _HEADLINE))};"
+        f" {verdict(comparisons(report, _HEADLINE))}{_copied(report)};"
         f" all scores: {paths.EVALUATE_REPORT}, gallery: {paths.GALLERY}"
     )
+
+
+def _copied(report: dict[str, Any]) -> str:
+    """Return the share of captions that equal a training caption, if captions were chosen by agreement."""
+    if BEAM_SEARCH not in report:
+        return ""
+    model, beams = report[_MODEL]["copied"], report[BEAM_SEARCH]["copied"]
+    return f"; {model:.1%} of its captions equal a training caption, {beams:.1%} by beam search"
 
 
 def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -> Answers:
@@ -236,36 +249,74 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
     captions[_MODEL], seconds[_MODEL] = _captions(model, pictures, params, _MODEL)
     if beam_search is not None:
         captions[BEAM_SEARCH] = beam_search
-    others = {name: paths.COMPARED / name for name in params.compare.architectures}
     if (before := _checkpoint_before(params)) is not None:
-        others = {_BEFORE: before, **others}
-    for system, folder in others.items():
-        other = Captioner.from_folder(folder)
-        captions[system], seconds[system] = _captions(other, pictures, params, system.replace("_", " "))
-        attending |= {system: folder} if other.attends else {}
-    near = neighbours.nearest(model.pooled(pictures, "evaluate features"), _CONSENSUS_OF)
+        earlier = Captioner.from_folder(before)
+        captions[_BEFORE], seconds[_BEFORE] = _captions(earlier, pictures, params, "before fine-tuning")
+        captions[RESTYLED] = _restyled(earlier, captions[_BEFORE], train, train_reader, params)
+    for name in params.compare.architectures:
+        other = Captioner.from_folder(paths.COMPARED / name)
+        captions[name], seconds[name] = _captions(other, pictures, params, name)
+        attending |= {name: paths.COMPARED / name} if other.attends else {}
+    near = neighbours.nearest(model.picture_features(pictures, "evaluate features"), _CONSENSUS_OF)
     captions[_CONSENSUS] = baselines.consensus(neighbours.utility, neighbours.captions, near)
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
     captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
     return Answers(captions, seconds, attending)
 
 
+def _restyled(
+    earlier: Captioner, said: Sequence[str], train: Sequence[Example], reader: PictureReader, params: Params
+) -> list[str]:
+    """Return the captions of the checkpoint before fine-tuning in the frames of the training captions."""
+    some = fair_share(train, _FRAMES_FROM)
+    captions = earlier.caption_all(
+        [reader.read(example.file_name) for example in some],
+        beams=1,
+        max_tokens=params.finetune.max_tokens,
+        batch_size=params.runtime.caption_batch_size,
+        name="evaluate restyled",
+    )
+    frames = Frames(captions, [example.captions for example in some])
+    return [frames.restyle(text) for text in said]
+
+
 def _index(model: Captioner, train: Sequence[Example], reader: PictureReader, params: Params) -> Neighbours:
-    """Return the index of the training pictures."""
+    """Return the index of the training pictures.
+
+    The features of a frozen image encoder are still in the cache of the training; the others have the same bits.
+    """
     import numpy as np
 
+    from pipeline.models.captioner import pooled
     from pipeline.models.neighbours import Neighbours
+    from pipeline.models.precision import compute_dtype
     from pipeline.models.weights import weights_hash
+    from pipeline.training.feature_cache import (
+        ENCODE_BATCH,
+        FeatureCache,
+        FeatureEncoder,
+        NoRoomError,
+        UncachedFeatures,
+    )
+    from pipeline.training.loader import Pictures
 
-    features = model.pooled((reader.read(e.file_name) for e in train), "evaluate training features")
+    device = next(model.checkpoint.model.parameters()).device
+    encoder = FeatureEncoder(model.checkpoint, compute_dtype(params.finetune.precision, device))
+    pictures = Pictures(train, reader, model.checkpoint, memory=0)
+    features: FeatureCache | UncachedFeatures = UncachedFeatures(encoder, pictures)
+    if params.finetune.freeze == "image_encoder":
+        with contextlib.suppress(NoRoomError):
+            features = FeatureCache(encoder, [pictures], paths.FEATURES, int(params.runtime.feature_cache_gb * 1e9))
+    rows, every = [], range(len(train))
+    for first in progress_bar(every[::ENCODE_BATCH], desc="evaluate index", unit=" batches"):
+        rows += [pooled(row[None])[0] for row in features.__getitems__(every[first : first + ENCODE_BATCH])]
     settings = params.evaluate
     facts = {
         "model_sha256": weights_hash(paths.MODEL),
         "generation": settings.generation.model_dump(),
         "decoding": settings.decoding.model_dump(),
     }
-    captions, sha256s = [e.captions for e in train], [e.sha256 for e in train]
-    return Neighbours(features.astype(np.float16), captions, sha256s, facts)
+    return Neighbours(np.stack(rows).astype(np.float16), [e.captions for e in train], [e.sha256 for e in train], facts)
 
 
 def _checkpoint_before(params: Params) -> Path | None:

@@ -133,6 +133,14 @@ def test_where_training_started_from_a_checkpoint_it_is_evaluated_too(trained: P
     report = run_evaluate()
     assert [line["captions"]["before_finetuning"] for line in captions()] == alone
     assert report["model"]["BLEU-1"] > report["before_finetuning"]["BLEU-1"]
+    assert len(report["restyled"]["model_is_above_by"]["CIDEr-D"]) == 3
+    assert "restyled" not in read_json(Path("reports/evaluate.metrics.json"))
+    index = sha256_of(Path("models/neighbours"))
+    set_params(trained, {"finetune.freeze": "image_encoder"})  # whose features are kept between runs
+    for _ in range(2):
+        run_evaluate()
+        assert sha256_of(Path("models/neighbours")) == index
+    assert list(Path(".work/features").glob("*.rows"))
 
 
 def test_the_same_model_gives_the_same_bytes(trained: Path) -> None:
@@ -154,7 +162,8 @@ def test_captions_chosen_by_consensus_stand_beside_those_of_beam_search(trained:
     run_evaluate()
     by_beam_search = [line["captions"]["model"] for line in captions()]
     set_params(trained, {"evaluate.decoding.method": "consensus", "evaluate.decoding.samples": 8})
-    report = run_evaluate()
+    assert "of its captions equal a training caption, " in evaluate.run(params.load(), Namespace())
+    report = read_json(Path("reports/evaluate.json"))
     assert [line["captions"]["beam_search"] for line in captions()] == by_beam_search
     assert [line["captions"]["model"] for line in captions()] != by_beam_search
     for system in ("model", "beam_search"):

@@ -47,7 +47,10 @@ class Utility:
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         self._tokenize = tokenizer_for(references).words
-        captions = [self._words(caption) for caption in chain.from_iterable(references)]
+        self._split: dict[str, list[str]] = {}  # the words of the references, which are compared again and again
+        for text in chain.from_iterable(references):
+            self._split[text] = self._words(text)
+        captions = [self._split[text] for text in chain.from_iterable(references)]
         picture = np.repeat(np.arange(len(references)), [*map(len, references)])
         self._number = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(captions)))}
         self._rarest = float(np.log(max(1, len(references))))
@@ -90,6 +93,8 @@ class Utility:
         return scores
 
     def _words(self, caption: str) -> list[str]:
+        if caption in self._split:
+            return self._split[caption]
         # Tokens of numbers may contain no-break spaces, where coco-caption splits n-grams.
         return " ".join(self._tokenize(caption)).split()
 

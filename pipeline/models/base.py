@@ -167,12 +167,16 @@ class CaptionModel(torch.nn.Module, ABC):
     @abstractmethod
     def likelihood(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
+        """Return the mean log-probability per token of each caption (nats), `(captions,)`.
+
+        For the arguments see `caption_loss`.
+        """
 
     @abstractmethod
     def generate_captions(

@@ -71,11 +71,12 @@ class Captioner:
     """A checkpoint on its device, ready to caption.
 
     Attributes:
+        checkpoint: model, image processor and tokenizer.
         neighbours: the training pictures that captions are chosen with; None for beam search.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = checkpoint.model.to(self._device).eval()
         self._dtype = compute_dtype("auto", self._device)
@@ -98,7 +99,7 @@ class Captioner:
         Raises:
             ConfigError: the prompt leaves no room for a caption.
         """
-        prompt = self._checkpoint.tokenizer(generation.prompt, add_special_tokens=False)["input_ids"]
+        prompt = self.checkpoint.tokenizer(generation.prompt, add_special_tokens=False)["input_ids"]
         most = self._model.max_tokens - 3  # the begin mark, a word and the end mark
         if len(prompt) > most:
             raise ConfigError(
@@ -119,7 +120,7 @@ class Captioner:
     @property
     def image_size(self) -> int:
         """The side of the square input picture, in pixels."""
-        return self._checkpoint.image_size
+        return self.checkpoint.image_size
 
     @torch.inference_mode()
     def caption(self, pictures: Sequence[Image.Image], beams: int = 1, max_tokens: int | None = None) -> list[str]:
@@ -131,9 +132,8 @@ class Captioner:
             max_tokens: maximum length of a caption; None uses the checkpoint's own.
         """
         if self._decoding is not None:
-            resized = resize_and_crop(self._checkpoint.image_processor, pictures)
-            chosen = self._chosen(resized, self._encode(resized), beams, max_tokens)
-            return [captions[0].text for captions in chosen]
+            resized = resize_and_crop(self.checkpoint.image_processor, pictures)
+            return [texts[0] for texts in self._chosen(self._encode(resized), beams, max_tokens)]
         return [captions[0] for captions in self._generate(pictures, self._search(beams, max_tokens))]
 
     def caption_all(
@@ -185,7 +185,7 @@ class Captioner:
         )
 
     @torch.inference_mode()
-    def pooled(self, pictures: Iterable[bytes], name: str) -> npt.NDArray[np.float32]:
+    def picture_features(self, pictures: Iterable[bytes], name: str) -> npt.NDArray[np.float32]:
         """Return the mean of each encoded picture's image tokens at length 1, `(pictures, width)`.
 
         Args:
@@ -197,12 +197,12 @@ class Captioner:
         for data in progress_bar(pictures, desc=name, unit=" pictures"):
             batch.append(self.prepare(Image.open(io.BytesIO(data)).convert("RGB")))
             if len(batch) == _ENCODED_TOGETHER:
-                rows.append(_pooled(self._encode(torch.stack(batch))))
+                rows.append(pooled(self._encode(torch.stack(batch))))
                 batch = []
         if batch:
             padded = torch.stack([*batch, *[batch[-1]] * (_ENCODED_TOGETHER - len(batch))])
-            rows.append(_pooled(self._encode(padded))[: len(batch)])
-        width = self._checkpoint.model.features_shape[1]
+            rows.append(pooled(self._encode(padded))[: len(batch)])
+        width = self.checkpoint.model.features_shape[1]
         return np.concatenate(rows) if rows else np.zeros((0, width), dtype=np.float32)
 
     @torch.inference_mode()
@@ -223,12 +223,12 @@ class Captioner:
         torch.manual_seed(seed)
         sampled = self._generate(pictures, self._sampling((4 if diverse else 2) * count))
         distinct = [list(dict.fromkeys(captions)) for captions in sampled]
-        scored = self._scored(resize_and_crop(self._checkpoint.image_processor, pictures), distinct)
+        scored = self._scored(resize_and_crop(self.checkpoint.image_processor, pictures), distinct)
         return [[caption.text for caption in _best(captions, count, diverse)] for captions in scored]
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """Return a picture at the size of the model's input, `(3, height, width)` uint8."""
-        return resize_and_crop(self._checkpoint.image_processor, [picture])[0]
+        return resize_and_crop(self.checkpoint.image_processor, [picture])[0]
 
     @torch.inference_mode()
     def scored(
@@ -259,7 +259,8 @@ class Captioner:
         features = self._encode(resized)
         found: list[list[Scored]] = [[] for _ in seeds]
         if self._decoding is not None and not sampling:
-            return [captions[:count] for captions in self._chosen(resized, features, beams, None)]
+            chosen = [texts[:count] for texts in self._chosen(features, beams, None)]
+            return self._scored(resized, chosen, features)
         if not sampling:
             found = self._generate_scored(resized, features, self._search(beams, None))
         if sampling or count > 1:
@@ -291,31 +292,47 @@ class Captioner:
 
     def _encode(self, resized: torch.Tensor) -> torch.Tensor:
         """Return the features of resized pictures, `(pictures, 3, height, width)` uint8."""
-        pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
+        pixels = normalize(self.checkpoint.image_processor, resized).to(self._device)
         with autocast(self._device, self._dtype):
             return self._model.encode(pixels)
 
-    def _chosen(
-        self, resized: torch.Tensor, features: torch.Tensor, beams: int, max_tokens: int | None
-    ) -> list[list[Scored]]:
-        """Return the distinct candidates of each picture, the one that agrees best first. Sets torch's global seed."""
+    @torch.inference_mode()
+    def compared(self, prepared: Sequence[torch.Tensor], beams: int) -> list[tuple[list[str], list[str]]]:
+        """Return the candidates of each picture, and the captions of its nearest training pictures.
+
+        Sets torch's global seed. `ranked` chooses among them.
+
+        Args:
+            prepared: pictures from `prepare`.
+            beams: width of beam search.
+        """
+        return self._compared(self._encode(torch.stack(list(prepared))), beams, None)
+
+    def _compared(
+        self, features: torch.Tensor, beams: int, max_tokens: int | None
+    ) -> list[tuple[list[str], list[str]]]:
         way, neighbours = self._decoding, self.neighbours
         assert way is not None
         assert neighbours is not None
-        searched = self._generate_scored(resized, features, self._search(beams, max_tokens, found=beams))
+        found = self._texts(features, self._search(beams, max_tokens, found=beams))
         sampling = replace(self._sampling(way.samples, max_tokens), temperature=way.temperature, top_p=1.0)
-        references: list[list[str]] = [[]] * len(features)
-        if way.method != "mbr":
-            references = neighbours.captions_near(_pooled(features), way.neighbours)
-        chosen = []
-        for index, candidates in enumerate(searched):  # each by itself, so that its random draws are its own
+        for index, candidates in enumerate(found):  # each by itself, so that its random draws are its own
             torch.manual_seed(way.seed)
-            one = slice(index, index + 1)
-            candidates += self._generate_scored(resized[one], features[one], sampling)[0]
-            by_text = {candidate.text: candidate for candidate in reversed(candidates)}
-            texts = [candidate.text for candidate in candidates]
-            chosen.append([by_text[text] for text in ranked(neighbours.utility, way.method, texts, references[index])])
-        return chosen
+            candidates += self._texts(features[index : index + 1], sampling)[0]
+        return list(zip(found, neighbours.captions_near(pooled(features), way.neighbours), strict=True))
+
+    def _chosen(self, features: torch.Tensor, beams: int, max_tokens: int | None) -> list[list[str]]:
+        """Return the distinct candidates of each picture, the one that agrees best first. Sets torch's global seed."""
+        assert self._decoding is not None
+        assert self.neighbours is not None
+        method, utility = self._decoding.method, self.neighbours.utility
+        return [ranked(utility, method, texts, near) for texts, near in self._compared(features, beams, max_tokens)]
+
+    def _texts(self, features: torch.Tensor, decoding: Decoding) -> list[list[str]]:
+        """Return the captions of each picture."""
+        with autocast(self._device, self._dtype):
+            tokens = self._model.generate_captions(None, features, decoding)
+        return self._decode(tokens, len(features))
 
     def _generate_scored(self, resized: torch.Tensor, features: torch.Tensor, decoding: Decoding) -> list[list[Scored]]:
         """Return the captions of each picture with their scores, as they were generated."""
@@ -327,34 +344,38 @@ class Captioner:
         numbers = iter(scores.tolist())
         return [[Scored(text, next(numbers)) for text in captions] for captions in texts]
 
-    def _scored(self, resized: torch.Tensor, captions: list[list[str]]) -> list[list[Scored]]:
-        """Return captions of resized pictures, `(pictures, 3, height, width)` uint8, with their scores."""
-        tokens = caption_tokens(self._checkpoint, captions, self._model.max_tokens)
-        batch = collate(self._checkpoint, resized, tokens).to(self._device)
-        assert batch.pixel_values is not None
+    def _scored(
+        self, resized: torch.Tensor, captions: list[list[str]], features: torch.Tensor | None = None
+    ) -> list[list[Scored]]:
+        """Return captions of resized pictures, `(pictures, 3, height, width)` uint8, with their scores.
+
+        With `features` the pictures are not encoded again.
+        """
+        tokens = caption_tokens(self.checkpoint, captions, self._model.max_tokens)
+        batch = collate(self.checkpoint, resized, tokens).to(self._device)
+        seen = {} if features is None else {"features": features}
         with autocast(self._device, self._dtype):
-            means = self._model.likelihood(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of)
+            means = self._model.likelihood(
+                batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of, **seen
+            )
         scores = iter(means.tolist())
         return [[Scored(text, next(scores)) for text in texts] for texts in captions]
 
     def _generate(self, pictures: Sequence[Image.Image], decoding: Decoding) -> list[list[str]]:
         """Return the captions of each picture."""
-        features = self._encode(resize_and_crop(self._checkpoint.image_processor, pictures))
-        with autocast(self._device, self._dtype):
-            tokens = self._model.generate_captions(None, features, decoding)
-        return self._decode(tokens, len(pictures))
+        return self._texts(self._encode(resize_and_crop(self.checkpoint.image_processor, pictures)), decoding)
 
     def _decode(self, tokens: torch.Tensor, pictures: int) -> list[list[str]]:
         """Return the texts of generated tokens, by picture."""
-        texts = [text.strip() for text in self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        texts = [text.strip() for text in self.checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         each = len(texts) // pictures
         return [texts[i : i + each] for i in range(0, len(texts), each)]
 
 
-def _pooled(features: torch.Tensor) -> npt.NDArray[np.float32]:
+def pooled(features: torch.Tensor) -> npt.NDArray[np.float32]:
     """Return the mean of each picture's image tokens at length 1, `(pictures, width)`."""
-    pooled: npt.NDArray[np.float32] = to_length_1(features.float().mean(dim=1), dim=1).cpu().numpy()
-    return pooled
+    mean: npt.NDArray[np.float32] = to_length_1(features.float().mean(dim=1), dim=1).cpu().numpy()
+    return mean
 
 
 def _best(captions: Sequence[Scored], count: int, diverse: bool, first: Sequence[Scored] = ()) -> list[Scored]:

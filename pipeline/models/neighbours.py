@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
@@ -61,18 +61,18 @@ class Neighbours:
             features: `(pictures, width)` float32, of length 1.
             count: pictures to return for each; fewer if the index has fewer.
         """
-        values = np.zeros((len(features), 0), dtype=np.float32)
-        indices = np.zeros((len(features), 0), dtype=np.int64)
+        best = [(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in features]
         for first in range(0, len(self.features), _CHUNK):
             known = self.features[first : first + _CHUNK].astype(np.float32)
-            similar = (features @ known.T).round(_DIGITS)
-            here = np.broadcast_to(np.arange(first, first + len(known)), similar.shape)
-            values, indices = np.hstack([values, similar]), np.hstack([indices, here])
-            order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-            values = np.take_along_axis(values, order, axis=1)
-            indices = np.take_along_axis(indices, order, axis=1)
-        found: list[list[int]] = indices.tolist()
-        return found
+            for row, similar in enumerate((features @ known.T).round(_DIGITS)):
+                values = np.concatenate([best[row][0], similar])
+                indices = np.concatenate([best[row][1], np.arange(first, first + len(known))])
+                if len(values) > count:
+                    kept = np.flatnonzero(values >= np.partition(values, -count)[-count])
+                    values, indices = values[kept], indices[kept]
+                order = np.argsort(-values, kind="stable")[:count]
+                best[row] = values[order], indices[order]
+        return [indices.tolist() for _, indices in best]
 
     def captions_near(self, features: npt.NDArray[np.float32], count: int) -> list[list[str]]:
         """Return for each picture the captions of its `count` nearest pictures; see `nearest`."""
@@ -90,7 +90,8 @@ class Neighbours:
     def write(self, folder: Path) -> None:
         """Write the index; `folder` must not exist. Equal indexes give equal bytes."""
         with checksummed_folder(folder) as place:
-            save_file({"features": np.ascontiguousarray(self.features)}, place / _FEATURES)
+            # `save_file` would make it readable by its owner only.
+            (place / _FEATURES).write_bytes(save({"features": np.ascontiguousarray(self.features)}))
             lines = zip(self.sha256s, self.captions, strict=True)
             write_json_lines(place / _CAPTIONS, ({"sha256": sha256, "captions": list(c)} for sha256, c in lines))
             write_json(place / _FACTS, dict(self.facts))

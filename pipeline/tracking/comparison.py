@@ -13,8 +13,9 @@ from pipeline.config.errors import DataError
 from pipeline.config.sections.finetune import CREATED
 from pipeline.runtime.atomic_files import read_json
 
-# Names of systems in the report; see `comparisons`. `beam_search` is the model with another decoding.
-MODEL, BEFORE, BEAM_SEARCH = "model", "before_finetuning", "beam_search"
+# Names of systems in the report; the others are naive answers. `beam_search` is the model with another decoding, and
+# `restyled` the checkpoint before fine-tuning in the style of the training captions.
+MODEL, BEFORE, BEAM_SEARCH, RESTYLED = "model", "before_finetuning", "beam_search", "restyled"
 BEFORE_FINETUNING, NAIVE_ANSWERS = "before fine-tuning", "the naive answers"
 
 _GAINS = "model_is_above_by"
@@ -69,8 +70,8 @@ def comparisons(evaluation: Mapping[str, Any], metric: str) -> list[Comparison]:
     gains = {
         system: (scores[metric], scores[_GAINS][metric])
         for system, scores in evaluation.items()
-        if system not in CREATED and system != BEAM_SEARCH and isinstance(scores, Mapping)
-        if metric in scores and metric in scores.get(_GAINS, {})
+        if isinstance(scores, Mapping) and metric in scores and metric in scores.get(_GAINS, {})
+        if system not in (*CREATED, BEAM_SEARCH, RESTYLED)
     }
     found = []
     if BEFORE in gains:

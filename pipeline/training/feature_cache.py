@@ -168,6 +168,10 @@ class FeatureCache(Dataset[torch.Tensor]):
                     file.write(content)
         return self._encoder.features(data)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Return the features of several pictures."""
+        return [self[index] for index in indices]
+
     def _entries(self) -> dict[str, tuple[int, int]]:
         """Return the number and checksum of each picture's row, up to the first incomplete one."""
         lines = self._index.read_bytes() if self._index.exists() else b""

@@ -77,12 +77,16 @@ class BagOfPixels(CaptionModel):
 
     def likelihood(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        logits = self.logits(self.encode(pixel_values), input_ids[:, :-1], picture_of).log_softmax(-1)
+        if features is None:
+            assert pixel_values is not None
+            features = self.encode(pixel_values)
+        logits = self.logits(features, input_ids[:, :-1], picture_of).log_softmax(-1)
         mask = attention_mask[:, 1:]
         return (logits.gather(2, input_ids[:, 1:, None])[..., 0] * mask).sum(1) / mask.sum(1)
 

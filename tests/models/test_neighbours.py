@@ -41,6 +41,8 @@ def test_an_index_is_read_as_it_was_written_and_equal_ones_have_equal_bytes(tmp_
     for name in ("one", "two"):
         index.write(tmp_path / name)
     assert sha256_of(tmp_path / "one") == sha256_of(tmp_path / "two")
+    modes = {(tmp_path / "one" / name).stat().st_mode for name in ("features.safetensors", "captions.jsonl")}
+    assert len(modes) == 1
     read = read_neighbours(tmp_path / "one", "m")
     assert (read.features == index.features).all()
     assert (read.captions, read.sha256s, read.facts) == (index.captions, index.sha256s, index.facts)

@@ -119,6 +119,16 @@ def test_the_first_version_is_champion_and_a_better_one_takes_its_place(store: A
     assert registry.tags(store, MODEL, first)["gate.decision"] == "replaced"
 
 
+def test_versions_are_compared_by_beam_search_if_one_has_no_index(
+    store: Any, says: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_params(Path(), {"evaluate.decoding.method": "consensus"})
+    says(half)
+    assert run() == "version 1 is the first champion: there is no champion yet"
+    line = "promote: version 1 has no index of its training captions; all versions caption by beam search"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_a_worse_one_or_one_as_good_is_not_promoted_and_reasons_are_with_both(store: Any, says: Any) -> None:
     says(people)
     run()

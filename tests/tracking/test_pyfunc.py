@@ -99,7 +99,7 @@ def test_captions_are_chosen_as_the_index_that_comes_with_the_model_says(tmp_pat
     sampled = captioner.several([decode(jpeg(), 10**6)], 8)[0]
     facts = {"model_sha256": weights_hash(tmp_path / "checkpoint"), "decoding": decoding.model_dump()}
     facts["generation"] = PLAIN.model_dump()
-    features = captioner.pooled([jpeg(), jpeg("navy")], "features").astype(np.float16)
+    features = captioner.picture_features([jpeg(), jpeg("navy")], "features").astype(np.float16)
     captions = [[" ".join(sampled[-2:]), sampled[-1]], ["nothing like it"]]
     neighbours = Neighbours(features, captions, ["0" * 64, "1" * 64], facts)
     neighbours.write(tmp_path / "neighbours")

@@ -16,7 +16,7 @@ def evaluation(*systems: str, **more: float) -> dict[str, Any]:
 
 def test_a_run_shows_the_scores_of_the_model_and_one_of_each_other_system() -> None:
     shown = run_metrics.of_evaluation(
-        evaluation("before_finetuning", "nearest_consensus", "nearest_picture", "most_frequent")
+        evaluation("before_finetuning", "restyled", "nearest_consensus", "nearest_picture", "most_frequent")
     )
     places = run_metrics.expected(from_scratch=False)
     assert list(shown)[: len(places)] == places
@@ -25,7 +25,7 @@ def test_a_run_shows_the_scores_of_the_model_and_one_of_each_other_system() -> N
         "test/distinct_captions",
         "test/copied",
     }
-    assert len(shown) == len(score_names()) + 6
+    assert len(shown) == len(score_names()) + 7
     assert list(shown)[:2] == ["test/CIDEr-D", "test/CIDEr-D/before_finetuning"]
 
 

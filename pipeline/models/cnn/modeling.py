@@ -140,13 +140,17 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
     @torch.inference_mode()
     def likelihood(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
-        return self._means(self.encode(pixel_values), input_ids, attention_mask[:, 1:].bool(), picture_of)
+        if features is None:
+            assert pixel_values is not None
+            features = self.encode(pixel_values)
+        return self._means(features, input_ids, attention_mask[:, 1:].bool(), picture_of)
 
     @property
     def attends(self) -> bool:

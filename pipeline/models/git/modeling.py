@@ -198,14 +198,18 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
     @torch.inference_mode()
     def likelihood(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
+        if features is None:
+            assert pixel_values is not None
+            features = self.encode(pixel_values)
         is_target = attention_mask[:, 1:].bool()
-        logits = self.output(self._target_hidden(self.encode(pixel_values), input_ids, is_target, picture_of))
+        logits = self.output(self._target_hidden(features, input_ids, is_target, picture_of))
         log_probabilities = -cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="none")
         caption = is_target.nonzero()[:, 0]
         sums = torch.zeros(len(input_ids), device=logits.device).index_add(0, caption, log_probabilities)
