@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,14 @@ class Captioner:
 
     @torch.inference_mode()
     def scored(
-        self, prepared: Sequence[torch.Tensor], seeds: Sequence[int], *, count: int, beams: int, sampling: bool
+        self,
+        prepared: Sequence[torch.Tensor],
+        seeds: Sequence[int],
+        *,
+        count: int,
+        beams: int,
+        sampling: bool,
+        looks: Callable[[torch.Tensor], None] | None = None,
     ) -> list[list[Scored]]:
         """Return up to `count` different captions per picture with their scores. A batch doesn't change an answer.
 
@@ -107,11 +114,14 @@ class Captioner:
             count: number of captions.
             beams: width of beam search.
             sampling: whether no caption comes from beam search.
+            looks: receives the encoder's features, averaged over each picture, `(pictures, hidden)` float32.
         """
         resized = torch.stack(list(prepared))
         pixels = normalize(self._checkpoint.image_processor, resized).to(self._device)
         with autocast(self._device, self._dtype):
             features = self._model.encode(pixels)
+        if looks:
+            looks(features.float().mean(dim=1).cpu())
         found: list[list[Scored]] = [[] for _ in seeds]
         if not sampling:
             found = self._generate_scored(resized, features, Decoding(beams=beams))
