@@ -9,7 +9,9 @@ import streamlit as st
 from app.background import RETRAIN_LOG, is_retraining, log_tail, run, start_retraining
 from app.deployment import Deployment, served
 from app.session import client, corrections, escaped, load_params, warn_if_in_use
+from pipeline.commands.watch import REPORT
 from pipeline.config.params import Params
+from pipeline.runtime.atomic_files import read_json
 from pipeline.serving import feedback
 from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import FOLDER
@@ -40,6 +42,7 @@ def page() -> None:
         _table(versions)
         _approve(versions)
         _people(versions)
+        _drift()
         _change(versions, champion)
     else:
         st.info("No version is registered yet. Run `dvc repro`: its last stage registers the model.")
@@ -110,6 +113,33 @@ def _people(versions: list[dict[str, Any]]) -> None:
         with st.expander("What people said"):
             for row in judged:
                 st.text(f"Version {row['version']}\n{_said(row)}")
+
+
+def _drift() -> None:
+    """Show the last report of `image-captioning watch`."""
+    if not REPORT.is_file():
+        return
+    report = read_json(REPORT)
+    weeks = [week for week in report["weeks"] if week["alarms"]]
+    with st.expander("Drift of what the service sees", expanded=bool(weeks)):
+        if weeks:
+            words = ", ".join(f"{word} {before:.0%} to {now:.0%}" for word, before, now in weeks[-1]["words"])
+            st.warning(escaped(f"{weeks[-1]['week']}: drift of {' and '.join(weeks[-1]['alarms'])} ({words})"))
+        st.dataframe(
+            [
+                {
+                    "week": week["week"],
+                    "pictures": week["pictures"],
+                    "drift": ", ".join(week["alarms"]) or "none",
+                    "confidence": "{:.2f} ({:.2f} to {:.2f})".format(*week["confidence"]),
+                    **{f"p {key}": float(f"{week[f'p_{key}']:.2g}") for key in ("pictures", "words", "confidence")},
+                    "alarm below": float(f"{week['threshold']:.2g}"),
+                }
+                for week in report["weeks"]
+            ],
+            hide_index=True,
+        )
+        st.caption(f"Version {report['version']} against the validation split; `image-captioning watch` updates this.")
 
 
 def _approve(versions: list[dict[str, Any]]) -> None:

@@ -297,6 +297,21 @@ def forget(
     _execute("corrections", work)
 
 
+@app.command(epilog=_examples("watch"))
+def watch() -> None:
+    """Show whether the pictures and captions of the service have drifted from the data set, week by week.
+
+    The service records them if `serving.watch` is true. Exits with 0 also if there is an alarm.
+    """
+
+    def work(params: Params) -> str | Done:
+        from pipeline.commands.watch import watch as compare
+
+        return compare(params)
+
+    _execute("watch", work, lock="watch")
+
+
 class AnnotationTool(StrEnum):
     """Tools that a review queue can be exported for."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,8 +166,8 @@ class Captioner:
         The weights of a word's pieces are averaged.
         """
         prepared = self.prepare(picture)
-        encoded = self._checkpoint.tokenizer(caption, truncation=True, max_length=self._model.max_tokens)
-        pixels = normalize(self._checkpoint.image_processor, prepared[None]).to(self._device)
+        encoded = self.checkpoint.tokenizer(caption, truncation=True, max_length=self._model.max_tokens)
+        pixels = normalize(self.checkpoint.image_processor, prepared[None]).to(self._device)
         with autocast(self._device, self._dtype):
             tokens = torch.tensor([encoded["input_ids"]], device=self._device)
             (weights,) = self._model.attention(self._model.encode(pixels), tokens).float().cpu().numpy()
@@ -240,6 +240,7 @@ class Captioner:
         beams: int,
         sampling: bool,
         diverse: bool = False,
+        looks: Callable[[torch.Tensor], None] | None = None,
     ) -> list[list[Scored]]:
         """Return up to `count` different captions per picture with their scores. A batch doesn't change an answer.
 
@@ -254,9 +255,12 @@ class Captioner:
             beams: width of beam search.
             sampling: whether no caption comes from beam search.
             diverse: whether sampled captions share few words, see `several`.
+            looks: receives the encoder's features, averaged over each picture, `(pictures, hidden)` float32.
         """
         resized = torch.stack(list(prepared))
         features = self._encode(resized)
+        if looks:
+            looks(features.float().mean(dim=1).cpu())
         found: list[list[Scored]] = [[] for _ in seeds]
         if self._decoding is not None and not sampling:
             chosen = [texts[:count] for texts in self._chosen(features, beams, None)]

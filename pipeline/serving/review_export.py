@@ -35,7 +35,7 @@ _POOL = 10  # the model captions so many times `count` pictures to find those it
 _NO_AGENT = re.compile(r"[^A-Za-z0-9_:./ -]")  # characters that Argilla refuses in the name of an agent
 _LABEL_CONFIG = """<View>
   <Image name="image" value="$image"/>
-  <Header value="In the data set: $captions"/>
+  <Header value="In the data set: $known"/>
   <TextArea name="caption" toName="image" editable="true" maxSubmissions="5"/>
 </View>
 """
@@ -44,7 +44,7 @@ _ARGILLA_SETTINGS = {
     "fields": [
         {"name": "image", "title": "Picture", "required": True, "settings": {"type": "image"}},
         {
-            "name": "captions",
+            "name": "known",
             "title": "In the data set",
             "required": False,
             "settings": {"type": "text", "use_markdown": False},
@@ -169,7 +169,7 @@ def _task(one: Queued, folder: str, model: str) -> dict[str, Any]:
     return {
         "data": {
             "image": f"/data/local-files/?d={folder}/{one.file_name}",
-            "captions": " / ".join(one.example.captions),
+            "known": " / ".join(one.example.captions),
             "sha256": one.example.sha256,
         },
         "predictions": [{"model_version": model, "score": _probability(one.score), "result": [region]}],
@@ -183,7 +183,7 @@ def _record(one: Queued, model: str) -> dict[str, Any]:
     suggestion = {"value": one.caption, "score": _probability(one.score), "agent": _NO_AGENT.sub("-", model)}
     return {
         "id": one.example.sha256,
-        "fields": {"image": picture, "captions": " / ".join(one.example.captions)},
+        "fields": {"image": picture, "known": " / ".join(one.example.captions)},
         "metadata": {"picture": one.file_name},
         "suggestions": {"caption": suggestion},
         "responses": {},

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.serving.following import Follower, Found, Served
 from pipeline.serving.limits import Bodies, Gate
 from pipeline.serving.metrics import CONTENT_TYPE, Metrics
 from pipeline.serving.requests_in import Options, Sent, openapi_body, read_request
+from pipeline.serving.watch import Recorder, Seen, hash_of
 from pipeline.tracking.pyfunc import MAX_BYTES, picture
 
 _DOCS = Path(__file__).with_name("docs.html.jinja")
@@ -85,9 +87,29 @@ class _Key:
 _Item = tuple[torch.Tensor, int]  # a prepared picture and its seed
 
 
-def _run(key: _Key, items: list[_Item]) -> list[list[Scored]]:
+def _run(key: _Key, items: list[_Item], recorder: Recorder | None = None) -> list[list[Scored]]:
     pictures, seeds = zip(*items, strict=True)
-    return key.served.captioner.scored(pictures, seeds, count=key.count, beams=key.beams, sampling=key.sampling)
+    looks: list[torch.Tensor] = []
+    found = key.served.captioner.scored(
+        pictures,
+        seeds,
+        count=key.count,
+        beams=key.beams,
+        sampling=key.sampling,
+        looks=looks.append if recorder and not key.sampling else None,
+    )
+    if recorder and looks:
+        about = key.served.found
+        seen = [
+            Seen(hash_of(picture), about.name, about.version, said[0].text, said[0].score, features)
+            for picture, said, features in zip(pictures, found, looks[0].numpy(), strict=True)
+            if said
+        ]
+        try:
+            recorder.record(seen)
+        except OSError as error:  # people get their captions even if the disk is full
+            print(f"serve-model: not recorded in data/watch: {error.strerror}", flush=True)
+    return found
 
 
 class Service:
@@ -120,7 +142,7 @@ class Service:
         self._bodies, self._budget = Bodies(), budget
         self._decoders = ThreadPoolExecutor(decoders or (os.cpu_count() or 1) + 1, thread_name_prefix="decode")
         self._batcher: Batcher[_Key, _Item, list[Scored]] = Batcher(
-            _run,
+            partial(_run, recorder=Recorder() if settings.watch else None),
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,

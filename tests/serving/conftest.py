@@ -21,7 +21,14 @@ from pipeline.serving.service import Service, create_app
 from pipeline.synthetic.scenes import draw, random_scene
 from tests.conftest import ROOT, jpeg
 
-SETTINGS = {"max_batch": 16, "max_wait_ms": 5.0, "max_queue": 64, "timeout_seconds": 60.0, "follow_seconds": 0.05}
+SETTINGS = {
+    "max_batch": 16,
+    "max_wait_ms": 5.0,
+    "max_queue": 64,
+    "timeout_seconds": 60.0,
+    "follow_seconds": 0.05,
+    "watch": False,
+}
 
 
 class FakeRegistry:

@@ -61,6 +61,14 @@ def of_label_studio(tasks: list[dict[str, Any]], texts: list[str]) -> list[dict[
     return done
 
 
+def of_label_studio_minimal(tasks: list[dict[str, Any]], texts: list[str]) -> list[dict[str, Any]]:
+    """The same in the format JSON-MIN, as the converter of label-studio-sdk 2.1.2 writes it."""
+    return [
+        {**task["data"], "id": number, "caption": text, "annotator": "a@b.c", "annotation_id": number}
+        for number, (task, text) in enumerate(zip(tasks, texts, strict=True), start=1)
+    ]
+
+
 def of_argilla(records: list[dict[str, Any]], texts: list[str]) -> list[dict[str, Any]]:
     """Respond as a person does, and export: https://docs.argilla.io/latest/how_to_guides/import_export."""
     responses = [{"caption": [{"value": text, "user_id": "3f1d6e4e-0d3c-4c0c-9d5e-0f6f4b2a1c11"}]} for text in texts]
@@ -74,7 +82,14 @@ def examples() -> dict[str, tuple[str, Example]]:
     return {e.sha256: (split, e) for split in SPLITS for e in read_examples(Path("data/dataset") / split)}
 
 
-@pytest.mark.parametrize(("kind", "annotate"), [("label-studio", of_label_studio), ("argilla", of_argilla)])
+@pytest.mark.parametrize(
+    ("kind", "annotate"),
+    [
+        ("label-studio", of_label_studio),
+        ("label-studio", of_label_studio_minimal),
+        ("argilla", of_argilla),
+    ],
+)
 def test_a_queue_comes_back_with_every_text_at_its_picture_and_every_picture_in_its_split(
     data_set: Path, kind: Format, annotate: Callable[..., Any]
 ) -> None:

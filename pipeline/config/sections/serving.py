@@ -17,3 +17,4 @@ class Serving(Section):
     max_queue: Annotated[int, Field(ge=64, le=65_536)]
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)]
     follow_seconds: Annotated[float, Field(gt=0, le=3600)]
+    watch: bool

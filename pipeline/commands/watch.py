@@ -1,0 +1,119 @@
+"""Compare what the service saw each week with the data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import paths
+from pipeline.config.errors import ConfigError, DataError
+from pipeline.config.params import Params
+from pipeline.data.dataset import read_examples
+from pipeline.data.images import decode
+from pipeline.runtime.atomic_files import swapped_in, write_json
+from pipeline.runtime.entrypoint import Done
+from pipeline.serving.watch import FOLDER, Seen, hash_of, read_week, week_of, write
+
+REPORT = FOLDER / "report.json"
+TAG = "watch.last"  # of a version
+_REFERENCE = paths.WORK / "watch"
+_MOST = 500  # pictures of the data set to compare with
+
+
+def watch(params: Params) -> Done:
+    """Compare every complete week of the newest recorded version, write the report, and tag the version in MLflow.
+
+    Returns:
+        the last line to print, and the content of the report.
+
+    Raises:
+        ConfigError: nothing was recorded.
+        DataError: there is no validation split.
+        TemporaryError: MLflow can't be reached.
+    """
+    from pipeline.serving import drift
+
+    current = week_of(datetime.now(UTC))
+    files = [file for file in sorted(FOLDER.glob("*-W*.jsonl")) if file.stem < current]
+    weeks: dict[tuple[str, int], dict[str, list[Seen]]] = defaultdict(dict)
+    for file in files:
+        for one in read_week(file):
+            if one.version is not None:
+                weeks[one.model, one.version].setdefault(file.stem, []).append(one)
+    if not weeks:
+        raise ConfigError(
+            f"{FOLDER}: has no complete week of a registered version; set serving.watch to true in params.yaml, restart"
+            " the service, and come back next week"
+        )
+    name, version = max(weeks, key=lambda key: (max(weeks[key]), key[1]))
+    found = drift.looks(weeks[name, version], _reference(params, name, version))
+    alarms = [look for look in found if look.alarms]
+    for look in found:
+        mean, low, high = look.confidence
+        print(
+            f"watch: {look.week}: {look.pictures} pictures, confidence {mean:.2f} ({low:.2f} to {high:.2f}),"
+            f" {'drift of ' + ' and '.join(look.alarms) if look.alarms else 'no drift'}"
+        )
+    weeks_in_words = f"{len(found)} weeks of version {version}"
+    if alarms:
+        last = alarms[-1]
+        words = ", ".join(f"{word} {before:.0%} -> {now:.0%}" for word, before, now in last.words[:3])
+        line = f"{weeks_in_words}: drift of {' and '.join(last.alarms)} in {last.week} ({words})"
+    else:
+        line = f"{weeks_in_words}: no drift from the data set"
+    report = {"model": name, "version": version, "weeks": [{**asdict(one), "alarms": one.alarms} for one in found]}
+    with swapped_in(REPORT) as (place,):
+        write_json(place, report)
+    _tag(name, version, line)
+    return Done(line, report)
+
+
+def _reference(params: Params, name: str, version: int) -> list[Seen]:
+    """Caption pictures of the validation split, which trains no weights, with the version; kept in `.work/watch`."""
+    from pipeline.data.dataset import PictureReader
+    from pipeline.models.captioner import Captioner
+    from pipeline.tracking.downloads import checkpoint_of
+
+    folder = paths.DATASET / "validation"
+    examples = sorted(read_examples(folder) if folder.is_dir() else [], key=lambda one: one.sha256)[:_MOST]
+    if not examples:
+        raise DataError(f"{folder}: has no pictures to compare with; set build.validation in params.yaml")
+    deciding = "\n".join([name, f"{version}", f"{params.evaluate.beams}", *(one.sha256 for one in examples)])
+    kept = Path(hashlib.sha256(deciding.encode()).hexdigest()[:32])
+    if found := read_week(_REFERENCE / kept / "reference.jsonl"):
+        return found
+    captioner = Captioner.from_folder(checkpoint_of(f"models:/{name}/{version}", params.runtime.model_cache_gb))
+    reader, size = PictureReader(folder), params.runtime.caption_batch_size
+    seen: list[Seen] = []
+    for start in range(0, len(examples), size):
+        pictures = [
+            captioner.prepare(decode(reader.read(example.file_name), params.ingest.max_pixels))
+            for example in examples[start : start + size]
+        ]
+        looks: list[Any] = []
+        said = captioner.scored(
+            pictures,
+            [0] * len(pictures),
+            count=1,
+            beams=params.evaluate.beams,
+            sampling=False,
+            looks=looks.append,
+        )
+        seen += [
+            Seen(hash_of(picture), name, version, captions[0].text, captions[0].score, features)
+            for picture, captions, features in zip(pictures, said, looks[0].numpy(), strict=True)
+        ]
+    with swapped_in(_REFERENCE / kept) as (place,):
+        write(place / "reference.jsonl", seen)
+    return seen
+
+
+def _tag(name: str, version: int, line: str) -> None:
+    from pipeline.tracking import registry, runs
+
+    with runs.reachable():
+        registry.note(runs.client(), name, version, {TAG: line})

@@ -1,0 +1,230 @@
+"""Watching what comes in: what is recorded, and when there is an alarm."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import zipfile
+from argparse import Namespace
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipeline import build, cli
+from pipeline.config import params
+from pipeline.data.images import decode
+from pipeline.models.captioner import Captioner
+from pipeline.runtime.atomic_files import read_json
+from pipeline.serving import service as service_module
+from pipeline.serving.drift import ALPHA, Look, looks
+from pipeline.serving.watch import Recorder, Seen, hash_of, read_week, week_of, write
+from pipeline.synthetic.scenes import draw, random_scene
+from pipeline.tracking import downloads, registry, runs
+from tests.app.conftest import data_set
+from tests.conftest import ROOT, SHARED, set_params
+from tests.serving.conftest import Start
+from tests.serving.test_service import post
+
+__all__ = ["data_set"]  # a fixture
+MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
+VOCABULARY = [f"word{k}" for k in range(60)]
+
+
+def drawn(
+    rng: np.random.Generator, count: int, shift: float = 0.0, words: float = 0.0, score: float = 0.0
+) -> list[Seen]:
+    """Pictures with correlated, skewed features and captions of Zipf-distributed words."""
+    mixing = np.random.default_rng(0).normal(size=(64, 64))
+    share = 1 / np.arange(1, 61) ** (1 - words)
+    share /= share.sum()
+    return [
+        Seen(
+            sha256=f"{rng.integers(2**62):064x}",
+            model="toy",
+            version=3,
+            caption=" ".join(rng.choice(VOCABULARY, 8, p=share)),
+            score=float(-rng.exponential(0.4) + score),
+            features=((rng.exponential(1, 64) + shift * (np.arange(64) < 8)) @ mixing).astype(np.float32),
+        )
+        for _ in range(count)
+    ]
+
+
+def alarms(found: list[Look]) -> list[tuple[str, list[str]]]:
+    return [(look.week, look.alarms) for look in found if look.alarms]
+
+
+def test_twenty_weeks_of_the_same_data_raise_at_most_one_alarm() -> None:
+    rng = np.random.default_rng(1)
+    weeks = {f"2026-W{k:02}": drawn(rng, 60) for k in range(1, 21)}
+    assert len(alarms(looks(weeks, drawn(rng, 150)))) <= 1
+
+
+@pytest.mark.slow
+def test_of_twenty_histories_of_twenty_weeks_of_the_same_data_hardly_any_has_an_alarm() -> None:
+    alarmed = 0
+    for history in range(20):
+        rng = np.random.default_rng(history)
+        weeks = {f"2026-W{k:02}": drawn(rng, 60) for k in range(1, 21)}
+        found = alarms(looks(weeks, drawn(rng, 150)))
+        assert len(found) <= 1, f"history {history}: {found}"
+        alarmed += len(found)
+    assert alarmed <= 3, "the error of a whole history is 5 %, so of 20 histories about one has an alarm"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"shift": 3.0}, "pictures"), ({"words": 0.8}, "words"), ({"score": -0.8}, "confidence")],
+)
+def test_a_change_raises_an_alarm_of_its_kind_within_two_weeks_even_after_a_year(
+    change: dict[str, float], what: str
+) -> None:
+    rng = np.random.default_rng(5)
+    weeks = {f"2026-W{k:02}": drawn(rng, 40) for k in range(1, 51)}
+    weeks |= {f"2026-W{k:02}": drawn(rng, 100, **change) for k in (51, 52)}
+    found = dict(alarms(looks(weeks, drawn(rng, 150))))
+    assert what in found.get("2026-W51", []) + found.get("2026-W52", [])
+    assert set(found) <= {"2026-W51", "2026-W52"}
+
+
+def test_the_thresholds_of_all_weeks_sum_to_the_total_error_and_small_weeks_take_none() -> None:
+    rng = np.random.default_rng(1)
+    weeks = {f"2026-W{k:02}": drawn(rng, 30 if k % 2 else 29) for k in range(1, 21)}
+    found = looks(weeks, drawn(rng, 60))
+    assert [look.week for look in found] == [f"2026-W{k:02}" for k in range(1, 21, 2)]
+    assert found[0].threshold == ALPHA / 2
+    assert sum(look.threshold for look in found) < ALPHA
+    assert sum(ALPHA / (k * (k + 1)) for k in range(1, 100_000)) == pytest.approx(ALPHA, abs=1e-6)
+
+
+def test_each_picture_of_a_week_is_recorded_once_and_no_picture_is_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    seen = drawn(rng, 5)
+    recorder = Recorder(tmp_path, most=6)
+    recorder.record([*seen, seen[0]], MONDAY)
+    recorder.record(seen[:2], MONDAY)
+    file = tmp_path / "2026-W10.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"sha256": "cut')
+    Recorder(tmp_path, most=6).record([replace(seen[0], caption="again")], MONDAY)
+    read = read_week(file)
+    assert [one.sha256 for one in read] == [one.sha256 for one in seen]
+    assert read[0].caption == seen[0].caption
+    assert np.allclose(read[0].features, seen[0].features, rtol=2e-3)
+    assert set(json.loads(file.read_text().splitlines()[0])) == {
+        "sha256", "model", "version", "caption", "score", "features",
+    }  # fmt: skip
+    again = Recorder(tmp_path / "more", most=6)
+    again.record(drawn(rng, 20), MONDAY)
+    assert len(read_week(tmp_path / "more/2026-W10.jsonl")) == 6
+    again.record(drawn(rng, 2), datetime(2026, 3, 9, tzinfo=UTC))
+    assert len(read_week(tmp_path / "more/2026-W11.jsonl")) == 2
+
+
+def test_the_service_records_only_if_it_is_asked_to(
+    start: Start, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = post(start(), pictures[:3]).json()
+    assert not Path("data").exists()
+    assert post(start(watch=True), pictures[:3]).json() == said, "the answers are the same"
+    (file,) = Path("data/watch").iterdir()
+    assert file.stem == week_of(datetime.now(UTC))
+    recorded = read_week(file)
+    assert sorted(one.caption for one in recorded) == sorted(one["captions"][0] for one in said["results"])
+    assert {(one.model, one.version) for one in recorded} == {("toy", 1)}
+    assert sorted(path.name for path in Path("data").rglob("*")) == [file.name, "watch"]
+
+
+def test_people_get_their_captions_if_the_record_cannot_be_written(
+    start: Start, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(self: Recorder, seen: list[Seen]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(service_module.Recorder, "record", full)
+    assert post(start(watch=True), pictures[:1]).status_code == 200
+    assert "not recorded in data/watch: No space left on device" in capsys.readouterr().out
+
+
+def test_without_a_complete_week_the_command_says_what_to_do(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = CliRunner().invoke(cli.app, ["watch"])
+    assert done.exit_code == 78
+    assert "set serving.watch to true" in done.stderr
+
+
+@pytest.fixture
+def recorded(data_set: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set of drawings, a registered git-demo, and two weeks of other captions that were recorded."""
+    shutil.copy(mlflow_db, data_set)
+    store = runs.client()
+    store.create_registered_model("toy")
+    store.create_model_version("toy", source=data_set.as_uri())
+    monkeypatch.setattr(downloads, "checkpoint_of", lambda uri, cache_gb: ROOT / "models" / "git-demo")
+    set_params(data_set, {"build.validation": 0.3, "evaluate.beams": 1})
+    build.run(params.load(), Namespace())
+    rng = np.random.default_rng(4)
+    other = [
+        replace(one, version=1, features=np.resize(one.features, 128), caption="a spaceship") for one in drawn(rng, 80)
+    ]
+    write(Path("data/watch/2026-W09.jsonl"), other[:40])
+    write(Path("data/watch/2026-W10.jsonl"), other[40:])
+    write(Path("data/watch/9999-W01.jsonl"), other)  # a week that is not over
+    return data_set
+
+
+def test_the_command_compares_complete_weeks_with_the_validation_split_and_tags_the_version(recorded: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["watch"])
+    assert done.exit_code == 0, done.output
+    assert "2 weeks of version 1: drift of" in done.output
+    assert "spaceship 0% -> 100%" in done.output
+    report = read_json(Path("data/watch/report.json"))
+    assert [week["week"] for week in report["weeks"]] == ["2026-W09", "2026-W10"]
+    assert "words" in report["weeks"][0]["alarms"]
+    assert "drift of" in registry.tags(runs.client(), "toy", 1)["watch.last"]
+    shutil.rmtree("data/dataset/train")
+    assert CliRunner().invoke(cli.app, ["watch"]).output.splitlines()[-1] == done.output.splitlines()[-1]
+    assert read_json(Path("data/watch/report.json")) == report
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_git_demo_sees_no_drift_in_twenty_weeks_of_drawings_and_photographs_at_once(captioner: Captioner) -> None:
+    """At most one alarm in 20 weeks of the same kind, and one within 2 weeks of photographs, with real features."""
+    rng, grain = random.Random(11), np.random.default_rng(11)
+
+    def week() -> list[Seen]:
+        return captioned(captioner, [draw(random_scene(rng), grain) for _ in range(40)])
+
+    weeks = {f"2026-W{k:02}": week() for k in range(1, 21)}
+    reference = captioned(captioner, [draw(random_scene(rng), grain) for _ in range(150)])
+    assert len(alarms(looks(weeks, reference))) <= 1
+    with zipfile.ZipFile(SHARED / "flickr8k_500" / "Images.zip") as photos:
+        names = [name for name in photos.namelist() if name.endswith(".jpg")][:80]
+        images = [decode(photos.read(name), 10**8) for name in names]
+    weeks |= {"2026-W21": captioned(captioner, images[:40]), "2026-W22": captioned(captioner, images[40:])}
+    found = looks(weeks, reference)
+    print(alarms(found), [(look.week, look.p_pictures, look.p_words, look.threshold) for look in found])
+    assert "pictures" in dict(alarms(found))["2026-W21"]
+
+
+def captioned(captioner: Captioner, images: list[Image.Image]) -> list[Seen]:
+    """What the recorder keeps of pictures."""
+    prepared = [captioner.prepare(image) for image in images]
+    features: list[torch.Tensor] = []
+    said = captioner.scored(prepared, [0] * len(prepared), count=1, beams=1, sampling=False, looks=features.append)
+    return [
+        Seen(hash_of(picture), "toy", 1, texts[0].text, texts[0].score, row)
+        for picture, texts, row in zip(prepared, said, features[0].numpy(), strict=True)
+    ]
