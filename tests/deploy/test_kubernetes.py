@@ -19,7 +19,9 @@ def objects() -> Iterator[dict[str, Any]]:
         yield from YAML(typ="safe").load_all(path.read_text())
 
 
-PODS = {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in objects() if "template" in one.get("spec", {})}
+PODS = {
+    one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in objects() if "template" in one.get("spec", {})
+}
 CONTAINERS = {
     one["name"]: (pod, one) for pod in PODS.values() for one in [*pod.get("initContainers", []), *pod["containers"]]
 }
