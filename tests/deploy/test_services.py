@@ -177,7 +177,7 @@ def test_a_backup_of_postgresql_and_s3_restores_the_same_champion(running: Runni
     said = command(folder, running[1], "backup", str(backup))
     print(said)
     assert "mlflow, prefect" in said
-    assert "exists already" in command(folder, running[1], "restore", str(backup), code=78)
+    assert "has tables already" in command(folder, running[1], "restore", str(backup), code=78)
     assert sorted(path.name for path in backup.iterdir() if path.is_file()) == [
         *("manifest.json", "mlflow.dump", "prefect.dump"),
     ]
