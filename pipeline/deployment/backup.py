@@ -148,7 +148,7 @@ def _copy_corrections(target: Path) -> None:
 
 def _bundle(file: Path) -> None:
     """Write the repository's branches and tags, and as a branch of its own the files with what is not committed."""
-    if not Path(".git").exists():
+    if not Path(".git").exists() or not _git("rev-list", "--max-count=1", "--all"):
         return
     index = paths.WORK / "backup-index"
     remove(index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import shlex
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import mlflow
 import pytest
 
@@ -29,7 +29,7 @@ from tests.conftest import ROOT, environment
 from tests.deploy.workers import MODEL, weights
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
-RUNS, WORKERS = int(os.environ.get("RUNS_OF_TEST", 200)), 3
+RUNS, WORKERS = 200, 3
 WEED = Path(sys.executable).with_name("weed")
 
 
@@ -135,19 +135,20 @@ def test_three_workers_lose_no_version_and_double_none(running: Running, folder:
                 )
             )  # fmt: skip
     codes = [worker.wait() for worker in workers]
+    assert running[0].poll() is None, "the services have ended"
     print(f"{RUNS} runs of {WORKERS} workers in {time.monotonic() - began:.0f} s")
     assert codes == [0] * WORKERS, "\n".join((folder / f"worker-{k}/log").read_text()[-2000:] for k in range(WORKERS))
     store = runs.client()
     versions = registry.versions_with_tags(store, MODEL)
-    assert [version.number for version in versions] == list(range(1, RUNS // 2 + 1))
     hashes = Counter(version.tags[registry.MODEL_SHA256] for version in versions)
-    assert set(hashes.values()) == {1}
+    assert len(hashes) == RUNS // 2, "a version is lost"
+    assert set(hashes.values()) == {1}, "a version is doubled"
     experiment = store.get_experiment_by_name(MODEL).experiment_id
     found = store.search_runs([experiment], max_results=1000)
     assert Counter(run.data.params["training"] for run in found) == Counter(map(str, range(RUNS // 2)))
     assert {run.info.status for run in found} == {"FINISHED"}
     assert len(store.search_logged_models([experiment], max_results=1000)) == RUNS // 2
-    assert asyncio.run(flow_runs()) == {"COMPLETED": RUNS}
+    assert flow_runs(variables) == {"COMPLETED": RUNS}
     for version in versions[::20]:
         checkpoint = downloads.checkpoint_of(f"models:/{MODEL}/{version.number}", 1)
         assert weights_hash(checkpoint) == version.tags[registry.MODEL_SHA256]
@@ -155,26 +156,28 @@ def test_three_workers_lose_no_version_and_double_none(running: Running, folder:
         assert content == weights(int.from_bytes(content[:4], "big"))
 
 
-async def flow_runs() -> Counter[str]:
-    from prefect.client.orchestration import get_client
-
+def flow_runs(variables: dict[str, str]) -> Counter[str]:
+    """Return how many flow runs Prefect has in which state."""
     states: Counter[str] = Counter()
-    async with get_client() as client:
-        while page := await client.read_flow_runs(limit=200, offset=states.total()):
-            states.update(run.state.type.value for run in page if run.state)
+    while page := httpx.post(
+        f"{variables['PREFECT_API_URL']}/flow_runs/filter", json={"limit": 200, "offset": states.total()}, timeout=60
+    ).json():
+        states.update(run["state_type"] for run in page)
     return states
 
 
 def test_a_backup_of_postgresql_and_s3_restores_the_same_champion(running: Running, folder: Path) -> None:
     store = runs.client()
-    registry.make_champion(store, MODEL, 42)
+    numbers = registry.versions(store, MODEL)
+    champion = numbers[len(numbers) // 2]
+    registry.make_champion(store, MODEL, champion)
     before = weights_hash(downloads.checkpoint_of(f"models:/{MODEL}@champion", 1))
     data = hashlib.sha256((folder / "data.bin").read_bytes()).hexdigest()
     backup = folder / "backup"
     said = command(folder, running[1], "backup", str(backup))
     print(said)
     assert "mlflow, prefect" in said
-    assert "exists already" in command(folder, running[1], "restore", str(backup), code=78)
+    assert "has tables already" in command(folder, running[1], "restore", str(backup), code=78)
     assert sorted(path.name for path in backup.iterdir() if path.is_file()) == [
         *("manifest.json", "mlflow.dump", "prefect.dump"),
     ]
@@ -189,10 +192,10 @@ def test_a_backup_of_postgresql_and_s3_restores_the_same_champion(running: Runni
                 patch.setenv(name, value)
             patch.chdir(other)
             mlflow.set_tracking_uri(variables["MLFLOW_TRACKING_URI"])
-            assert registry.champion(runs.client(), MODEL) == 42
+            assert registry.champion(runs.client(), MODEL) == champion
             assert weights_hash(downloads.checkpoint_of(f"models:/{MODEL}@champion", 1)) == before
-            assert registry.versions(runs.client(), MODEL) == list(range(1, RUNS // 2 + 1))
-            assert asyncio.run(flow_runs()) == {"COMPLETED": RUNS}
+            assert registry.versions(runs.client(), MODEL) == numbers
+            assert flow_runs(variables) == {"COMPLETED": RUNS}
             subprocess.run(["dvc", "pull", "-q"], cwd=other, env=variables, check=True)
             assert hashlib.sha256((other / "data.bin").read_bytes()).hexdigest() == data
     finally:
@@ -221,7 +224,7 @@ def test_what_the_services_kept_is_there_after_they_were_killed(running: Running
         time.sleep(0.5)
     with services(folder) as (_, again):
         assert again == variables
-        assert registry.champion(runs.client(), MODEL) == 42
+        assert registry.champion(runs.client(), MODEL) is not None
         found = postgresql.Database.at(again["MLFLOW_BACKEND_STORE_URI"])
         assert found
         assert not postgresql.is_empty(found)

@@ -38,6 +38,7 @@ def register(number: int) -> int:
         sha256 = weights_hash(checkpoint)
         with runs.training_run(store, experiment, f"training {training}", {}, settle_seconds=1.0) as run:
             run.params({"training": training})
+            run.describe("a smile 😍")  # a database of another encoding than UTF-8 refuses it
             run.metrics({"loss": 1 / (training + 1)})
             if found := registry.find_version(store, MODEL, sha256):
                 return found.number
