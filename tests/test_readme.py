@@ -229,6 +229,8 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
         "data/ingest",
         "data/dataset",
         "data/raw",
+        "data/votes",
+        "deploy/wheels",
         "models/",
         "mlflow.db",
         "mlartifacts/",
