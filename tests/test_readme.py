@@ -231,6 +231,7 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
         "data/raw",
         "data/votes",
         "data/watch",
+        "deploy/wheels",
         "models/",
         "mlflow.db",
         "mlartifacts/",

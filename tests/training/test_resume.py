@@ -199,7 +199,7 @@ def test_another_training_starts_from_scratch_and_keeps_the_interrupted_one(
     assert "starts from the beginning" in output
     assert "resumes" not in output
     set_params(
-        built, {"finetune.learning_rate": 1e-3, "runtime.state_minutes": 5}
+        built, {"finetune.learning_rate": "auto", "runtime.state_minutes": 5}
     )  # the interval between states does not change the result
     train()
     assert "resumes from step 5 of" in capsys.readouterr().out
