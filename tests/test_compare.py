@@ -108,7 +108,7 @@ def test_all_architectures_stand_in_one_table_with_paired_intervals_and_costs(co
     assert trained["trained_parameters"] < trained["parameters"]  # the encoder is frozen
     table = Path("reports/evaluate/architectures.md").read_text()
     assert "| scratch (the model) |" in table
-    assert f"({-high:+.2f} to {-low:+.2f})" in table
+    assert f"({-high:+.3f} to {-low:+.3f})" in table
     page = Path("reports/evaluate/gallery.html").read_text()
     assert "<h2>Architectures</h2>" in page
     assert page.count("<span>cnn-lstm</span>") == 4  # beside the model, on each card

@@ -41,7 +41,7 @@ def _cells(scores: Mapping[str, Any]) -> dict[str, str]:
     gain = "0"
     if "model_is_above_by" in scores:
         value, lowest, highest = scores["model_is_above_by"][HEADLINE]
-        gain = f"{-value:+.3f} ({-highest:+.2f} to {-lowest:+.2f})"
+        gain = f"{-value:+.3f} ({-highest:+.3f} to {-lowest:+.3f})"
     cost = scores["cost"]
     seconds = cost["training_seconds"]
     return {
