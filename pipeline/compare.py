@@ -36,7 +36,7 @@ def _train(params: Params, name: str) -> str:
     # These take seconds to import, and `--help` does not need them.
     from pipeline.models import factory
     from pipeline.tracking.live import Live, MlflowLogger
-    from pipeline.tracking.runs import run_name
+    from pipeline.tracking.run_names import run_name
     from pipeline.training import session
 
     training = session.set_up(params, factory.locate, "compare")

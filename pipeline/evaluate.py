@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,18 +27,15 @@ from pipeline.config.sections.evaluate import Evaluate
 from pipeline.config.sections.finetune import CREATED
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
 from pipeline.data.images import data_url
-from pipeline.evaluation import architectures, baselines, coco, gallery
+from pipeline.evaluation import architectures, baselines, coco, gallery, scores_report
 from pipeline.evaluation.attention_maps import WordMap, word_maps
-from pipeline.evaluation.bootstrap import differences, intervals, warning
-from pipeline.evaluation.caption_tokenizer import tokenizer_for
-from pipeline.evaluation.diversity import mean_length, wording
-from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.evaluation.bootstrap import warning
 from pipeline.evaluation.restyled import Frames
+from pipeline.evaluation.scores_report import HEADLINE, Captions
 from pipeline.runtime import costs, entrypoint
 from pipeline.runtime.atomic_files import (
     read_json,
     read_json_lines,
-    sha256_of,
     swapped_in,
     write_json,
     write_json_lines,
@@ -61,10 +57,7 @@ _BEFORE = "before_finetuning"
 _CONSENSUS = "nearest_consensus"
 _CONSENSUS_OF = 20  # pictures
 _FRAMES_FROM = 300  # training pictures
-_HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
-_SHOWN = (_HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
-
-Captions = dict[str, list[str]]  # one caption per picture, by the name of the system
+_NOT_SHOWN = (BEAM_SEARCH, RESTYLED, _CONSENSUS)  # `dvc metrics` shows at most eight values of the model's run
 
 
 @dataclass(frozen=True)
@@ -92,22 +85,22 @@ def run(params: Params, args: argparse.Namespace) -> str:
         folder.mkdir()
         # Captions are written before they are scored, so that scores can be recomputed without the models.
         answers = _captions_of_systems(test, params, index)
-        write_json_lines(folder / paths.CAPTIONS.name, _lines(test, answers.captions))
+        write_json_lines(folder / paths.CAPTIONS.name, scores_report.lines_of(test, answers.captions))
         lines = list(read_json_lines(folder / paths.CAPTIONS.name))
         coco.write(folder, lines, _MODEL)
         captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
         references = [line["references"] for line in lines]
-        statistics_of_systems = _statistics(captions, references)
-        report = _report(captions, references, statistics_of_systems)
+        statistics_of_systems = scores_report.count(captions, references)
+        report = scores_report.make_report(captions, references, statistics_of_systems, _MODEL)
         table = _compared(report, answers.seconds, params)
         if table:
             (folder / _ARCHITECTURES).write_text(architectures.markdown(table), encoding="utf-8")
         write_json(report_file, report)
-        write_json(metrics_file, _metrics(report))
+        write_json(metrics_file, scores_report.shown_metrics(report, _MODEL, _NOT_SHOWN))
         scores = {system: counted.scores() for system, counted in statistics_of_systems.items()}
-        _write_scores_csv(folder / _SCORES_CSV, scores)
+        scores_report.write_scores_csv(folder / _SCORES_CSV, scores)
         intervals_95 = {system: report[system]["intervals_95"] for system in scores}
-        per_picture = {system: counted.each()[_HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
+        per_picture = {system: counted.each()[HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
         _write_gallery(
             folder,
             lines,
@@ -123,55 +116,6 @@ def run(params: Params, args: argparse.Namespace) -> str:
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
     return _summary(report, scores, len(lines))
-
-
-def _statistics(captions: Captions, references: Sequence[Sequence[str]]) -> dict[str, Statistics]:
-    """Return the statistics of each system, from which its scores follow."""
-    tokenizer = tokenizer_for(references)
-    words = [[tokenizer.words(reference) for reference in several] for several in references]
-    return {system: statistics([tokenizer.words(text) for text in texts], words) for system, texts in captions.items()}
-
-
-def _report(
-    captions: Captions, references: Sequence[Sequence[str]], statistics_of_systems: dict[str, Statistics]
-) -> dict[str, Any]:
-    """Return the content of reports/evaluate.json."""
-    tokenizer = tokenizer_for(references)
-    training_captions = [c for example in read_examples(paths.DATASET / "train") for c in example.captions]
-    systems = {
-        system: _system_report(counted, captions[system], references, training_captions)
-        for system, counted in statistics_of_systems.items()
-    }
-    model = statistics_of_systems[_MODEL]
-    for system in systems.keys() - {_MODEL}:
-        systems[system]["model_is_above_by"] = _gains(model, statistics_of_systems[system])
-    return {
-        **systems,
-        "pictures": len(references),
-        "references": sum(map(len, references)),
-        "reference_words": mean_length([tokenizer.words(r) for several in references for r in several]),
-        "tokenizer": tokenizer.name,
-        "test_sha256": sha256_of(paths.DATASET / "test"),
-    }
-
-
-def _system_report(
-    counted: Statistics,
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    training_captions: Sequence[str],
-) -> dict[str, Any]:
-    """Return the scores, wording figures and intervals of a system (`dvc metrics` skips lists, so the intervals)."""
-    ends = {name: [round(end, 4) for end in interval] for name, interval in intervals(counted).items()}
-    return {**counted.scores(), **wording(captions, references, training_captions), "intervals_95": ends}
-
-
-def _gains(model: Statistics, other: Statistics) -> dict[str, list[float]]:
-    """Return the model's scores minus another system's: difference, and the ends of its 95 % interval."""
-    return {
-        name: [round(value, 4) for value in (gain.value, gain.low, gain.high)]
-        for name, gain in differences(other, model).items()
-    }
 
 
 def _compared(report: dict[str, Any], seconds: dict[str, float], params: Params) -> list[architectures.Row]:
@@ -193,25 +137,13 @@ def _compared(report: dict[str, Any], seconds: dict[str, float], params: Params)
     return architectures.rows(report, _MODEL, start, others) if others else []
 
 
-def _metrics(report: dict[str, Any]) -> dict[str, float]:
-    """Return the scores that `dvc metrics` shows: the model's, and the headline score of the other systems."""
-    low, high = report[_MODEL]["intervals_95"][_HEADLINE]
-    others = {
-        system: scores[_HEADLINE]
-        for system, scores in report.items()
-        if isinstance(scores, dict) and system not in (_MODEL, BEAM_SEARCH, RESTYLED, _CONSENSUS)  # at most 8 values
-    }
-    shown = {name: report[_MODEL][name] for name in _SHOWN}
-    return {**shown, f"{_HEADLINE}_low": low, f"{_HEADLINE}_high": high, **others}
-
-
 def _summary(report: dict[str, Any], scores: dict[str, dict[str, float]], pictures: int) -> str:
     others = ", ".join(
-        f"{system.replace('_', ' ')} {values[_HEADLINE]:.3f}" for system, values in scores.items() if system != _MODEL
+        f"{system.replace('_', ' ')} {values[HEADLINE]:.3f}" for system, values in scores.items() if system != _MODEL
     )
     return (
-        f"{_HEADLINE} {scores[_MODEL][_HEADLINE]:.3f} on {pictures:,} test pictures ({others}):"
-        f" {verdict(comparisons(report, _HEADLINE))}{_copied(report)};"
+        f"{HEADLINE} {scores[_MODEL][HEADLINE]:.3f} on {pictures:,} test pictures ({others}):"
+        f" {verdict(comparisons(report, HEADLINE))}{_copied(report)};"
         f" all scores: {paths.EVALUATE_REPORT}, gallery: {paths.GALLERY}"
     )
 
@@ -340,25 +272,6 @@ def _captions(captioner: Captioner, pictures: Sequence[bytes], params: Params, n
         name=f"evaluate {name}",
     )
     return captions, time.perf_counter() - start
-
-
-def _lines(test: Sequence[Example], captions: Captions) -> Iterator[dict[str, object]]:
-    """Yield the lines of captions.jsonl."""
-    for i, example in enumerate(test):
-        yield {
-            "file_name": example.file_name,
-            "references": example.captions,
-            "captions": {system: texts[i] for system, texts in captions.items()},
-        }
-
-
-def _write_scores_csv(path: Path, scores: dict[str, dict[str, float]]) -> None:
-    """Write one row per bar of `dvc plots`; its template has one label per bar, so it holds score and system."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["bar", "value"])
-        for name in next(iter(scores.values())):
-            writer.writerows([f"{name} {system}", values[name]] for system, values in scores.items())
 
 
 def _write_gallery(

@@ -27,7 +27,7 @@ def run(params: Params, args: argparse.Namespace) -> str:
     # These take seconds to import, and `--help` does not need them.
     from pipeline.tracking import checkpoints
     from pipeline.tracking.live import Live, MlflowLogger
-    from pipeline.tracking.runs import run_name
+    from pipeline.tracking.run_names import run_name
     from pipeline.training import session
 
     training = session.set_up(params, partial(checkpoints.locate, cache_gb=params.runtime.model_cache_gb))

@@ -24,6 +24,7 @@ from pipeline.models.weights import weights_hash
 from pipeline.runtime import entrypoint, leftovers
 from pipeline.runtime.atomic_files import read_json, read_json_lines, sha256_of, swapped_in, write_json
 from pipeline.tracking import captions_page, comparison, deletion, model_card, registration, registry, run_metrics
+from pipeline.tracking.run_names import run_name
 from pipeline.training.history import read_history
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             print(f"register: deleted from MLflow what registrations that were cut off had left ({left} models)")
         known = runs.find_run(store, experiment_id, key) is not None
         tags = {} if known else {runs.RESTORED: "true"}
-        run_name = runs.run_name(params.ingest.sources, training["checkpoint"])
-        with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as training_run:
+        title = run_name(params.ingest.sources, training["checkpoint"])
+        with runs.training_run(store, experiment_id, key, tags, title, _SETTLE_SECONDS) as training_run:
             version = registry.find_version(store, name, model_sha256)
             # An old version keeps the tags it was registered with: today's commit and data are not its own.
             facts = provenance.tags_of(training, model_sha256, params) if version is None else version.tags
@@ -152,14 +153,14 @@ def _log_compared(
         if not needed.is_file():
             raise DataError(f"{needed}: not found; run `dvc repro`, which trains and evaluates {architecture} first")
     training = read_json(facts)
-    key, run_name = training["training_key"], runs.run_name(params.ingest.sources, architecture)
+    key, title = training["training_key"], run_name(params.ingest.sources, architecture)
     tags = {"mlflow.source.name": "python -m pipeline.compare"}
     known = runs.find_run(store, experiment_id, key)
     if known is None:
         tags[runs.RESTORED] = "true"
     elif known.info.run_id == parent.id:  # the model itself: same start, data and settings
         return
-    with runs.training_run(store, experiment_id, key, tags, run_name, _SETTLE_SECONDS) as run:
+    with runs.training_run(store, experiment_id, key, tags, title, _SETTLE_SECONDS) as run:
         run.params(params.flat("ingest", "build") | flatten("finetune", training["params"]))
         run.trained_on(paths.DATASET.as_posix(), training["data_sha256"])
         run.replace_metrics(run_metrics.of_system(scores))

@@ -2,7 +2,7 @@
 
 Training, evaluation, the registry and the captioner use these classes only. An architecture is a package beside this
 module that implements them, and `pipeline/models/factory.py` picks it by the `model_type` of a checkpoint's
-`config.json`.
+`config.json`. The whole contract stands in one module, which may grow beyond 350 lines with it.
 """
 
 from __future__ import annotations

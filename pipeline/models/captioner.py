@@ -7,10 +7,8 @@ with other captions (see `pipeline/evaluation/consensus.py`).
 from __future__ import annotations
 
 import io
-import math
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +20,13 @@ from torch.nn.functional import normalize as to_length_1
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
 from pipeline.evaluation.consensus import ranked
-from pipeline.evaluation.diversity import most_different
+from pipeline.models.attention import Attention, by_word
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
 from pipeline.models.neighbours import Neighbours
 from pipeline.models.precision import autocast, compute_dtype
+from pipeline.models.scored import Scored, best
 from pipeline.runtime.progress import progress_bar
 
 PLAIN = GenerationSettings(
@@ -41,30 +40,6 @@ PLAIN = GenerationSettings(
     prompt="",
 )
 _ENCODED_TOGETHER = 8  # always as many, so that the last bits of a picture's features do not depend on the others
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]+")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A caption and its mean log-probability per token (nats)."""
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where a captioner looked before each word of a caption.
-
-    Attributes:
-        picture: as the model saw it, `(height, width, 3)` uint8.
-        words: of the caption, without punctuation marks.
-        weights: `(words, rows, columns)`; each word's sum to 1.
-    """
-
-    picture: np.ndarray
-    words: list[str]
-    weights: np.ndarray
 
 
 class Captioner:
@@ -171,18 +146,7 @@ class Captioner:
         with autocast(self._device, self._dtype):
             tokens = torch.tensor([encoded["input_ids"]], device=self._device)
             (weights,) = self._model.attention(self._model.encode(pixels), tokens).float().cpu().numpy()
-        pieces: dict[int, list[np.ndarray]] = {}
-        for token, word in enumerate(encoded.word_ids()):
-            if word is not None:
-                pieces.setdefault(word, []).append(weights[token - 1])  # there is none for the begin mark
-        side = math.isqrt(weights.shape[1])
-        texts = {word: caption[slice(*encoded.word_to_chars(word))] for word in pieces}
-        said = [word for word, text in texts.items() if not _PUNCTUATION.fullmatch(text)]
-        return Attention(
-            prepared.permute(1, 2, 0).numpy(),
-            [texts[word] for word in said],
-            np.array([np.mean(pieces[word], axis=0) for word in said]).reshape(-1, side, side),
-        )
+        return by_word(prepared.permute(1, 2, 0).numpy(), caption, encoded, weights)
 
     @torch.inference_mode()
     def picture_features(self, pictures: Iterable[bytes], name: str) -> npt.NDArray[np.float32]:
@@ -224,7 +188,7 @@ class Captioner:
         sampled = self._generate(pictures, self._sampling((4 if diverse else 2) * count))
         distinct = [list(dict.fromkeys(captions)) for captions in sampled]
         scored = self._scored(resize_and_crop(self.checkpoint.image_processor, pictures), distinct)
-        return [[caption.text for caption in _best(captions, count, diverse)] for captions in scored]
+        return [[caption.text for caption in best(captions, count, diverse)] for captions in scored]
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """Return a picture at the size of the model's input, `(3, height, width)` uint8."""
@@ -274,7 +238,7 @@ class Captioner:
                 (samples,) = self._generate_scored(
                     resized[one], features[one], self._sampling((4 if diverse else 2) * count)
                 )
-                found[index] = _best(samples, count, diverse, first=found[index])
+                found[index] = best(samples, count, diverse, first=found[index])
         return found
 
     def _search(self, beams: int, max_tokens: int | None, found: int = 1) -> Decoding:
@@ -380,14 +344,3 @@ def pooled(features: torch.Tensor) -> npt.NDArray[np.float32]:
     """Return the mean of each picture's image tokens at length 1, `(pictures, width)`."""
     mean: npt.NDArray[np.float32] = to_length_1(features.float().mean(dim=1), dim=1).cpu().numpy()
     return mean
-
-
-def _best(captions: Sequence[Scored], count: int, diverse: bool, first: Sequence[Scored] = ()) -> list[Scored]:
-    """Return up to `count` different captions: `first`, then the likeliest, or those that share few words."""
-    ranked_by_score = sorted(captions, key=lambda caption: caption.score, reverse=True)
-    distinct: dict[str, Scored] = {}
-    for caption in (*first, *ranked_by_score):
-        distinct.setdefault(caption.text, caption)
-    found = list(distinct.values())
-    chosen = most_different([caption.text for caption in found], count) if diverse else range(min(count, len(found)))
-    return [found[i] for i in chosen]

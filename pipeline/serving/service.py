@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.config.errors import is_out_of_memory
 from pipeline.config.sections.serving import Serving
-from pipeline.models.captioner import Scored
+from pipeline.models.scored import Scored
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.templates import render
 from pipeline.serving.batching import Batcher, QueueFullError

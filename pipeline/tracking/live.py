@@ -23,7 +23,7 @@ class Live:
         experiment_name: the MLflow experiment.
         training_key: identifies the training.
         params: logged with the run.
-        name: name of a new run, see `run_name`.
+        name: name of a new run, see `run_names.run_name`.
         stage: the stage that trains, `finetune` or `compare`.
     """
 

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +189,6 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-def run_name(sources: Sequence[str], checkpoint: str) -> str:
-    """Return a name for a new run: date, data and checkpoint, like `2026-11-26 sample git-demo`.
-
-    Args:
-        sources: names of the data sources.
-        checkpoint: the checkpoint that training starts from: a folder, or a name on the Hugging Face Hub.
-    """
-    data = "+".join(sources) if len(sources) <= 3 else f"{len(sources)} sources"
-    return f"{datetime.now().astimezone():%Y-%m-%d} {data} {Path(checkpoint).name}"
-
-
 class TrainingRun:
     """A run that is open for writing. Metrics of steps that were logged before are not logged again."""
 
@@ -317,7 +305,7 @@ def training_run(
         experiment_id: the experiment of the run.
         training_key: identifies the training.
         tags: tags of a new run.
-        name: name of a new run, see `run_name` (default: the start of the training key).
+        name: name of a new run, see `run_names.run_name` (default: the start of the training key).
         settle_seconds: how long to wait for runs that other machines create at the same time; all use the oldest.
     """
     process = {"host": socket.gethostname(), "process": process_identity.identity(), "heartbeat": f"{time.time():.0f}"}

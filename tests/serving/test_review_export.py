@@ -18,7 +18,7 @@ from pipeline.config.errors import ConfigError, DataError
 from pipeline.data.dataset import Example, read_examples
 from pipeline.data.images import identity
 from pipeline.data.split import SPLITS
-from pipeline.models.captioner import Scored
+from pipeline.models.scored import Scored
 from pipeline.runtime.atomic_files import read_json
 from pipeline.serving.bulk import NamedCaptioner
 from pipeline.serving.corrections import Corrections

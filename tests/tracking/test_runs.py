@@ -16,6 +16,7 @@ import pytest
 from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.tracking import run_metrics, runs
 from pipeline.tracking.live import Live
+from pipeline.tracking.run_names import run_name
 from tests.conftest import environment
 
 KEY = "a" * 64
@@ -109,12 +110,12 @@ def test_where_a_training_came_from_is_told_once(store: mlflow.MlflowClient) -> 
 
 def test_a_new_run_is_named_by_date_data_and_checkpoint(store: mlflow.MlflowClient) -> None:
     experiment = runs.experiment(store, "x")
-    name = runs.run_name(["sample"], "models/git-demo")
+    name = run_name(["sample"], "models/git-demo")
     date, *rest = name.split(" ")
     assert date == time.strftime("%Y-%m-%d")
     assert rest == ["sample", "git-demo"]
-    assert runs.run_name(["a", "b"], "microsoft/git-base").endswith(" a+b git-base")
-    assert runs.run_name(["a", "b", "c", "d"], "scratch").endswith(" 4 sources scratch")
+    assert run_name(["a", "b"], "microsoft/git-base").endswith(" a+b git-base")
+    assert run_name(["a", "b", "c", "d"], "scratch").endswith(" 4 sources scratch")
     for wanted in (name, "another name"):
         with runs.training_run(store, experiment, KEY, {}, wanted) as run:
             assert run.name == name
