@@ -36,6 +36,7 @@ _INNER_PORTS = (
     *("filer.port", "filer.port.grpc", "s3.port.grpc"),
 )
 _USER = "captioning"
+_START_SECONDS = 300.0  # MLflow and Prefect create or migrate their tables
 _INSTALL = "run `pip install -e '.[services,postgresql,s3]'` in the root of the repository"
 _QUIET = {
     "DO_NOT_TRACK": "true",
@@ -90,8 +91,8 @@ def _started(only_stores: bool) -> Iterator[tuple[list[LocalServer], dict[str, s
         _create_buckets(environment)
         if not only_stores:
             servers += [_mlflow(ports, environment), _prefect(ports, environment)]
-            servers[-2].wait_until_it_answers(f"http://{LOOPBACK}:{ports['mlflow']}/health")
-            servers[-1].wait_until_it_answers(f"http://{LOOPBACK}:{ports['prefect']}/api/health")
+            servers[-2].wait_until_it_answers(f"http://{LOOPBACK}:{ports['mlflow']}/health", _START_SECONDS)
+            servers[-1].wait_until_it_answers(f"http://{LOOPBACK}:{ports['prefect']}/api/health", _START_SECONDS)
         _write_environment(environment)
         yield servers, environment
     finally:

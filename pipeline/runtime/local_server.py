@@ -103,26 +103,26 @@ class LocalServer:
             )
         self._started = time.monotonic()
 
-    def wait_until_it_answers(self, address: str) -> None:
+    def wait_until_it_answers(self, address: str, seconds: float = _START_SECONDS) -> None:
         """Wait until an HTTP GET of `address` returns 200.
 
         Raises:
-            TemporaryError: the server ended, or does not answer within two minutes.
+            TemporaryError: the server ended, or does not answer within so many seconds.
         """
-        self.wait_until(lambda: _answers(address))
+        self.wait_until(lambda: _answers(address), seconds)
 
-    def wait_until(self, ready: Callable[[], bool]) -> None:
+    def wait_until(self, ready: Callable[[], bool], seconds: float = _START_SECONDS) -> None:
         """Wait until the server is ready.
 
         Raises:
-            TemporaryError: the server ended, or is not ready within two minutes.
+            TemporaryError: the server ended, or is not ready within so many seconds.
         """
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + seconds
         while not ready():
             if self._process.poll() is not None:
                 raise TemporaryError(f"{self.name} did not start; see {self.log}, then run it again")
             if time.monotonic() > deadline:
-                raise TemporaryError(f"{self.name} did not answer within {_START_SECONDS:.0f} s; see {self.log}")
+                raise TemporaryError(f"{self.name} did not answer within {seconds:.0f} s; see {self.log}")
             time.sleep(0.2)
 
     def watch(self, *kept: LocalServer) -> NoReturn:

@@ -181,7 +181,7 @@ class Tally:
         share = ""
         if decided:
             low, high = self.interval
-            share = f" ({self.better / decided:.0%} preferred it, 95 % interval {low:.0%} to {high:.0%})"
+            share = f" ({self.better / decided:.0%} preferred it, 95% interval {low:.0%} to {high:.0%})"
         return (
             f"against version {self.other}: {self.better} better, {self.worse} worse, {self.tie} both good,"
             f" {self.neither} both bad, by {self.people} {'person' if self.people == 1 else 'people'}{share}"

@@ -89,7 +89,7 @@ def test_the_tally_counts_both_sides_with_an_interval(workspace: Path) -> None:
     assert newer.interval == pytest.approx((0.531, 0.888), abs=0.001)
     assert str(newer) == (
         "against version 1: 15 better, 5 worse, 2 both good, 1 both bad, by 2 people"
-        " (75% preferred it, 95 % interval 53% to 89%)"
+        " (75% preferred it, 95% interval 53% to 89%)"
     )
 
 
