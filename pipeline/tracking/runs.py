@@ -220,10 +220,7 @@ class TrainingRun:
         self._store.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
 
     def reserve_metrics(self, names: Sequence[str]) -> None:
-        """Log NaN for metrics without a value: MLflow's page of a run shows metrics in the order of their first values.
-
-        `replace_metrics` gives them their values.
-        """
+        """Log NaN, which `replace_metrics` replaces: MLflow's page shows metrics in the order of their first values."""
         self.metrics(dict.fromkeys(names, math.nan))
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -239,8 +236,7 @@ class TrainingRun:
         digest = sha256[:36]  # MLflow's maximum length
         if not self._store.get_run(self.id).inputs.dataset_inputs:
             dataset = Dataset(name=name, digest=digest, source_type="local", source=name)
-            context = [InputTag("mlflow.data.context", "training")]
-            self._store.log_inputs(self.id, [DatasetInput(dataset, context)])
+            self._store.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
     @contextlib.contextmanager
     def system_metrics(self) -> Iterator[None]:
