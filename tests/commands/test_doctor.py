@@ -195,7 +195,9 @@ def destroy(file: Path, how: str) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("how", ["header", "middle", "cut", "all"])
+@pytest.mark.parametrize(
+    "how", ["middle", *(pytest.param(how, marks=pytest.mark.slow) for how in ("header", "cut", "all"))]
+)
 def test_a_damaged_database_is_moved_aside_and_mlflow_works_again(store: object, how: str) -> None:
     fill(store, 5)
     file = Path("mlflow.db")

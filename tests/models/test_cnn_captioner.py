@@ -228,7 +228,9 @@ def test_a_saved_captioner_is_a_hugging_face_model(name: str, workspace: Path) -
     assert loaded.image_size == SIDE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["cnn-attention", "cnn-git", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn-lstm", "cnn-rnn"))]
+)
 def test_training_learns_and_its_result_does_not_depend_on_the_feature_cache(name: str, built: Path) -> None:
     set_params(built, {"runtime.feature_cache_gb": 1})
     cached = train(built, checkpoint=name, learning_rate=3e-3)

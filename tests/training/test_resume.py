@@ -266,7 +266,9 @@ def test_a_stop_during_validation_resumes_with_that_validation(
     assert shown == [2, 3]  # each epoch's captions once
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_training_resumes_after_a_signal(built: Path, signal_: signal.Signals) -> None:
     set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if signal_ == signal.SIGKILL else 60})
     command = (sys.executable, "-m", "pipeline.finetune")
