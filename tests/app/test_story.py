@@ -59,7 +59,7 @@ def trained(clone: Callable[[], Path]) -> Path:
         "finetune.learning_rate": 1e-4,  # after one epoch at 1e-3 the model is worse than before fine-tuning
         "finetune.validation_captions": 10,
         "evaluate.max_pictures": 20,
-        "evaluate.beams": 2,
+        "evaluate.generation.beams": 2,
         "evaluate.gallery_pictures": 4,
         "promote.least_gain": -5.0,
         "promote.least_pictures": 1,

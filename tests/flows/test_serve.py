@@ -86,7 +86,7 @@ def test_sigterm_ends_the_run_that_goes_on_within_seconds_and_leaves_no_process(
     before = time.monotonic()
     assert scheduler.wait(timeout=120) == 0
     assert time.monotonic() - before < 30
-    assert not processes_in(toy_workspace)
+    wait_until(lambda: not processes_in(toy_workspace), 10)
     assert state_of(api, begun) == "Cancelled"
     assert not list((toy_workspace / ".work/runs").iterdir())
     assert not (toy_workspace / ".work/schedule.json").exists()

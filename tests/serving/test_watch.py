@@ -172,7 +172,7 @@ def recorded(data_set: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -
     store.create_registered_model("toy")
     store.create_model_version("toy", source=data_set.as_uri())
     monkeypatch.setattr(downloads, "checkpoint_of", lambda uri, cache_gb: ROOT / "models" / "git-demo")
-    set_params(data_set, {"build.validation": 0.3, "evaluate.beams": 1})
+    set_params(data_set, {"build.validation": 0.3, "evaluate.generation.beams": 1})
     build.run(params.load(), Namespace())
     rng = np.random.default_rng(4)
     other = [
