@@ -58,6 +58,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs real pictures in ../shared/data"))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long arguments by their length: pytest puts whole texts into names, up to 50 MB, and xdist sends them on."""
+    return f"{argname} of {len(val)}" if isinstance(val, str | bytes) and len(val) > 100 else None
+
+
 def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
     """Change values of a workspace's params.yaml, by their dotted keys."""
     yaml = YAML()

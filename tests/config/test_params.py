@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,10 @@ def bomb() -> str:
 )
 def test_a_hostile_file_is_refused_in_one_short_line(workspace: Path, text: str, words: str) -> None:
     (workspace / "params.yaml").write_text(text)
-    start = time.monotonic()
     with pytest.raises(ConfigError, match=words) as caught:
         params.load()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 5000
-    assert time.monotonic() - start < 5
 
 
 def test_a_long_value_is_shortened_in_the_message(workspace: Path) -> None:
