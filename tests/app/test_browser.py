@@ -124,7 +124,7 @@ def test_beyond_this_machine_the_page_needs_a_token_and_asks_for_it(
 ) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "app", "--host", "0.0.0.0", "--service", service.url]
     env = environment(PYTHONPATH=str(ROOT))
-    refused = subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, timeout=180, check=False)
     assert refused.returncode == 78
     assert "IMAGE_CAPTIONING_TOKEN" in refused.stderr
     page = Page(workspace, "--host", "0.0.0.0", "--service", service.url, IMAGE_CAPTIONING_TOKEN="secret words")
@@ -146,6 +146,6 @@ def test_a_taken_port_is_one_line(workspace: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "pipeline.cli", "app", "--port", f"{taken.getsockname()[1]}"]
         env = environment(PYTHONPATH=str(ROOT))
-        done = subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 78
     assert "is taken" in done.stderr

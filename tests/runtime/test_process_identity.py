@@ -58,7 +58,7 @@ from pathlib import Path
 from pipeline.runtime import process_identity
 process_identity.end_with(process_identity.starters(), 1)
 Path(sys.argv[1]).write_text("started")
-time.sleep(3)
+time.sleep(6)
 Path(sys.argv[1]).write_text("finished")
 """
     report = tmp_path / "report"
@@ -75,7 +75,7 @@ Path(sys.argv[1]).write_text("finished")
     assert report.read_text() == ("finished" if nohup else "started")
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 40) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
