@@ -54,7 +54,7 @@ class Deployment:
         self.pages, self.name = pages, name
 
     def run(self) -> Run | None:
-        """Return the newest run that was not only planned by the schedule; None if there is none.
+        """Return the newest run that has been started or asked for, or None.
 
         Raises:
             TemporaryError: Prefect can't be reached.

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 _NAME = "image-captioning"
 _MAX_SEED = 2**32 - 1
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION or a checkpoint folder."
+        " Default: the champion, or the newest version if there is no champion.",
+    ),
+]
 
 
 class Device(StrEnum):
@@ -131,14 +139,7 @@ def caption(
             " Run it again to continue, or for new pictures; existing captions and texts are not changed.",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="models:/NAME@ALIAS, models:/NAME/VERSION or a checkpoint folder."
-            " Default: the champion, or the newest version if there is no champion.",
-        ),
-    ] = None,
+    model: Model = None,
     several: Annotated[
         int,
         typer.Option(
@@ -326,14 +327,7 @@ def review_queue(
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures, at most.")] = 100,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="models:/NAME@ALIAS, models:/NAME/VERSION or a checkpoint folder."
-            " Default: the champion, or the newest version if there is no champion.",
-        ),
-    ] = None,
+    model: Model = None,
 ) -> None:
     """Export the pictures that the model is least sure of, with its captions, for Label Studio or Argilla.
 

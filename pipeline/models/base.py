@@ -210,6 +210,9 @@ class CaptionModel(torch.nn.Module, ABC):
 
         Returns:
             `(captions, length - 1, image tokens)`, which sums to 1 over a square grid of image tokens, row by row.
+
+        Raises:
+            NotImplementedError: `attends` is false.
         """
         raise NotImplementedError("this architecture does not attend")
 

@@ -50,7 +50,7 @@ def choose(store: Any, name: str, alias: str) -> Choice | None:
 
 
 def choose_challenger(store: Any, name: str, alias: str) -> Choice | None:
-    """Return the version to compare with the served one; None if there is none.
+    """Return the version to compare with the served one, or None.
 
     It is the version with the alias `challenger`, else the newest one if it is newer than the served version and was
     not rolled back.

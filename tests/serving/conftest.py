@@ -73,7 +73,7 @@ def registry(captioner: Captioner) -> FakeRegistry:
 
 
 class FakeChallenger(FakeRegistry):
-    """Serve a challenger; with None there is none."""
+    """Serve a challenger; None: no challenger."""
 
     def look_up(self) -> Found:
         if self.version is None:
