@@ -25,14 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from flows.exec.server import Server, connected, failure
 from flows.workspace import clone
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
 from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import remove, swapped_in, write_json
+from pipeline.runtime.single_instance import single_instance
 from pipeline.runtime.workspace_lock import OWNER
 
 if TYPE_CHECKING:
@@ -54,7 +53,11 @@ def main() -> int:
         if not paths.PARAMS.is_file():
             raise ConfigError(f"{paths.PARAMS}: not found in {Path.cwd()}; run this in the root of the repository")
         clock = _clock(args.cron, args.timezone)
-        with _only_scheduler(), connected(args.port, _log) as server, _connection_errors(server):
+        with (
+            single_instance(_LOCK, f"another scheduler runs in this workspace (it holds {_LOCK}); stop it first"),
+            connected(args.port, _log) as server,
+            _connection_errors(server),
+        ):
             _run(clock, server)
         _log("ended")
     except KeyboardInterrupt:  # only before the schedule runs; the schedule handles the signal itself
@@ -90,25 +93,6 @@ def _clock(cron: str, timezone: str) -> CronSchedule:
     except ValueError as error:
         why = " ".join(str(problem["msg"]) for problem in error.errors()) if hasattr(error, "errors") else str(error)
         raise ConfigError(f"--cron {cron!r}, --timezone {timezone!r}: {why}") from None
-
-
-@contextlib.contextmanager
-def _only_scheduler() -> Iterator[None]:
-    """Prevent a second scheduler in this workspace.
-
-    Raises:
-        TemporaryError: another scheduler already runs.
-    """
-    _LOCK.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(_LOCK)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise TemporaryError(f"another scheduler runs in this workspace (it holds {_LOCK}); stop it first") from None
-    try:
-        yield
-    finally:
-        held.release()
 
 
 @contextlib.contextmanager

@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from pipeline.config import paths
-from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.config.errors import ConfigError
 from pipeline.deployment.places import check_workspace
 from pipeline.deployment.postgresql import LocalPostgreSQL
 from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
 from pipeline.runtime.local_server import LOOPBACK, LocalServer, any_port, free_port, is_free
+from pipeline.runtime.single_instance import single_instance
 
 FOLDER = paths.WORK / "services"
 ENVIRONMENT = FOLDER / "environment"  # what a shell sources to use the servers
@@ -59,7 +58,10 @@ def serve(only_stores: bool = False) -> str:
     check_workspace()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _alone(), _started(only_stores) as (servers, environment):
+        with (
+            single_instance(_LOCK, f"the services run already in this workspace (it holds {_LOCK}); end them first"),
+            _started(only_stores) as (servers, environment),
+        ):
             if not only_stores:
                 print(f"services: MLflow {environment['MLFLOW_TRACKING_URI']}")
                 print(f"services: Prefect {environment['PREFECT_API_URL'].removesuffix('/api')}")
@@ -102,20 +104,6 @@ def _started(only_stores: bool) -> Iterator[tuple[list[LocalServer], dict[str, s
                 server.terminate()
             for server in some:
                 server.end()
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    _LOCK.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(_LOCK)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise TemporaryError(f"the services run already in this workspace (it holds {_LOCK}); end them first") from None
-    try:
-        yield
-    finally:
-        held.release()
 
 
 def _weed() -> str:
