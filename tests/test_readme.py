@@ -23,8 +23,9 @@ from pipeline.synthetic.sample import write_sample
 from tests.conftest import ROOT, TINY, environment, jpeg, set_params
 
 README = "README.md"
-# In the order in which a reader goes through them; each starts where the one before ended.
-GUIDES = [f"docs/{name}.md" for name in ("own-data", "training", "evaluation", "serving")]
+# In the order in which the test goes through them; each starts where the one before ended.
+GUIDES = [f"docs/{name}.md" for name in ("own-data", "evaluation", "training", "serving")]
+SLOW = ("docs/training.md", "docs/serving.md")  # they start servers; the fast tests of flows/ and serving/ do too
 PAGES = [
     README,
     "CONTRIBUTING.md",
@@ -79,6 +80,7 @@ class Reader:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
+        self.followed: list[str] = []  # pages
         self._servers: list[subprocess.Popen[bytes]] = []
         downloads = home / "Downloads"
         write_sample(downloads, pictures=70, seed=2)
@@ -145,9 +147,19 @@ def reader(clone: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.xdist_group("readme")
-@pytest.mark.parametrize("page", [README, *GUIDES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in (README, *GUIDES)]
+)
 def test_every_command_works_as_written(reader: Reader, page: str, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(reader.end_servers)
+    pages = [README, *GUIDES]
+    for each in pages[: pages.index(page) + 1]:
+        if each not in reader.followed:
+            follow(reader, each)
+            reader.followed.append(each)
+
+
+def follow(reader: Reader, page: str) -> None:
     for command in commands(page):
         if command in NOT_RUN:
             continue
@@ -167,6 +179,8 @@ def test_every_command_works_as_written(reader: Reader, page: str, request: pyte
             assert reader.end_servers() == [0]
         else:
             check_output(command, reader.run(re.sub("^make", MAKE, command)))
+        if command.startswith("image-captioning init"):
+            set_params(reader.folder, {"finetune.epochs": 1})  # the only change to what a reader gets: 12 take a minute
     if page == README:
         report = (reader.folder / "reports/ingest/mine.json").read_text()
         assert '"pictures_kept": 70' in report or '"pictures_kept": 69' in report

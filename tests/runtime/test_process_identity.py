@@ -58,11 +58,12 @@ from pathlib import Path
 from pipeline.runtime import process_identity
 process_identity.end_with(process_identity.starters(), 1)
 Path(sys.argv[1]).write_text("started")
-time.sleep(6)
+time.sleep(float(sys.argv[2]))
 Path(sys.argv[1]).write_text("finished")
 """
     report = tmp_path / "report"
-    words = (["nohup"] if nohup else []) + [sys.executable, "-c", code, str(report)]
+    sleep = "6" if nohup else "60"  # seconds: it ends long before, unless it outlives its shell
+    words = (["nohup"] if nohup else []) + [sys.executable, "-c", code, str(report), sleep]
     with subprocess.Popen(["bash", "--noprofile", "--norc"], stdin=subprocess.PIPE, start_new_session=True) as shell:
         assert shell.stdin
         shell.stdin.write(f"{shlex.join(words)} >/dev/null 2>&1 & child=$!\n".encode())
