@@ -54,8 +54,9 @@ demo: setup ## run the whole loop on the sample: from pictures to a registered m
 	@touch $@
 
 test: setup .venv/cnn ## run the tests (10 to 20 minutes on 2 cores)
-	@# Two processes of one thread each; `python -m pytest` alone runs all in one, which is easier to debug.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@# Three processes of one thread each, because many tests wait; `python -m pytest` alone runs all in one, which is
+	@# easier to debug.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -47,8 +48,8 @@ TINY = {
 # Before xdist, which reads the groups of tests.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Of two processes one makes the loop and does all that is done in it, in the order that is written, and one starts
-    # a Prefect server and uses it; README's commands take as long, so the other begins with them.
+    # Of several processes one makes the loop and does all that is done in it, in the order that is written, and one
+    # starts a Prefect server and uses it; README's commands take as long, so another begins with them.
     items.sort(key=lambda item: "test_every_command" not in item.name)
     for item in items:
         if config.pluginmanager.hasplugin("xdist"):
@@ -87,6 +88,12 @@ def environment(**more: str) -> dict[str, str]:
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def default_signals() -> None:
+    """Undo what `nohup` and `&` do to signals, which all that they start would inherit (for `preexec_fn`)."""
+    for ignored in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_DFL)
 
 
 def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.serving.corrections import Corrections
 from tests.app.conftest import Service
-from tests.conftest import ROOT, environment, jpeg
+from tests.conftest import ROOT, default_signals, environment, jpeg
 
 CHROMIUM = Path("/usr/bin/chromium")
 WAIT = 180_000  # milliseconds; a machine may be busy
@@ -45,7 +45,9 @@ class Page:
         command = [sys.executable, "-m", "pipeline.cli", "app", "--port", f"{free_port()}", *words]
         env = environment(PYTHONPATH=str(ROOT), **more)
         with self._log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, preexec_fn=default_signals
+            )
         end = time.monotonic() + 120
         while "http://" not in (said := self._log.read_text()):
             assert self.process.poll() is None, said

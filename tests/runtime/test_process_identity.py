@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from pipeline.runtime import process_identity
+from tests.conftest import default_signals
 
 
 def test_a_process_is_known_by_its_id_and_start_time() -> None:
@@ -64,7 +65,9 @@ Path(sys.argv[1]).write_text("finished")
     report = tmp_path / "report"
     sleep = "6" if nohup else "60"  # seconds: it ends long before, unless it outlives its shell
     words = (["nohup"] if nohup else []) + [sys.executable, "-c", code, str(report), sleep]
-    with subprocess.Popen(["bash", "--noprofile", "--norc"], stdin=subprocess.PIPE, start_new_session=True) as shell:
+    with subprocess.Popen(
+        ["bash", "--noprofile", "--norc"], stdin=subprocess.PIPE, start_new_session=True, preexec_fn=default_signals
+    ) as shell:
         assert shell.stdin
         shell.stdin.write(f"{shlex.join(words)} >/dev/null 2>&1 & child=$!\n".encode())
         shell.stdin.write(f"echo $child >{shlex.quote(str(tmp_path / 'pid'))}\n".encode())
