@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from benchmarks import Figure, UnavailableError
 from benchmarks._workspace import ROOT, run, workspace
-from pipeline.config.sections.finetune import Augmentation, Finetune, Lora, Scratch
+from pipeline.config.sections.finetune import Augmentation, Finetune, Lora, Scratch, SelfCritical
 from pipeline.data.dataset import Example, PictureReader, read_examples
 from pipeline.evaluation import baselines
 from pipeline.evaluation.consensus import Utility
@@ -156,6 +156,14 @@ def settings(name: str, seed: int) -> Finetune:
         best_by="cider",
         validation_captions=100,
         patience=0,
+        self_critical=SelfCritical(
+            epochs=0,
+            samples=5,
+            learning_rate="auto",
+            reward="CIDEr-D",
+            cross_entropy=0.1,
+            least_distinct=0.9,
+        ),
         seed=seed,
     )
 

@@ -43,10 +43,12 @@ class Utility:
 
     Args:
         references: one or more captions per picture; they set how rare an n-gram is, and the tokenizer.
+        end_mark: is added as the last word of every caption, so that n-grams tell how captions end; empty adds none.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+    def __init__(self, references: Sequence[Sequence[str]], end_mark: str = "") -> None:
         self._tokenize = tokenizer_for(references).words
+        self._end = [end_mark] if end_mark else []
         self._split: dict[str, list[str]] = {}  # the words of the references, which are compared again and again
         for text in chain.from_iterable(references):
             self._split[text] = self._words(text)
@@ -96,7 +98,7 @@ class Utility:
         if caption in self._split:
             return self._split[caption]
         # Tokens of numbers may contain no-break spaces, where coco-caption splits n-grams.
-        return " ".join(self._tokenize(caption)).split()
+        return [*" ".join(self._tokenize(caption)).split(), *self._end]
 
     def _numbered(self, captions: Sequence[Sequence[str]]) -> tuple[Integers, Integers]:
         """Return all words as one array of numbers, and the length of each caption; new words get new numbers."""

@@ -165,6 +165,20 @@ class CaptionModel(torch.nn.Module, ABC):
         """
 
     @abstractmethod
+    def log_probabilities(
+        self,
+        pixel_values: torch.Tensor | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        picture_of: torch.Tensor,
+        features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the log-probability of each caption (nats), `(captions,)`, with gradients.
+
+        It is the sum over the tokens after the begin mark. For the arguments see `caption_loss`.
+        """
+
+    @torch.inference_mode()
     def likelihood(
         self,
         pixel_values: torch.Tensor | None,
@@ -177,6 +191,8 @@ class CaptionModel(torch.nn.Module, ABC):
 
         For the arguments see `caption_loss`.
         """
+        sums = self.log_probabilities(pixel_values, input_ids, attention_mask, picture_of, features)
+        return sums / attention_mask[:, 1:].sum(dim=1)
 
     @abstractmethod
     def generate_captions(
@@ -264,6 +280,11 @@ class CaptionModel(torch.nn.Module, ABC):
         """Exclude the image encoder from training, and keep it in evaluation mode (no dropout) from now on."""
         self.image_encoder.requires_grad_(False)
         self._image_encoder_is_frozen = True
+
+    @property
+    def image_encoder_is_frozen(self) -> bool:
+        """Whether `freeze_image_encoder` was called."""
+        return self._image_encoder_is_frozen
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; a frozen image encoder stays in evaluation mode."""

@@ -6,6 +6,8 @@ only the narrow A and B are trained. The saved checkpoint is plain: the updates 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -25,6 +27,21 @@ def inject_lora(model: torch.nn.Module, settings: Lora, targets: str) -> None:
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
     )
     inject_adapter_in_model(config, model)
+
+
+def take_merged(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Continue from plain weights, like those of `merged_weights`: the updates start from zero again.
+
+    Args:
+        model: changed in place; with or without adapters.
+        weights: under their plain names.
+    """
+    state = model.state_dict()
+    taken = {
+        name: torch.zeros_like(tensor) if ".lora_B." in name else weights.get(name.replace(".base_layer.", "."), tensor)
+        for name, tensor in state.items()
+    }
+    model.load_state_dict(taken)
 
 
 def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

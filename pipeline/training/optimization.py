@@ -19,6 +19,11 @@ def learning_rate(settings: Finetune, model: CaptionModel) -> float:
     return _LORA_RATE if settings.lora.rank else model.suitable_learning_rate
 
 
+def self_critical_rate(settings: Finetune, rate: float) -> float:
+    """Return the constant learning rate of self-critical training; `rate` is the peak rate before."""
+    return rate / 10 if settings.self_critical.learning_rate == "auto" else settings.self_critical.learning_rate
+
+
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, with weight decay on matrices but not on biases and norms."""
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -43,9 +48,23 @@ class CaptionLoss(torch.nn.Module):
         self.model = model
         self._dtype, self._label_smoothing = dtype, label_smoothing
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed loss of a batch's captions (nats), and the number of their tokens."""
+    def forward(self, batch: Batch, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a batch's captions, nats.
+
+        Args:
+            batch: the captions.
+            weights: of each caption, `(captions,)`.
+
+        Returns:
+            the summed loss and the number of tokens; with `weights` the weighted sum of the negative log-probabilities,
+            without label smoothing, and each of them without gradients, `(captions,)`.
+        """
         with autocast(batch.input_ids.device, self._dtype):
+            if weights is not None:
+                losses = -self.model.log_probabilities(
+                    batch.pixel_values, batch.input_ids, batch.attention_mask, batch.picture_of, batch.features
+                )
+                return (weights * losses).sum(), losses.detach()
             return self.model.caption_loss(
                 batch.pixel_values,
                 batch.input_ids,

@@ -27,6 +27,8 @@ class TrainingState:
         tokens: tokens in that sum.
         samples: for each completed epoch, generated captions of the first validation pictures.
         seconds: duration of the training so far, validation included.
+        cross_entropy_epochs: epochs before self-critical training; 0 until that begins.
+        reward_sum, samples_drawn, advantage_sum: of the current self-critical epoch, see `Sampler.weighted`.
     """
 
     step: int = 0
@@ -35,6 +37,15 @@ class TrainingState:
     tokens: int = 0
     samples: list[list[str]] = field(default_factory=list)
     seconds: float = 0.0
+    cross_entropy_epochs: int = 0
+    reward_sum: float = 0.0
+    samples_drawn: float = 0.0
+    advantage_sum: float = 0.0
+
+    def begin_epoch(self) -> None:
+        """Set the sums of an epoch to 0."""
+        self.loss_sum, self.tokens = 0.0, 0
+        self.reward_sum = self.samples_drawn = self.advantage_sum = 0.0
 
 
 def save_state(
@@ -65,6 +76,12 @@ def save_state(
         size = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
         store.write(state.step, fill, size)
     processes.wait()
+
+
+def is_self_critical(folder: Path) -> bool:
+    """Return whether self-critical training had begun when a state was written; it has an optimizer of its own."""
+    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return bool(content["progress"]["cross_entropy_epochs"])
 
 
 def load_state(

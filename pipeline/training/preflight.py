@@ -38,13 +38,13 @@ def check(trainer: Trainer, dtype: torch.dtype) -> str:
         _raise_largest_that_fits(trainer, dtype, largest)
     start = time.monotonic()
     _try(trainer, dtype, largest)
-    seconds = (time.monotonic() - start) * settings.accumulation * trainer.steps
+    seconds = (time.monotonic() - start) * settings.accumulation * trainer.cross_entropy_steps
     duration = f"{seconds / 60:.0f} min" if seconds > 90 else f"{max(1, seconds):.0f} s"
     memory = "" if not needed else f", {needed / 1e9:.2g} GB of memory above the model's own"
     return (
         f"trains {trainer.trained_parameters / 1e6:.3g} of {trainer.parameters / 1e6:.3g} million parameters in"
-        f" {trainer.steps:,} steps of {min(settings.batch_size, len(captioned))} pictures, {settings.epochs} epochs of"
-        f" {trainer.steps_per_epoch:,}; about {duration}{memory}"
+        f" {trainer.cross_entropy_steps:,} steps of {min(settings.batch_size, len(captioned))} pictures,"
+        f" {settings.epochs} epochs of {trainer.steps_per_epoch:,}; about {duration}{memory}"
     )
 
 

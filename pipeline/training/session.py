@@ -36,8 +36,9 @@ from pipeline.runtime.torch_memory import keep_freed_memory
 from pipeline.training import preflight
 from pipeline.training.data import open_pictures, read_splits
 from pipeline.training.history import write_history
+from pipeline.training.logger import TrainingLogger
 from pipeline.training.processes import Processes
-from pipeline.training.trainer import StoppedError, Trainer, TrainingLogger
+from pipeline.training.trainer import StoppedError, Trainer
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow", "numpy")
 _ROOT = Path(__file__).parents[2]
@@ -174,7 +175,7 @@ def write(session: Session, folder: Path, report: Path, metrics: Path | None, hi
         report,
         {
             **shown,
-            "best_by": "CIDEr-D" if trainer.selects_by_cider else "loss",
+            "best_by": "CIDEr-D" if trainer.selects_by_cider or best.is_self_critical else "loss",
             "learning_rate": trainer.learning_rate,
             **sizes,
             "model_sha256": weights_hash(folder),
@@ -186,7 +187,7 @@ def write(session: Session, folder: Path, report: Path, metrics: Path | None, hi
 def summary(session: Session, folder: Path, curve: Path) -> str:
     """Return the stage's last line; `folder` holds the model and `curve` the history."""
     trainer, best = session.trainer, session.trainer.best_epoch
-    by_cider = trainer.selects_by_cider
+    by_cider = trainer.selects_by_cider or best.is_self_critical
     result = f"CIDEr-D {best.validation_cider:.3f}" if by_cider else f"loss {best.validation_loss:.3f}"
     return (
         f"{folder} holds epoch {best.epoch} of {len(trainer.state.epochs)}, the best on the"

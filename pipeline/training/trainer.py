@@ -10,44 +10,35 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Protocol
 
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Finetune
+from pipeline.models import factory
 from pipeline.models.base import Checkpoint
 from pipeline.models.inputs import Batch, caption_tokens
-from pipeline.models.lora import inject_lora, merged_weights
+from pipeline.models.lora import inject_lora, merged_weights, take_merged
 from pipeline.runtime.progress import progress_bar
 from pipeline.runtime.state_store import StateStore
 from pipeline.runtime.torch_memory import memory_in_use
 from pipeline.training.data import TrainingData
-from pipeline.training.history import EpochMetrics, best_by_cider
+from pipeline.training.descent import check_finite, descend
+from pipeline.training.history import EpochMetrics, flaws, kept_epoch
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
-from pipeline.training.optimization import CaptionLoss, adamw, learning_rate
-from pipeline.training.persistence import TrainingState, load_state, save_state
+from pipeline.training.logger import TrainingLogger
+from pipeline.training.optimization import CaptionLoss, adamw, learning_rate, self_critical_rate
+from pipeline.training.persistence import TrainingState, is_self_critical, load_state, save_state
 from pipeline.training.processes import Processes
+from pipeline.training.self_critical import EndedError, Sampler, Weighted
 from pipeline.training.validation import Validation
 
 LOG_STEPS = 10  # steps between two logged values of step metrics
 MIN_FOR_CIDER = 50  # captioned validation pictures; with fewer, CIDEr-D is too noisy to choose an epoch by
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
 _COLLAPSED = 10  # warn if this many pictures or more all get the same caption
-
-
-class TrainingLogger(Protocol):
-    """Receives the metrics and captions of a training."""
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Log metrics of a step or an epoch."""
-
-    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
-        """Show captions of the first validation pictures, for each completed epoch; `best_epoch` is the kept one."""
 
 
 class StoppedError(Exception):
@@ -98,10 +89,13 @@ class Trainer:
         self._loss = processes.accelerator.prepare_model(CaptionLoss(self.model, dtype, settings.label_smoothing))
         self.optimizer = adamw(self.model, self.learning_rate, settings.weight_decay)
         self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
-        self.steps = settings.epochs * self.steps_per_epoch
-        self.schedule = get_scheduler(
-            settings.schedule, self.optimizer, round(settings.warmup * self.steps), self.steps
-        )
+        self.cross_entropy_steps = settings.epochs * self.steps_per_epoch
+        self.steps = self.cross_entropy_steps + settings.self_critical.epochs * self.steps_per_epoch
+        warmup = round(settings.warmup * self.cross_entropy_steps)
+        self.schedule = get_scheduler(settings.schedule, self.optimizer, warmup, self.cross_entropy_steps)
+        self.sampler: Sampler | None = None
+        if settings.self_critical.epochs:
+            self.sampler = Sampler(checkpoint, data.train, settings.self_critical, processes, dtype)
         self.validation = Validation(checkpoint, data, settings, processes, dtype, self._stop_if_asked)
         if processes.rank:  # each process has its own dropout masks
             torch.manual_seed(settings.seed + processes.rank)
@@ -122,20 +116,24 @@ class Trainer:
         bar = progress_bar(
             total=self.steps, initial=state.step, desc=self.name, unit=" steps", shown=self.processes.is_first
         )
-        while len(state.epochs) < self.settings.epochs and not self._is_out_of_patience():
-            epoch = len(state.epochs) + 1
-            self._train_epoch(epoch, logger, bar)
+        while (epoch := self._next_epoch()) is not None:
+            try:
+                self._train_epoch(epoch, logger, bar)
+            except EndedError as error:
+                self._say(bar, f"self-critical training has ended: {error}. Epoch {self.best_epoch.epoch} is kept")
+                break
             metrics, captions = self._validate(epoch)
             state.epochs.append(metrics)
             state.samples.append(captions[:SAMPLES])
-            state.loss_sum, state.tokens = 0.0, 0
+            state.begin_epoch()
             if self.processes.is_first and self.best_epoch is metrics:
                 with self._store.new_best() as folder:
                     self.checkpoint.save(folder, merged_weights(self.model) if self.settings.lora.rank else None)
             logger.metrics(metrics.metrics(), epoch)
             logger.samples(state.samples, self.best_epoch.epoch)
-            if self.processes.is_first:
-                bar.write(metrics.log_line(self.settings.epochs, self.name))
+            self._say(bar, metrics.log_line(self.settings.epochs + self.settings.self_critical.epochs))
+            if reason := self._why_not_kept(metrics):
+                self._say(bar, f"epoch {epoch} is not kept: {reason}")
             self._write_state_if_due()
         self._count_seconds()
         bar.close()
@@ -143,10 +141,13 @@ class Trainer:
 
     @property
     def best_epoch(self) -> EpochMetrics:
-        """The best completed epoch, by CIDEr-D (see `best_by_cider`) or by loss; the first of equal ones."""
-        if self.selects_by_cider:
-            return best_by_cider(self.state.epochs)
-        return min(self.state.epochs, key=lambda epoch: epoch.validation_loss)
+        """The best completed epoch, see `kept_epoch`."""
+        return kept_epoch(
+            self.state.epochs,
+            self.state.cross_entropy_epochs,
+            self.selects_by_cider,
+            self.settings.self_critical.least_distinct,
+        )
 
     @property
     def selects_by_cider(self) -> bool:
@@ -167,7 +168,35 @@ class Trainer:
     def _is_out_of_patience(self) -> bool:
         """Whether the last `finetune.patience` epochs brought no improvement."""
         epochs, patience = self.state.epochs, self.settings.patience
-        return patience > 0 and bool(epochs) and len(epochs) - self.best_epoch.epoch >= patience
+        last = max(self.best_epoch.epoch, self.state.cross_entropy_epochs) if epochs else 0
+        return patience > 0 and len(epochs) - last >= patience
+
+    def _next_epoch(self) -> int | None:
+        """Return the number of the next epoch, or None at the end; begin self-critical training if it is due."""
+        state, settings = self.state, self.settings
+        done, over = len(state.epochs), self._is_out_of_patience()
+        if not state.cross_entropy_epochs:
+            if done < settings.epochs and not over:
+                return done + 1
+            if self.sampler is None:
+                return None
+            self._begin_self_critical()
+            over = False
+        more = done - state.cross_entropy_epochs < settings.self_critical.epochs
+        return done + 1 if more and not over else None
+
+    def _begin_self_critical(self) -> None:
+        """Continue from the best epoch's weights with a new optimizer."""
+        self.processes.wait()  # the first process has written them
+        with torch.random.fork_rng(devices=[]):
+            take_merged(self.model, factory.load(self._store.best).model.state_dict())
+        self.state.cross_entropy_epochs = len(self.state.epochs)
+        self._use_self_critical_optimizer()
+
+    def _use_self_critical_optimizer(self) -> None:
+        rate = self_critical_rate(self.settings, self.learning_rate)
+        self.optimizer = adamw(self.model, rate, self.settings.weight_decay)
+        self.schedule = get_scheduler("constant", self.optimizer)
 
     def _train_epoch(self, epoch: int, logger: TrainingLogger, bar: tqdm) -> None:
         """Train the rest of an epoch."""
@@ -199,6 +228,11 @@ class Trainer:
                 )
                 since, pictures, captions = time.monotonic(), 0, 0
             self._write_state_if_due()
+        if state.cross_entropy_epochs and not state.advantage_sum:
+            raise EndedError(
+                "each picture's sampled captions score the same, so there is nothing to learn from; train more"
+                " epochs before it, or on more pictures"
+            )
 
     def _batches(
         self, pictures: Dataset[torch.Tensor], captioned: Sequence[CaptionedPicture]
@@ -220,26 +254,27 @@ class Trainer:
         settings, processes = self.settings, self.processes
         weight = float(processes.rank < len(captioned))
         tokens = processes.sum(weight * sum(int(batch.attention_mask[:, 1:].sum()) for batch in parts))
-        self.optimizer.zero_grad()
-        loss_sum = 0.0
-        for last, batch in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
-            with nullcontext() if last else processes.accelerator.no_sync(self._loss):
-                loss = weight * self._loss(batch.to(processes.device))[0]
-                # Data-parallel training averages gradients over processes; here they must be summed.
-                (loss * (processes.world / tokens)).backward()
-            loss_sum += loss.item()
-        loss_sum = processes.sum(loss_sum)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip).item()
-        if not math.isfinite(loss_sum + norm):
-            names = ", ".join(self.data.train[i].file_name for i, _ in captioned[:3])
-            raise ConfigError(
-                f"params.yaml: finetune.learning_rate: with {self.learning_rate:g} the training diverged in step"
-                f" {self.state.step + 1}, epoch {len(self.state.epochs) + 1} (loss {loss_sum / tokens:g}, gradient"
-                f" norm {norm:g}, pictures {names}, ...); lower it. The last good model is unchanged"
-            )
+        critical = bool(self.state.cross_entropy_epochs)
+        given = self._with_samples(captioned, parts, weight, tokens) if critical else parts
+        loss_sum, norm = descend(self._loss, given, weight, tokens, processes, self.optimizer, settings.gradient_clip)
+        place = f"step {self.state.step + 1}, epoch {len(self.state.epochs) + 1}"
+        names = [self.data.train[i].file_name for i, _ in captioned[:3]]
+        check_finite(place, loss_sum / tokens, norm, self.learning_rate, names, critical)
         self.optimizer.step()
         self.schedule.step()
         return loss_sum, int(tokens)
+
+    def _with_samples(
+        self, captioned: Sequence[CaptionedPicture], parts: Sequence[Batch], weight: float, tokens: float
+    ) -> list[Weighted]:
+        """Return this process's parts of a self-critical step, see `Sampler.weighted`."""
+        assert self.sampler is not None
+        mine = captioned[self.processes.rank :: self.processes.world] or captioned[:1]
+        weighted, reward, drawn, advantage = self.sampler.weighted([i for i, _ in mine], parts, weight, tokens)
+        self.state.reward_sum += reward
+        self.state.samples_drawn += drawn
+        self.state.advantage_sum += advantage
+        return weighted
 
     def _validate(self, epoch: int) -> tuple[EpochMetrics, list[str]]:
         """Return the metrics of an epoch, and generated captions of validation pictures."""
@@ -258,6 +293,9 @@ class Trainer:
             validation_cider=captions.cider,
             validation_cider_error=captions.cider_error,
             distinct_captions=captions.distinct,
+            unfinished=captions.unfinished,
+            loops=captions.loops,
+            reward=self.state.reward_sum / self.state.samples_drawn if self.state.samples_drawn else math.nan,
         )
         return metrics, texts
 
@@ -269,6 +307,8 @@ class Trainer:
             for damaged in self._store.roll_back_to(folder):
                 print(f"{self.name}: {damaged}: is damaged, so it is removed; the previous state is used, if any")
         if folder:
+            if is_self_critical(folder):
+                self._use_self_critical_optimizer()
             self.state = load_state(folder, self.model, self.optimizer, self.schedule, self.processes)
         return folder is not None
 
@@ -277,6 +317,18 @@ class Trainer:
         self._count_seconds()
         save_state(self._store, self.state, self.model, self.optimizer, self.schedule, self.processes)
         self._written = time.monotonic()
+
+    def _say(self, bar: tqdm, line: str) -> None:
+        if self.processes.is_first:
+            bar.write(f"{self.name}: {line}")
+
+    def _why_not_kept(self, epoch: EpochMetrics) -> str:
+        """Return why a self-critical epoch can't be kept, or nothing."""
+        before = self.state.epochs[: self.state.cross_entropy_epochs]
+        if not epoch.is_self_critical or not before:
+            return ""
+        least = self.settings.self_critical.least_distinct
+        return flaws(epoch, kept_epoch(before, 0, self.selects_by_cider, least), least)
 
     def _count_seconds(self) -> None:
         """Add the time since the last call to the duration of the training, which a resumed one continues."""

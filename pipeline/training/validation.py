@@ -16,6 +16,7 @@ from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.precision import autocast
 from pipeline.training.data import TrainingData
+from pipeline.training.fluency import Endings, loop_share
 from pipeline.training.loader import CaptionedPicture, batches, groups_of
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.processes import Processes
@@ -32,11 +33,15 @@ class Captions:
         texts: one per picture.
         cider: their mean CIDEr-D; NaN without captions.
         cider_error: standard error of that mean over the pictures.
+        unfinished: share of captions that break off; NaN without captions or self-critical training.
+        loops: share of captions that repeat themselves; NaN likewise.
     """
 
     texts: list[str]
     cider: float
     cider_error: float
+    unfinished: float
+    loops: float
 
     @property
     def distinct(self) -> float:
@@ -70,6 +75,9 @@ class Validation:
         tokens = caption_tokens(checkpoint, (example.captions for example in data.validation), settings.max_tokens)
         self._captioned = [(i, captions[:CAPTIONS_PER_PICTURE]) for i, captions in enumerate(tokens)]
         self._tokenizer = tokenizer_for(example.captions for example in data.validation)
+        self._endings: Endings | None = None  # what they measure is of interest for self-critical training
+        if settings.self_critical.epochs:
+            self._endings = Endings(self._tokenizer.words(c) for example in data.train for c in example.captions)
         self._loss = CaptionLoss(checkpoint.model, dtype)
         self._stop_if_asked = stop_if_asked
 
@@ -95,7 +103,7 @@ class Validation:
                 tokens = self._checkpoint.model.generate_captions(batch.pixel_values, batch.features, Decoding())
             generated.append((number, self._checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)))
         texts = [text.strip() for _, batch_texts in sorted(self._processes.gather(generated)) for text in batch_texts]
-        return Captions(texts, *self._cider(texts))
+        return Captions(texts, *self._cider(texts), *self._broken(texts))
 
     def _shared(self, groups: Sequence[Sequence[CaptionedPicture]]) -> Iterator[tuple[int, Batch]]:
         """Yield this process's share of the batches, with their numbers."""
@@ -106,6 +114,13 @@ class Validation:
             self._stop_if_asked()  # a collective operation: also called by processes without a batch in this turn
             if turn < len(mine):
                 yield mine[turn][0], next(loader).to(self._processes.device)
+
+    def _broken(self, captions: Sequence[str]) -> tuple[float, float]:
+        """Return the shares of captions that break off, and that repeat themselves."""
+        if not captions or self._endings is None:
+            return math.nan, math.nan
+        words = [self._tokenizer.words(text) for text in captions]
+        return self._endings.unfinished_share(words), loop_share(words)
 
     def _cider(self, captions: Sequence[str]) -> tuple[float, float]:
         """Return the mean over the pictures and its standard error."""

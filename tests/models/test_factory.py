@@ -75,7 +75,7 @@ class BagOfPixels(CaptionModel):
         targets = (input_ids if labels is None else labels)[:, 1:][is_target]
         return cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing), is_target.sum()
 
-    def likelihood(
+    def log_probabilities(
         self,
         pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
@@ -88,7 +88,7 @@ class BagOfPixels(CaptionModel):
             features = self.encode(pixel_values)
         logits = self.logits(features, input_ids[:, :-1], picture_of).log_softmax(-1)
         mask = attention_mask[:, 1:]
-        return (logits.gather(2, input_ids[:, 1:, None])[..., 0] * mask).sum(1) / mask.sum(1)
+        return (logits.gather(2, input_ids[:, 1:, None])[..., 0] * mask).sum(1)
 
     def generate_captions(
         self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, decoding: Decoding

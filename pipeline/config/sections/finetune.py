@@ -57,6 +57,17 @@ class Augmentation(Section):
         return self.crop > 0 or self.colour > 0 or self.mirror
 
 
+class SelfCritical(Section):
+    """Training on the metric itself, after the epochs with cross-entropy."""
+
+    epochs: Annotated[int, Field(ge=0, le=10_000)]
+    samples: Annotated[int, Field(ge=2, le=100)]
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)]
+    reward: Literal["CIDEr-D", "ROUGE-L"]
+    cross_entropy: Annotated[float, Field(gt=0, lt=1)]
+    least_distinct: Annotated[float, Field(ge=0, le=1)]
+
+
 class Finetune(Section):
     """What is trained, from where, and how long."""
 
@@ -83,6 +94,7 @@ class Finetune(Section):
     best_by: Literal["auto", "cider", "loss"]
     validation_captions: Annotated[int, Field(ge=0, le=1_000_000)]
     patience: Annotated[int, Field(ge=0, le=10_000)]
+    self_critical: SelfCritical
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @model_validator(mode="after")
@@ -97,6 +109,15 @@ class Finetune(Section):
     def _what_is_judged_by_captions_has_some(self) -> Finetune:
         if self.best_by == "cider" and not self.validation_captions:
             raise ValueError("`best_by: cider` needs captions; set `validation_captions` above 0, or `best_by` to loss")
+        return self
+
+    @model_validator(mode="after")
+    def _self_critical_epochs_are_judged_by_captions(self) -> Finetune:
+        if self.self_critical.epochs and not self.validation_captions:
+            raise ValueError(
+                "`self_critical.epochs` needs captions to choose its best epoch by; set `validation_captions` above 0,"
+                " or `self_critical.epochs` to 0"
+            )
         return self
 
     @model_validator(mode="after")

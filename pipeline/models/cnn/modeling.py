@@ -137,8 +137,7 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         loss = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
         return loss, is_target.sum()
 
-    @torch.inference_mode()
-    def likelihood(
+    def log_probabilities(
         self,
         pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
@@ -146,11 +145,11 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         picture_of: torch.Tensor,
         features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
+        """Return the log-probability of each caption (nats), `(captions,)`, with gradients."""
         if features is None:
             assert pixel_values is not None
             features = self.encode(pixel_values)
-        return self._means(features, input_ids, attention_mask[:, 1:].bool(), picture_of)
+        return self._sums(features, input_ids, attention_mask[:, 1:].bool(), picture_of)
 
     @property
     def attends(self) -> bool:
@@ -169,14 +168,14 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         memory = self.decoder.look(features).of(picture_of)
         return self.decoder.logits(self.decoder.read(input_ids, memory)[is_target])
 
-    def _means(
+    def _sums(
         self, features: torch.Tensor, input_ids: torch.Tensor, is_target: torch.Tensor, picture_of: torch.Tensor
     ) -> torch.Tensor:
-        """Return the mean log-probability of the targets of each caption, `(captions,)`."""
+        """Return the summed log-probability of the targets of each caption, `(captions,)`."""
         logits = self._logits(features, input_ids[:, :-1], picture_of, is_target)
         log_probabilities = -cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="none")
         sums = torch.zeros(len(input_ids), device=logits.device)
-        return sums.index_add(0, is_target.nonzero()[:, 0], log_probabilities) / is_target.sum(dim=1)
+        return sums.index_add(0, is_target.nonzero()[:, 0], log_probabilities)
 
     @torch.inference_mode()
     def generate_captions(
@@ -199,7 +198,7 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         is_target = is_target_of(tokens, self.generation_config.eos_token_id)
         pictures = torch.arange(len(features), device=features.device)
         picture_of = pictures.repeat_interleave(len(tokens) // len(features))
-        return tokens, self._means(features, tokens, is_target, picture_of)
+        return tokens, self._sums(features, tokens, is_target, picture_of) / is_target.sum(dim=1)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: RecurrentCache | None = None, **_: Any

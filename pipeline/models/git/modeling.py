@@ -195,8 +195,7 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         loss = head_cross_entropy(hidden, self.output, targets, label_smoothing)
         return loss, is_target.sum()
 
-    @torch.inference_mode()
-    def likelihood(
+    def log_probabilities(
         self,
         pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
@@ -204,7 +203,7 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         picture_of: torch.Tensor,
         features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per token of each caption (nats), `(captions,)`."""
+        """Return the log-probability of each caption (nats), `(captions,)`, with gradients."""
         if features is None:
             assert pixel_values is not None
             features = self.encode(pixel_values)
@@ -212,8 +211,7 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         logits = self.output(self._target_hidden(features, input_ids, is_target, picture_of))
         log_probabilities = -cross_entropy(logits.float(), input_ids[:, 1:][is_target], reduction="none")
         caption = is_target.nonzero()[:, 0]
-        sums = torch.zeros(len(input_ids), device=logits.device).index_add(0, caption, log_probabilities)
-        return sums / is_target.sum(dim=1)
+        return torch.zeros(len(input_ids), device=logits.device).index_add(0, caption, log_probabilities)
 
     def _target_hidden(
         self, features: torch.Tensor, input_ids: torch.Tensor, is_target: torch.Tensor, picture_of: torch.Tensor
