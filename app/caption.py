@@ -8,6 +8,7 @@ from app.session import (
     Captioned,
     captions_of,
     escaped,
+    forget_captions,
     kept_captions,
     load_params,
     readiness,
@@ -33,6 +34,7 @@ def page() -> None:
     ready = readiness().ready
     photos = _photos()
     if not photos:
+        forget_captions()
         st.caption("Drop photos above. A saved caption becomes training data: see docs/corrections.md.")
         return
     several = st.slider("Captions per photo", 1, 6, 3)

@@ -125,21 +125,31 @@ def _drift() -> None:
         if weeks:
             words = ", ".join(f"{word} {before:.0%} to {now:.0%}" for word, before, now in weeks[-1]["words"])
             st.warning(escaped(f"{weeks[-1]['week']}: drift of {' and '.join(weeks[-1]['alarms'])} ({words})"))
-        st.dataframe(
-            [
-                {
-                    "week": week["week"],
-                    "pictures": week["pictures"],
-                    "drift": ", ".join(week["alarms"]) or "none",
-                    "confidence": "{:.2f} ({:.2f} to {:.2f})".format(*week["confidence"]),
-                    **{f"p {key}": float(f"{week[f'p_{key}']:.2g}") for key in ("pictures", "words", "confidence")},
-                    "alarm below": float(f"{week['threshold']:.2g}"),
-                }
-                for week in report["weeks"]
-            ],
-            hide_index=True,
+        st.dataframe(_drift_rows(report), hide_index=True)
+        st.caption(
+            f"Version {report['version']} against the validation split; `image-captioning watch` updates this. In"
+            " brackets: 95 % confidence intervals, and how many captions people judged."
         )
-        st.caption(f"Version {report['version']} against the validation split; `image-captioning watch` updates this.")
+
+
+def _drift_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each week in which pictures were compared or captions were judged, in order of time."""
+    looks = {week["week"]: week for week in report["weeks"]}
+    rates = {rate["week"]: rate for rate in report.get("edit_rates", [])}
+    rows = []
+    for name in sorted(looks.keys() | rates.keys()):
+        row: dict[str, Any] = {"week": name, "pictures": None, "drift": "", "confidence": "", "changed by people": ""}
+        if week := looks.get(name):
+            row["pictures"] = week["pictures"]
+            row["drift"] = ", ".join(week["alarms"]) or "none"
+            row["confidence"] = "{:.2f} ({:.2f} to {:.2f})".format(*week["confidence"])
+        if rate := rates.get(name):
+            row["changed by people"] = "{rate:.0%} ({low:.0%} to {high:.0%}, {judged})".format(**rate)
+        for key in ("pictures", "words", "confidence"):
+            row[f"p {key}"] = float(f"{week[f'p_{key}']:.2g}") if week else None
+        row["alarm below"] = float(f"{week['threshold']:.2g}") if week else None
+        rows.append(row)
+    return rows
 
 
 def _approve(versions: list[dict[str, Any]]) -> None:

@@ -114,8 +114,8 @@ def captions_of(
 ) -> dict[str, Captioned]:
     """Return what the model, or its challenger, says of each picture, by SHA-256, with its name and version.
 
-    Each picture is sent once in a visit, unless `n` or `seed` changes: what a person is editing stays as it is, even if
-    another version is served meanwhile or the service dies.
+    Each picture is sent once until `forget_captions`, unless `n` or `seed` changes: what a person is editing stays as
+    it is, even if another version is served meanwhile or the service dies.
 
     Raises:
         ServiceError: the service does not answer.
@@ -133,6 +133,11 @@ def captions_of(
             text = result.captions[0] if result.captions else ""
             kept[place] = Said(text, answer.name, answer.version), result
     return {images.identity(data): kept[key(data)] for data in pictures if key(data) in kept}
+
+
+def forget_captions() -> None:
+    """Forget what the model said, so that photos that are dropped again are captioned by the version of today."""
+    st.session_state.pop("captioned", None)
 
 
 def kept_captions(pictures: Sequence[bytes], *, n: int = 1, seed: int = 0) -> dict[str, Captioned]:

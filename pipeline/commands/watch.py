@@ -1,4 +1,4 @@
-"""Compare what the service saw each week with the data set."""
+"""Compare what the service saw each week with the data set, and show how often people changed its captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
@@ -16,7 +16,12 @@ from pipeline.data.dataset import read_examples
 from pipeline.data.images import decode
 from pipeline.runtime.atomic_files import swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
+from pipeline.serving.corrections import Corrections
+from pipeline.serving.edit_rate import EditRate, edit_rates
 from pipeline.serving.watch import FOLDER, Seen, hash_of, read_week, week_of, write
+
+if TYPE_CHECKING:
+    from pipeline.serving.drift import Look
 
 REPORT = FOLDER / "report.json"
 TAG = "watch.last"  # of a version
@@ -37,13 +42,7 @@ def watch(params: Params) -> Done:
     """
     from pipeline.serving import drift
 
-    current = week_of(datetime.now(UTC))
-    files = [file for file in sorted(FOLDER.glob("*-W*.jsonl")) if file.stem < current]
-    weeks: dict[tuple[str, int], dict[str, list[Seen]]] = defaultdict(dict)
-    for file in files:
-        for one in read_week(file):
-            if one.version is not None:
-                weeks[one.model, one.version].setdefault(file.stem, []).append(one)
+    weeks = _complete_weeks()
     if not weeks:
         raise ConfigError(
             f"{FOLDER}: has no complete week of a registered version; set serving.watch to true in params.yaml, restart"
@@ -51,25 +50,51 @@ def watch(params: Params) -> Done:
         )
     name, version = max(weeks, key=lambda key: (max(weeks[key]), key[1]))
     found = drift.looks(weeks[name, version], _reference(params, name, version))
-    alarms = [look for look in found if look.alarms]
+    rates = edit_rates(Corrections().counting(), name, version)
+    changed = {one.week: one for one in rates}
     for look in found:
         mean, low, high = look.confidence
+        people = f", people {_in_words(changed[look.week])}" if look.week in changed else ""
         print(
-            f"watch: {look.week}: {look.pictures} pictures, confidence {mean:.2f} ({low:.2f} to {high:.2f}),"
+            f"watch: {look.week}: {look.pictures} pictures, confidence {mean:.2f} ({low:.2f} to {high:.2f}){people},"
             f" {'drift of ' + ' and '.join(look.alarms) if look.alarms else 'no drift'}"
         )
-    weeks_in_words = f"{len(found)} weeks of version {version}"
-    if alarms:
-        last = alarms[-1]
-        words = ", ".join(f"{word} {before:.0%} -> {now:.0%}" for word, before, now in last.words[:3])
-        line = f"{weeks_in_words}: drift of {' and '.join(last.alarms)} in {last.week} ({words})"
-    else:
-        line = f"{weeks_in_words}: no drift from the data set"
-    report = {"model": name, "version": version, "weeks": [{**asdict(one), "alarms": one.alarms} for one in found]}
+    line = _line(found, version)
+    report = {
+        "model": name,
+        "version": version,
+        "weeks": [{**asdict(one), "alarms": one.alarms} for one in found],
+        "edit_rates": [asdict(one) for one in rates],
+    }
     with swapped_in(REPORT) as (place,):
         write_json(place, report)
-    _tag(name, version, line)
+    _tag(name, version, f"{line}; people {_in_words(rates[-1])} in {rates[-1].week}" if rates else line)
     return Done(line, report)
+
+
+def _complete_weeks() -> dict[tuple[str, int], dict[str, list[Seen]]]:
+    """Return the recorded pictures of each registered version (name and number) and week that is over."""
+    current = week_of(datetime.now(UTC))
+    weeks: dict[tuple[str, int], dict[str, list[Seen]]] = defaultdict(dict)
+    for file in sorted(FOLDER.glob("*-W*.jsonl")):
+        for one in read_week(file) if file.stem < current else []:
+            if one.version is not None:
+                weeks[one.model, one.version].setdefault(file.stem, []).append(one)
+    return weeks
+
+
+def _line(found: list[Look], version: int) -> str:
+    """Return in one line whether there was an alarm, and the last one."""
+    weeks = f"{len(found)} weeks of version {version}"
+    if not (alarms := [look for look in found if look.alarms]):
+        return f"{weeks}: no drift from the data set"
+    last = alarms[-1]
+    words = ", ".join(f"{word} {before:.0%} -> {now:.0%}" for word, before, now in last.words[:3])
+    return f"{weeks}: drift of {' and '.join(last.alarms)} in {last.week} ({words})"
+
+
+def _in_words(one: EditRate) -> str:
+    return f"changed {one.rate:.0%} ({one.low:.0%} to {one.high:.0%}) of {one.judged} captions"
 
 
 def _reference(params: Params, name: str, version: int) -> list[Seen]:

@@ -177,6 +177,17 @@ def test_what_a_person_edits_stays_if_the_service_dies_or_another_version_is_ser
     assert "by toy, version 8" in shown(app).replace("\\", "")
 
 
+def test_photos_that_are_dropped_again_are_captioned_by_the_version_that_is_served_now(
+    workspace: Path, service: Service, photos: list
+) -> None:
+    app = dropped(photos[:1])
+    service.version, service.captions = 8, ["something else"]
+    app.file_uploader[0].set_value([]).run()
+    app.file_uploader[0].set_value(photos[:1]).run()
+    assert "by toy, version 8" in shown(app).replace("\\", "")
+    assert app.text_area[0].value == "something else"
+
+
 # Champion against challenger
 
 

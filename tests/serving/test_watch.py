@@ -21,9 +21,11 @@ from typer.testing import CliRunner
 from pipeline import build, cli
 from pipeline.config import params
 from pipeline.data.images import decode
+from pipeline.data.sources.corrections import Correction
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.atomic_files import read_json
 from pipeline.serving import service as service_module
+from pipeline.serving.corrections import Corrections
 from pipeline.serving.drift import ALPHA, Look, looks
 from pipeline.serving.watch import Recorder, Seen, hash_of, read_week, week_of, write
 from pipeline.synthetic.scenes import draw, random_scene
@@ -185,14 +187,25 @@ def recorded(data_set: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_command_compares_complete_weeks_with_the_validation_split_and_tags_the_version(recorded: Path) -> None:
+    for action, name in (("accept", "a"), ("edit", "b")):
+        one = Correction(
+            id=name, at="2026-03-04T00:00:00+00:00", who="ann", action=action, sha256=64 * name, said="a spaceship",
+            caption="a car", model="toy", version=1,
+        )  # fmt: skip
+        Corrections()._journal.append(one.model_dump_json(exclude_none=True))
     done = CliRunner().invoke(cli.app, ["watch"])
     assert done.exit_code == 0, done.output
     assert "2 weeks of version 1: drift of" in done.output
+    assert "watch: 2026-W10: 40 pictures, confidence" in done.output
+    assert "people changed 50% (9% to 91%) of 2 captions, drift of" in done.output
     assert "spaceship 0% -> 100%" in done.output
     report = read_json(Path("data/watch/report.json"))
     assert [week["week"] for week in report["weeks"]] == ["2026-W09", "2026-W10"]
     assert "words" in report["weeks"][0]["alarms"]
-    assert "drift of" in registry.tags(runs.client(), "toy", 1)["watch.last"]
+    tag = registry.tags(runs.client(), "toy", 1)["watch.last"]
+    assert "drift of" in tag
+    assert tag.endswith("; people changed 50% (9% to 91%) of 2 captions in 2026-W10")
+    assert [(one["week"], one["judged"]) for one in report["edit_rates"]] == [("2026-W10", 2)]
     shutil.rmtree("data/dataset/train")
     assert CliRunner().invoke(cli.app, ["watch"]).output.splitlines()[-1] == done.output.splitlines()[-1]
     assert read_json(Path("data/watch/report.json")) == report
