@@ -7,8 +7,8 @@ are not decoded again; they are found by the hash of their raw bytes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +29,15 @@ from pipeline.data.dataset import (
     write_withdrawn,
 )
 from pipeline.data.images import Normalised
+from pipeline.data.normalising import Normaliser
 from pipeline.data.sources.archive import Files, MemberError, open_files
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.matching import MatchedCaptions
+from pipeline.engine.base import Engine, Read
+from pipeline.engine.choice import open_engine
 from pipeline.runtime import entrypoint
 from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
-from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
-from pipeline.runtime.parallel_map import parallel_map
+from pipeline.runtime.memory_budget import MemoryBudget, bytes_of
 from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
@@ -50,11 +52,15 @@ def run(params: Params, args: argparse.Namespace) -> str:
             f"params.yaml: ingest.sources: has no {name!r}, only {', '.join(settings.sources)}; add it there"
         )
     folder, report = paths.INGEST / name, paths.INGEST_REPORTS / f"{name}.json"
-    with open_files(paths.RAW / name) as files, swapped_in(folder, report) as (new_folder, new_report):
+    with (
+        open_engine(params.runtime) as engine,
+        open_files(paths.RAW / name) as files,
+        swapped_in(folder, report) as (new_folder, new_report),
+    ):
         audit = Audit()
         matched = MatchedCaptions(name, files, audit, Columns(settings.columns.picture, settings.columns.caption))
         records = _Source(name, files, matched, audit).ingest_pictures(
-            new_folder, settings, _LastRun(folder, settings), params.runtime.decode_threads, params.runtime.memory_gb
+            new_folder, settings, _LastRun(folder, settings), engine, bytes_of(params.runtime.memory_gb)
         )
         with audit.listed_if_stopped(name):
             if not (records or matched.may_be_empty):
@@ -126,31 +132,18 @@ class _LastRun:
         )
 
 
-class _Memory:
-    """The memory budget of ingest. Files and decoded pictures have a share each, because a thread that holds a file
-    waits for its picture.
+class _Member(NamedTuple):
+    """A member that has been read.
 
     Attributes:
-        files: for the bytes of files.
-        pictures: for decoded pictures.
+        number: the member's index.
+        sha256: of its bytes; None if they cannot be read.
+        known: the last run's picture, the reason why the member cannot be read, or None.
     """
 
-    def __init__(self, total: int) -> None:
-        return_large_blocks()
-        self.files = MemoryBudget(total // 4)
-        self.pictures = MemoryBudget(total * 5 // 8)  # the rest is for what libraries and the allocator keep
-
-
-class _Decoded(NamedTuple):
-    """The result of reading one member.
-
-    Attributes:
-        sha256: of the member's bytes; None if they cannot be read.
-        result: the picture, the reason why it cannot be used, or None if no caption names the member.
-    """
-
+    number: int
     sha256: str | None
-    result: Normalised | str | None
+    known: Normalised | str | None
 
 
 @dataclass(frozen=True)
@@ -178,26 +171,32 @@ class _Source:
         self.audit = audit
 
     def ingest_pictures(
-        self, folder: Path, settings: Ingest, last: _LastRun, threads: int, memory_gb: float
+        self, folder: Path, settings: Ingest, last: _LastRun, engine: Engine, memory: int
     ) -> list[IngestedPicture]:
         """Decode, check and store each picture that has a caption; return the records in order.
 
         Members with the same bytes become one picture with the captions of all.
+
+        Args:
+            folder: for the pictures.
+            settings: the params of this stage.
+            last: the last run's pictures.
+            engine: where pictures are decoded.
+            memory: bytes that files and decoded pictures may take, in each process.
         """
         sha256s: dict[int, str] = {}
         same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
         results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
-        memory = _Memory(bytes_of(memory_gb))
-        decoded = parallel_map(
-            lambda index: self._decode(index, settings, last, memory), self.matched.captions, threads
-        )
+        # Files and decoded pictures have a share each, because a thread that holds a file waits for its picture. The
+        # rest is for what libraries and the allocator keep.
+        files = MemoryBudget(memory // 4)
+        normaliser = Normaliser(settings.image_size, settings.max_pixels, memory * 5 // 8)
+        decoded = engine.map(lambda index: self._read(index, last, files), normaliser, self.matched.captions)
         with PictureWriter(folder, last.pictures) as writer:
-            for index, (sha256, result) in progress_bar(
-                zip(self.matched.captions, decoded, strict=True),
-                total=len(self.matched.captions),
-                desc=f"ingest {self.name}",
-                unit=" pictures",
+            for (index, sha256, known), new in progress_bar(
+                decoded, total=len(self.matched.captions), desc=f"ingest {self.name}", unit=" pictures"
             ):
+                result = new or known
                 if sha256 is None:
                     assert isinstance(result, str)
                     self.matched.set_aside(index, result)
@@ -207,9 +206,43 @@ class _Source:
                 if result is None or sha256 in results:
                     continue
                 if isinstance(result, Normalised):
-                    writer.add(f"{sha256}.jpg", result.jpeg or last.pictures)
-                    result = result.without_jpeg() if result.jpeg else result
+                    result = self._stored(sha256, result, settings.min_side, writer, last)
                 results[sha256] = index, result
+        return self._records(same_bytes, results, sha256s)
+
+    @contextmanager
+    def _read(self, index: int, last: _LastRun, budget: MemoryBudget) -> Iterator[Read[_Member]]:
+        """Read a member, whose bytes need work if it has a caption and the last run does not know it."""
+        # Reading joins pieces, so it takes the size twice.
+        with budget.reserve(2 * min(self.files.size(index), _MAX_PICTURE_BYTES)):
+            try:
+                data = self.files.read(index, _MAX_PICTURE_BYTES)
+            except MemberError as error:
+                yield Read(_Member(index, None, error.reason), None)
+                return
+            sha256 = images.identity(data)
+            known = last.find(sha256) if self.matched.captions[index] else None
+            is_new = known is None and bool(self.matched.captions[index])
+            yield Read(_Member(index, sha256, known), data if is_new else None)
+
+    @staticmethod
+    def _stored(
+        sha256: str, picture: Normalised, min_side: int, writer: PictureWriter, last: _LastRun
+    ) -> Normalised | str:
+        """Store a picture; return it without its JPEG, or the reason why it is not stored."""
+        # Only larger pictures are reduced, and never below this.
+        if min(picture.width, picture.height) < min_side:
+            return "too_small"
+        writer.add(f"{sha256}.jpg", picture.jpeg or last.pictures)
+        return picture.without_jpeg() if picture.jpeg else picture
+
+    def _records(
+        self,
+        same_bytes: Mapping[str, list[int]],
+        results: Mapping[str, tuple[int, Normalised | str]],
+        sha256s: Mapping[int, str],
+    ) -> list[IngestedPicture]:
+        """Return the record of each usable picture, and set aside the members that do not become one."""
         unused = "corrections_undone" if self.matched.may_be_empty else "no_caption"
         records = []
         for sha256, members in same_bytes.items():
@@ -220,27 +253,6 @@ class _Source:
         self.audit.pictures = len(records)
         self.audit.captions = sum(len(record.captions) for record in records)
         return records
-
-    def _decode(self, index: int, settings: Ingest, last: _LastRun, memory: _Memory) -> _Decoded:
-        # Reading joins pieces, so it takes the size twice.
-        with memory.files.reserve(2 * min(self.files.size(index), _MAX_PICTURE_BYTES)):
-            return self._decode_one(index, settings, last, memory.pictures)
-
-    def _decode_one(self, index: int, settings: Ingest, last: _LastRun, budget: MemoryBudget) -> _Decoded:
-        try:
-            data = self.files.read(index, _MAX_PICTURE_BYTES)
-        except MemberError as error:
-            return _Decoded(None, error.reason)
-        sha256 = images.identity(data)
-        if not self.matched.captions[index]:
-            return _Decoded(sha256, None)
-        try:
-            picture = last.find(sha256) or images.normalise(data, settings.image_size, settings.max_pixels, budget)
-        except images.PictureError as error:
-            return _Decoded(sha256, error.reason)
-        # Only larger pictures are reduced, and never below this.
-        too_small = min(picture.width, picture.height) < settings.min_side
-        return _Decoded(sha256, "too_small" if too_small else picture)
 
     def _set_aside_members(self, group: _Group) -> None:
         """Set aside a group that cannot be used, or all but the first member of one that can."""

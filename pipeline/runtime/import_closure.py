@@ -7,7 +7,7 @@ from pathlib import Path
 
 _PACKAGE = "pipeline"
 # Folders whose code decides no result: no stage of dvc.yaml names them.
-INFRASTRUCTURE = ("pipeline/config", "pipeline/runtime", "pipeline/tracking", "pipeline/serving")
+INFRASTRUCTURE = ("pipeline/config", "pipeline/runtime", "pipeline/engine", "pipeline/tracking", "pipeline/serving")
 
 
 def deciding(module: str) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,4 +32,7 @@ class Runtime(Section):
     caption_batch_size: Annotated[int, Field(ge=1, le=65_536)]
     decode_threads: Annotated[int, Field(ge=0, le=1024)]
     memory_gb: Annotated[float, Field(ge=0, le=100_000)]
+    engine: Literal["local", "ray"]
+    ray_address: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None
+    ray_workers: Annotated[int, Field(ge=0, le=100_000)]
     launch: Launch

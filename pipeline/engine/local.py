@@ -1,0 +1,34 @@
+"""The engine `local`: threads of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+
+from pipeline.engine.base import Engine, K, R, Read, T, Work
+from pipeline.runtime.parallel_map import parallel_map
+
+
+class LocalEngine(Engine):
+    """Reads and works in the same thread, so that what an item's context holds is held until its work is done."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def map(
+        self,
+        read: Callable[[T], AbstractContextManager[Read[K]]],
+        make_work: Callable[[], Work[R]],
+        items: Iterable[T],
+        *,
+        batch: int = 64,
+        needs_gpu: bool = False,
+    ) -> Iterator[tuple[K, R | None]]:
+        """See `Engine.map`; threads take single items, whatever `batch` says."""
+        work = make_work()
+
+        def read_and_work(item: T) -> tuple[K, R | None]:
+            with read(item) as found:
+                return found.kept, None if found.data is None else work([found.data])[0]
+
+        return parallel_map(read_and_work, items, self._threads)

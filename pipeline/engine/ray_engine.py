@@ -1,0 +1,267 @@
+"""The engine `ray`: workers in the processes of a cluster. They need no shared disk, because Ray sends them the data.
+
+The items are read on this machine, in order, so that an archive's limits count as with `local`. A worker that dies is
+replaced, and its batches go to others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Generic
+
+from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
+from pipeline.engine.base import Engine, K, R, Read, T, Work
+from pipeline.runtime.parallel_map import parallel_map
+
+_READ_THREADS = 4
+_BATCH_BYTES = 8 * 2**20
+_QUEUED = 2  # batches that a worker has, so that it does not wait for the next one
+_ATTEMPTS = 5  # of a batch, if the worker dies each time
+_GROW_SECONDS = 5.0  # between looks at the size of the cluster
+_NO_WORKER_SECONDS = 300.0
+# Libraries that decide results; another version on a node would give other bytes.
+_LIBRARIES = ("pillow", "pillow-heif", "ImageHash", "numpy", "scipy", "torch", "transformers", "tokenizers")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide results; "none" for one that is not installed."""
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library).partition("+")[0]  # builds for CPUs and GPUs count as the same
+        except PackageNotFoundError:
+            found[library] = "none"
+    return found
+
+
+class _Worker(Generic[R]):
+    """Lives in a process of the cluster."""
+
+    def __init__(self, make_work: Callable[[], Work[R]]) -> None:
+        self._make_work = make_work
+        self._work: Work[R] | None = None
+
+    def versions(self) -> dict[str, str]:
+        return library_versions()
+
+    def run(self, data: Sequence[bytes]) -> Sequence[R]:
+        self._work = self._work or self._make_work()
+        return self._work(data)
+
+
+@dataclass
+class _Batch(Generic[K]):
+    """Attributes: `kept` of each item, and whether it has data; the data, or Ray's reference to them."""
+
+    kept: list[tuple[K, bool]] = field(default_factory=list)
+    data: Any = field(default_factory=list)
+    size: int = 0
+    attempts: int = 0
+
+
+class RayEngine(Engine):
+    """Runs work in the workers of the cluster that this process is connected to; see `ray_cluster.connected`."""
+
+    def __init__(self, workers: int) -> None:
+        """Use so many workers at most; 0 for one per CPU (or GPU) of the cluster, also of nodes that join later."""
+        self._workers = workers
+
+    def map(
+        self,
+        read: Callable[[T], AbstractContextManager[Read[K]]],
+        make_work: Callable[[], Work[R]],
+        items: Iterable[T],
+        *,
+        batch: int = 64,
+        needs_gpu: bool = False,
+    ) -> Iterator[tuple[K, R | None]]:
+        """See `Engine.map`.
+
+        Raises:
+            ConfigError: a library of a node has another version than this machine's.
+            TemporaryError: the workers of a batch died again and again, or the cluster has no worker.
+        """
+
+        def read_item(item: T) -> Read[K]:
+            with read(item) as found:
+                return found
+
+        batches = enumerate(_batches(parallel_map(read_item, items, _READ_THREADS), batch))
+        pool: _Pool[R] = _Pool(make_work, self._workers, needs_gpu)
+        ahead: dict[int, _Batch[K]] = {}  # read, and not yielded yet
+        try:
+            following, more = 0, True
+            while more or ahead:
+                while more and len(ahead) < pool.window:
+                    number, new = next(batches, (0, None))
+                    if new is None:
+                        more = False
+                    else:
+                        ahead[number] = new
+                        pool.submit(number, new)
+                if following in pool.results:
+                    results = iter(pool.results.pop(following))
+                    for kept, has_data in ahead.pop(following).kept:
+                        yield kept, next(results) if has_data else None
+                    following += 1
+                elif ahead:
+                    pool.wait()
+        finally:
+            pool.close()
+
+
+def _batches(found: Iterable[Read[K]], most: int) -> Iterator[_Batch[K]]:
+    """Yield batches of at most `most` items, and of about `_BATCH_BYTES` if there are several."""
+    batch: _Batch[K] = _Batch()
+    for one in found:
+        batch.kept.append((one.kept, one.data is not None))
+        if one.data is not None:
+            batch.data.append(one.data)
+            batch.size += len(one.data)
+        if len(batch.kept) == most or batch.size >= _BATCH_BYTES:
+            yield batch
+            batch = _Batch()
+    if batch.kept:
+        yield batch
+
+
+class _Pool(Generic[R]):
+    """The workers, and which batches each of them has.
+
+    Attributes:
+        results: number of a batch -> its results, until someone takes them.
+    """
+
+    def __init__(self, make_work: Callable[[], Work[R]], most: int, needs_gpu: bool) -> None:
+        import ray
+
+        self.results: dict[int, Sequence[R]] = {}
+        self._ray = ray
+        self._most = most
+        self._resource = "GPU" if needs_gpu and ray.cluster_resources().get("GPU") else "CPU"
+        share = {"num_gpus": 1} if self._resource == "GPU" else {"num_cpus": 1}
+        # A dead worker is replaced by a new one instead of restarted: its node may be gone.
+        self._actor = ray.remote(_Worker).options(max_restarts=0, **share)
+        self._make_work = ray.put(make_work)
+        self._expected = library_versions()
+        self._starting: dict[Any, Any] = {}  # reference to the first answer -> worker
+        self._load: dict[Any, int] = {}  # worker that answers -> batches that it has
+        self._running: dict[Any, tuple[Any, int]] = {}  # reference to results -> worker, number of the batch
+        self._waiting: list[int] = []
+        self._batches: dict[int, _Batch[Any]] = {}
+        self._looked = self._alive = time.monotonic()
+        self._grow()
+
+    @property
+    def window(self) -> int:
+        """How many batches to read ahead of the results."""
+        return 2 + (_QUEUED + 1) * (len(self._load) + len(self._starting))
+
+    def submit(self, number: int, batch: _Batch[Any]) -> None:
+        """Give a batch to a worker as soon as one is free."""
+        if not batch.data:
+            self.results[number] = []
+            return
+        batch.data = self._ray.put(batch.data)
+        self._batches[number] = batch
+        self._waiting.append(number)
+        self._assign()
+
+    def wait(self) -> None:
+        """Wait until something happens, at most a second; take results, and replace workers that died."""
+        references = [*self._running, *self._starting]
+        ready, _ = self._ray.wait(references, num_returns=1, timeout=1.0) if references else ([], [])
+        for reference in ready:
+            if reference in self._starting:
+                self._started(reference)
+            elif reference in self._running:  # not taken from a dead worker meanwhile
+                self._done(reference)
+        now = time.monotonic()
+        if now - self._looked > _GROW_SECONDS:
+            self._looked = now
+            self._grow()
+        if self._load:
+            self._alive = now
+        elif now - self._alive > _NO_WORKER_SECONDS:
+            raise TemporaryError(
+                f"Ray: no worker started within {_NO_WORKER_SECONDS:.0f} s (the cluster has"
+                f" {self._ray.cluster_resources().get(self._resource, 0):g} {self._resource}s); wait for others to"
+                " finish or add a node, then run again"
+            )
+        self._assign()
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in [*self._load, *self._starting.values()]:
+            self._ray.kill(worker)
+
+    def _grow(self) -> None:
+        room = int(self._ray.cluster_resources().get(self._resource, 0))
+        wanted = min(self._most or room, room)
+        for _ in range(wanted - len(self._load) - len(self._starting)):
+            worker = self._actor.remote(self._make_work)
+            self._starting[worker.versions.remote()] = worker
+
+    def _assign(self) -> None:
+        while self._waiting and self._load:
+            worker = min(self._load, key=self._load.__getitem__)
+            if self._load[worker] >= _QUEUED:
+                return
+            number = min(self._waiting)  # the earliest batch holds up the output
+            self._waiting.remove(number)
+            self._load[worker] += 1
+            self._running[worker.run.remote(self._batches[number].data)] = worker, number
+
+    def _started(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            found = self._ray.get(reference)
+        except self._ray.exceptions.RayError:  # `_grow` starts another if there is room
+            return
+        for library, expected in self._expected.items():
+            if found[library] != expected:
+                raise ConfigError(
+                    f"Ray: a node has {library} {found[library]}, this machine {expected}; install requirements.lock"
+                    " on every machine"
+                )
+        self._load[worker] = 0
+
+    def _done(self, reference: Any) -> None:
+        worker, number = self._running.pop(reference)
+        try:
+            self.results[number] = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, PipelineError | MemoryError):
+                raise error.cause from None
+            raise
+        except self._ray.exceptions.RayError as error:  # the worker, its node, or the result is lost
+            self._retry(number, error)
+            self._bury(worker)
+        else:
+            self._load[worker] -= 1
+            del self._batches[number]
+
+    def _bury(self, worker: Any) -> None:
+        """Give the batches of a dead worker to others. They may have killed it, each of them."""
+        self._load.pop(worker, None)
+        self._ray.kill(worker)  # if only its result was lost
+        for reference in [one for one, (other, _) in self._running.items() if other is worker]:
+            _, number = self._running.pop(reference)
+            self._waiting.append(number)
+        self._grow()
+
+    def _retry(self, number: int, error: Exception) -> None:
+        batch = self._batches[number]
+        batch.attempts += 1
+        if batch.attempts == _ATTEMPTS:
+            names = ", ".join(str(kept) for kept, _ in batch.kept[:1])
+            reason = " ".join(str(error).split())[:200]
+            raise TemporaryError(
+                f"Ray: {_ATTEMPTS} workers died with the same batch of {len(batch.kept)}, first {names} ({reason}); run"
+                " it again, or with runtime.engine: local"
+            )
+        self._waiting.append(number)
