@@ -99,6 +99,8 @@ def test_a_runtime_param_makes_no_stage_stale(loop: Path) -> None:
         "feature_cache_gb": 1,
         "caption_batch_size": 3,
         "decode_threads": 2,
+        "engine": "ray",
+        "ray_workers": 2,
         "launch.port": 29501,
     }
     set_params(loop, {f"runtime.{key}": value for key, value in changes.items()})
