@@ -42,10 +42,14 @@ class Endings:
 def is_loop(caption: Words) -> bool:
     """Return whether a caption has a word twice in a row, or three words in the same order twice.
 
+    A doubled emoji is none: people double them on purpose.
+
     >>> is_loop("a dog dog runs".split()), is_loop("a red boat and a red boat".split()), is_loop("a b a c".split())
     (True, True, False)
+    >>> is_loop("the sea 🌊 🌊".split())
+    False
     """
-    if any(word == following for word, following in pairwise(caption)):
+    if any(word == following and word.isalnum() for word, following in pairwise(caption)):
         return True
     grams = [tuple(caption[i : i + _LOOP]) for i in range(len(caption) - _LOOP + 1)]
     return len(set(grams)) < len(grams)
