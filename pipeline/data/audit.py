@@ -183,10 +183,12 @@ def write_set_aside(path: Path, items: Iterable[SetAside]) -> None:
     descriptions = FILE_REASONS | ROW_REASONS
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
+        # Before Python 3.13 the first leaves a carriage return unquoted, which the reader takes as the end of a row.
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(_COLUMNS)
         for item in items:
             file_name, names = _escape(item.file), _escape(item.names)
-            writer.writerow(
+            (quoting if "\r" in file_name + names else writer).writerow(
                 [item.kind, item.source, file_name, item.row, item.reason, descriptions[item.reason], names]
             )
 
