@@ -11,24 +11,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.config.params import Params
-from pipeline.config.sections.evaluate import Evaluate
 from pipeline.config.sections.finetune import CREATED
 from pipeline.data.dataset import Example, PictureReader, fair_share, read_examples
-from pipeline.data.images import data_url
-from pipeline.evaluation import architectures, baselines, coco, gallery, scores_report
-from pipeline.evaluation.attention_maps import WordMap, word_maps
+from pipeline.evaluation import architectures, baselines, coco, pages, scores_report
 from pipeline.evaluation.bootstrap import warning
 from pipeline.evaluation.restyled import Frames
 from pipeline.evaluation.scores_report import HEADLINE, Captions
@@ -50,8 +44,6 @@ if TYPE_CHECKING:
 _SCORES_CSV = "metrics.csv"
 _CONTACT_SHEET = "contact_sheet.png"
 _ARCHITECTURES = "architectures.md"
-_LOOKED = 12  # pictures of the gallery with attention maps
-_PLOTTED = 12  # pictures on the contact sheet, which `dvc plots` shows
 _MODEL = "model"
 _BEFORE = "before_finetuning"
 _CONSENSUS = "nearest_consensus"
@@ -91,7 +83,10 @@ def run(params: Params, args: argparse.Namespace) -> str:
         captions = {system: [line["captions"][system] for line in lines] for system in lines[0]["captions"]}
         references = [line["references"] for line in lines]
         statistics_of_systems = scores_report.count(captions, references)
-        report = scores_report.make_report(captions, references, statistics_of_systems, _MODEL)
+        report = scores_report.make_report(
+            captions, references, statistics_of_systems, _MODEL, params.evaluate.named_words
+        )
+        _add_clip_scores(report, captions, lines, params)
         table = _compared(report, answers.seconds, params)
         if table:
             (folder / _ARCHITECTURES).write_text(architectures.markdown(table), encoding="utf-8")
@@ -99,23 +94,31 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_json(metrics_file, scores_report.shown_metrics(report, _MODEL, _NOT_SHOWN))
         scores = {system: counted.scores() for system, counted in statistics_of_systems.items()}
         scores_report.write_scores_csv(folder / _SCORES_CSV, scores)
-        intervals_95 = {system: report[system]["intervals_95"] for system in scores}
         per_picture = {system: counted.each()[HEADLINE].tolist() for system, counted in statistics_of_systems.items()}
-        _write_gallery(
-            folder,
-            lines,
-            scores,
-            intervals_95,
-            per_picture,
-            report["tokenizer"],
-            params.evaluate,
-            table,
-            answers.attending,
-        )
-        _write_contact_sheet(folder, lines)
+        shown = pages.Shown(_MODEL, _BEFORE if _BEFORE in scores else None, params.evaluate.gallery_pictures)
+        pages.write_gallery(folder / paths.GALLERY.name, lines, report, per_picture, shown, table, answers.attending)
+        pages.write_contact_sheet(folder / _CONTACT_SHEET, lines, shown)
     if few := warning(len(lines)):
         print(f"evaluate: {few}")
     return _summary(report, scores, len(lines))
+
+
+def _add_clip_scores(
+    report: dict[str, Any], captions: Captions, lines: Sequence[dict[str, Any]], params: Params
+) -> None:
+    """Add CLIPScore and RefCLIPScore of each system to the report, if `evaluate.clip_score` names a model."""
+    settings = params.evaluate.clip_score
+    if settings.checkpoint is None:
+        return
+    from pipeline.evaluation.clip_score import ClipScorer
+    from pipeline.models import factory
+
+    folder = factory.locate(settings.checkpoint, settings.revision, "evaluate.clip_score.checkpoint")
+    reader = PictureReader(paths.DATASET / "test")
+    pictures = [reader.read(line["file_name"]) for line in lines]
+    scorer = ClipScorer(folder, pictures, [line["references"] for line in lines])
+    for system, said in captions.items():
+        report[system] |= {name: round(value, 4) for name, value in scorer.scores(said).items()}
 
 
 def _compared(report: dict[str, Any], seconds: dict[str, float], params: Params) -> list[architectures.Row]:
@@ -272,74 +275,6 @@ def _captions(captioner: Captioner, pictures: Sequence[bytes], params: Params, n
         name=f"evaluate {name}",
     )
     return captions, time.perf_counter() - start
-
-
-def _write_gallery(
-    folder: Path,
-    lines: Sequence[dict],
-    scores: dict[str, dict[str, float]],
-    intervals_95: dict[str, dict[str, list[float]]],
-    per_picture: dict[str, list[float]],
-    tokenizer: str,
-    settings: Evaluate,
-    table: Sequence[architectures.Row],
-    attending: Mapping[str, Path],
-) -> None:
-    """Write the gallery of the pictures with the most telling scores."""
-    reader = PictureReader(paths.DATASET / "test")
-    versus = _BEFORE if _BEFORE in per_picture else None
-    gains = [score - per_picture[versus][i] if versus else 0.0 for i, score in enumerate(per_picture[_MODEL])]
-    chosen = gallery.select(per_picture[_MODEL], gains, settings.gallery_pictures)
-    looked = _looked(attending, [lines[i] for i in chosen[:_LOOKED]], reader)
-    cards = [
-        gallery.Card(
-            name=lines[i]["file_name"],
-            picture=data_url(reader.read(lines[i]["file_name"]), 320),
-            references=lines[i]["references"],
-            captions=lines[i]["captions"],
-            scores={system: values[i] for system, values in per_picture.items()},
-            looked=looked.get(lines[i]["file_name"], {}),
-        )
-        for i in chosen
-    ]
-    page = gallery.render(
-        cards, scores, intervals_95, len(lines), tokenizer, "Captions of the test split", _MODEL, versus, table
-    )
-    (folder / paths.GALLERY.name).write_text(page, encoding="utf-8")
-
-
-def _looked(
-    attending: Mapping[str, Path], lines: Sequence[dict], reader: PictureReader
-) -> dict[str, dict[str, list[WordMap]]]:
-    """Return where models looked before each word, by the pictures' file names and the systems."""
-    from pipeline.models.captioner import Captioner
-
-    maps: dict[str, dict[str, list[WordMap]]] = {}
-    for system, folder in attending.items():
-        captioner = Captioner.from_folder(folder)
-        for line in lines:
-            if caption := line["captions"][system]:
-                with Image.open(io.BytesIO(reader.read(line["file_name"]))) as picture:
-                    found = captioner.attention(picture.convert("RGB"), caption)
-                maps.setdefault(line["file_name"], {})[system] = word_maps(found.picture, found.words, found.weights)
-    return maps
-
-
-def _write_contact_sheet(folder: Path, lines: Sequence[dict]) -> None:
-    """Write the first pictures with their captions as one image."""
-    reader = PictureReader(paths.DATASET / "test")
-    cells = [(reader.read(line["file_name"]), _cell_captions(line)) for line in lines[:_PLOTTED]]
-    gallery.contact_sheet(cells).save(folder / _CONTACT_SHEET)
-
-
-def _cell_captions(line: dict) -> dict[str, str]:
-    """Return the captions of a picture on the contact sheet, in order."""
-    captions = line["captions"]
-    if _BEFORE in captions:
-        shown = {"before": captions[_BEFORE], "after": captions[_MODEL]}
-    else:
-        shown = {"model": captions[_MODEL]}
-    return {**shown, "people": line["references"][0]}
 
 
 if __name__ == "__main__":

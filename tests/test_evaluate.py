@@ -15,12 +15,14 @@ from pipeline import evaluate, finetune
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.data.dataset import Example, fair_share, read_examples
+from pipeline.evaluation.named_words import NamedWords
 from pipeline.evaluation.ptb.tokens import TOKENIZER
 from pipeline.models.neighbours import read_neighbours
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.tracking.captioners import load_captioner
 from tests.conftest import run, set_params
+from tests.evaluation.test_clip_score import clip  # noqa: F401
 from tests.test_finetune import built  # noqa: F401
 
 
@@ -100,6 +102,29 @@ def test_each_system_has_scores_with_intervals_and_what_overlap_does_not_tell(tr
     assert report["most_frequent"]["distinct_captions"] == 1 / report["pictures"]
     assert report["nearest_picture"]["copied"] == report["most_frequent"]["copied"] == 1
     assert report["nearest_picture"]["unknown_words"] == 0
+
+
+def test_what_captions_name_is_reported_and_shown_in_the_gallery(trained: Path) -> None:
+    set_params(trained, {"evaluate.named_words": {"hue": ["red", "blue", "green"]}})
+    report = run_evaluate()
+    page = Path("reports/evaluate/gallery.html").read_text()
+    assert "<th>hue" in page
+    assert "CLIPScore" not in page
+    references = [line["references"] for line in captions()]
+    for system in ("model", "nearest_consensus", "nearest_picture", "most_frequent"):
+        said = [line["captions"][system] for line in captions()]
+        assert report[system]["named"] == NamedWords({"hue": ["red", "blue", "green"]}).figures(said, references)
+        assert 0 <= report[system]["unfinished"] <= 1
+    assert report["most_frequent"]["loops"] in (0, 1)
+
+
+def test_a_clip_model_scores_every_system(trained: Path, clip: Path) -> None:  # noqa: F811
+    set_params(trained, {"evaluate.clip_score.checkpoint": str(clip)})
+    report = run_evaluate()
+    assert "<th>RefCLIPScore" in Path("reports/evaluate/gallery.html").read_text()
+    for system in ("model", "nearest_consensus", "nearest_picture", "most_frequent"):
+        assert 0 <= report[system]["CLIPScore"] <= 2.5
+        assert 0 <= report[system]["RefCLIPScore"] <= 2.5
 
 
 def test_how_far_the_model_is_above_each_other_answer_is_told_with_an_interval(trained: Path) -> None:

@@ -27,6 +27,8 @@ _BEYOND = {
     "reference_words": "per reference",
     "emoji_recall": "share of the references' emoji, over pictures that have any",
     "hashtag_recall": "share of the references' hashtags, over pictures that have any",
+    "content_recall": "share of the references' content words (English)",
+    "loops": "share of captions that repeat themselves",
     "self-CIDEr": "how much the captions of a picture differ, 0 to 1",
     "mBLEU": "BLEU-4 between the captions of a picture; lower is more diverse",
 }

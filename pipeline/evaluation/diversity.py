@@ -1,4 +1,4 @@
-"""Figures beyond overlap with references: diversity, copying, length, emoji and hashtags.
+"""Figures beyond overlap with references: diversity, copying, length, content words, emoji, hashtags and fluency.
 
 Pure functions of captions: as text where characters matter, otherwise as words.
 """
@@ -9,14 +9,19 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
+from pipeline.evaluation.content_words import are_english, content_words
+from pipeline.evaluation.fluency import Endings, loop_share
 from pipeline.evaluation.metrics.cider import cider
 from pipeline.evaluation.metrics.corpus import Integers, Words
 from pipeline.evaluation.metrics.registry import names_of_means
 from pipeline.evaluation.metrics.scoring import corpus_scores, statistics
+
+Caption = TypeVar("Caption", str, Words)
 
 # A tag has a letter in it: "#1" is a rank.
 _HASHTAG = re.compile(r"[#\uff03](\w*[^\W\d_]\w*)")
@@ -33,7 +38,7 @@ def wording(
     Args:
         captions: one per picture.
         references: one or more per picture; their language decides the tokenizer.
-        training: all training captions; without them, `unknown_words` and `copied` are left out.
+        training: all training captions; without them, `unknown_words`, `copied` and `unfinished` are left out.
     """
     tokenizer = tokenizer_for(references)
     words = [tokenizer.words(caption) for caption in captions]
@@ -44,11 +49,16 @@ def wording(
         "words": mean_length(words),
         "emoji_recall": recall(captions, references, emoji_of),
         "hashtag_recall": recall(captions, references, hashtags_of),
+        "content_recall": _content_recall(
+            words, [[tokenizer.words(text) for text in several] for several in references]
+        ),
+        "loops": loop_share(words),
     }
     if training is not None:
         learned = [tokenizer.words(caption) for caption in training]
         figures["unknown_words"] = unknown_share(words, set(chain.from_iterable(learned)).__contains__)
         figures["copied"] = copied_share(words, learned)
+        figures["unfinished"] = Endings(learned).unfinished_share(words)
     return figures
 
 
@@ -94,7 +104,14 @@ def hashtags_of(text: str) -> set[str]:
     return {tag.lower() for tag in _HASHTAG.findall(text)}
 
 
-def recall(captions: Sequence[str], references: Sequence[Sequence[str]], of: Callable[[str], Set[str]]) -> float | None:
+def _content_recall(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> float | None:
+    """Return the mean recall of a reference's content words; None if the references are not in English."""
+    return recall(captions, references, content_words) if are_english(chain.from_iterable(references)) else None
+
+
+def recall(
+    captions: Sequence[Caption], references: Sequence[Sequence[Caption]], of: Callable[[Caption], Set[str]]
+) -> float | None:
     """Return the mean recall of a reference's items, like emoji, in the caption; None if no reference has any.
 
     Pictures without such a reference are skipped; if several references have items, the best recall counts.
@@ -102,7 +119,7 @@ def recall(captions: Sequence[str], references: Sequence[Sequence[str]], of: Cal
     Args:
         captions: one per picture.
         references: one or more per picture.
-        of: returns the items in a text, like `emoji_of`.
+        of: returns the items in a caption, like `emoji_of`.
     """
     recalls = []
     for caption, several in zip(captions, references, strict=True):

@@ -76,6 +76,7 @@ def render(
     model: str,
     versus: str | None,
     compared: Sequence[architectures.Row] = (),
+    named: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """Return the gallery as one self-contained HTML page: it loads nothing and runs only its own script.
 
@@ -89,6 +90,7 @@ def render(
         model: the system that the page is about.
         versus: the system that it is compared with on each picture, if any.
         compared: the table of architectures; empty if none are compared.
+        named: the cells of the table of what captions name, by system and column.
     """
     script = _SCRIPT.read_text(encoding="utf-8")
     return templates.render(
@@ -103,6 +105,7 @@ def render(
         model=model,
         versus=versus,
         compared=compared,
+        named=named,
         note=architectures.NOTE,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

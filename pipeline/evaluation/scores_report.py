@@ -13,8 +13,10 @@ from pipeline.evaluation.bootstrap import differences, intervals
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.diversity import mean_length, wording
 from pipeline.evaluation.metrics.scoring import Statistics, statistics
+from pipeline.evaluation.named_words import Groups, NamedWords
 from pipeline.runtime.atomic_files import sha256_of
 
+CLIP_SCORES = ("CLIPScore", "RefCLIPScore")
 HEADLINE = "CIDEr-D"  # the score of the last line and of each picture in the gallery
 _SHOWN = (HEADLINE, "BLEU-4", "ROUGE-L")  # the model's scores in `dvc metrics`
 
@@ -39,13 +41,29 @@ def count(captions: Captions, references: Sequence[Sequence[str]]) -> dict[str, 
 
 
 def make_report(
-    captions: Captions, references: Sequence[Sequence[str]], counted: Mapping[str, Statistics], model: str
+    captions: Captions,
+    references: Sequence[Sequence[str]],
+    counted: Mapping[str, Statistics],
+    model: str,
+    groups: Groups,
 ) -> dict[str, Any]:
-    """Return the content of reports/evaluate.json."""
+    """Return the content of reports/evaluate.json.
+
+    Args:
+        captions: of each system.
+        references: of the same pictures.
+        counted: the statistics of each system.
+        model: the system that the others are compared with.
+        groups: the words that matter, see `evaluate.named_words`.
+    """
+    named = NamedWords(groups)
     tokenizer = tokenizer_for(references)
     training_captions = [c for example in read_examples(paths.DATASET / "train") for c in example.captions]
     systems = {
-        system: _system_report(each, captions[system], references, training_captions)
+        system: {
+            **_system_report(each, captions[system], references, training_captions),
+            "named": named.figures(captions[system], references),
+        }
         for system, each in counted.items()
     }
     for system in systems.keys() - {model}:
@@ -77,6 +95,29 @@ def _gains(model: Statistics, other: Statistics) -> dict[str, list[float]]:
         name: [round(value, 4) for value in (gain.value, gain.low, gain.high)]
         for name, gain in differences(other, model).items()
     }
+
+
+def named_table(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the cells of the gallery's table of what captions name, by system and column."""
+    return {
+        system.replace("_", " "): {
+            **{
+                group: f"{_percent(figures['precision'])} / {_percent(figures['recall'])}"
+                for group, figures in found["named"].items()
+            },
+            **{name: f"{found[name]:.3f}" for name in CLIP_SCORES if name in found},
+            "content words": f"/ {_percent(found['content_recall'])}",
+            "unfinished": _percent(found["unfinished"]),
+            "loops": _percent(found["loops"]),
+            "copied": _percent(found["copied"]),
+        }
+        for system, found in report.items()
+        if isinstance(found, dict)
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def shown_metrics(report: Mapping[str, Any], model: str, left_out: Sequence[str]) -> dict[str, float]:

@@ -79,31 +79,36 @@ def is_created(name: str) -> bool:
     return name in CREATED
 
 
-def locate(name: str, revision: str | None) -> Path:
+def locate(name: str, revision: str | None, key: str = "finetune.checkpoint") -> Path:
     """Return the folder of a checkpoint: `name` itself if it is a folder, else the hub's copy.
+
+    Args:
+        name: a folder, or a name on the hub.
+        revision: the commit of a hub name.
+        key: the param that has the name, for messages.
 
     Raises:
         TemporaryError: the hub is unreachable, and the commit is not on this machine yet.
         ConfigError: the hub has no such checkpoint or commit, or the name is one of those that are created.
     """
     if is_created(name):
-        raise ConfigError(f"params.yaml: finetune.checkpoint: {name} has no folder: it is created when training starts")
+        raise ConfigError(f"params.yaml: {key}: {name} has no folder: it is created when training starts")
     if Path(name).is_dir():
         return Path(name)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
         raise ConfigError(
-            f"params.yaml: finetune.checkpoint: the hub has no {name} at {revision} ({type(error).__name__});"
-            " correct the name and finetune.revision"
+            f"params.yaml: {key}: the hub has no {name} at {revision} ({type(error).__name__});"
+            " correct the name and `revision`"
         ) from None
     except Exception as error:  # including those of the HTTP library
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise TemporaryError(
-            f"params.yaml: finetune.checkpoint: {name} at {revision} is not on this machine and the hub can't be"
+            f"params.yaml: {key}: {name} at {revision} is not on this machine and the hub can't be"
             f" reached ({type(error).__name__}); run again later, or download the checkpoint on another machine"
-            " (`hf download`) and set finetune.checkpoint to its folder"
+            f" (`hf download`) and set {key} to its folder"
         ) from None
 
 

@@ -11,12 +11,12 @@ import torch
 
 from pipeline.config.sections.finetune import Finetune
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
+from pipeline.evaluation.fluency import Endings, loop_share
 from pipeline.evaluation.metrics.cider import cider_d
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.precision import autocast
 from pipeline.training.data import TrainingData
-from pipeline.training.fluency import Endings, loop_share
 from pipeline.training.loader import CaptionedPicture, batches, groups_of
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.processes import Processes

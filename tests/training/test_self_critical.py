@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from pipeline import build, finetune, ingest
 from pipeline.config import params
 from pipeline.config.sections.finetune import SelfCritical
+from pipeline.evaluation.fluency import Endings, is_loop
 from pipeline.evaluation.metrics.cider import cider_d
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models import factory
 from pipeline.models.inputs import caption_tokens, collate
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
-from pipeline.training.fluency import Endings, is_loop
 from pipeline.training.history import EpochMetrics, flaws, kept_epoch, read_history
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.processes import Processes
