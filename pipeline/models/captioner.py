@@ -27,6 +27,7 @@ from pipeline.models.inputs import caption_tokens, collate, normalize, resize_an
 from pipeline.models.neighbours import Neighbours
 from pipeline.models.precision import autocast, compute_dtype
 from pipeline.models.scored import Scored, best
+from pipeline.models.threads import suit_threads
 from pipeline.runtime.progress import progress_bar
 
 PLAIN = GenerationSettings(
@@ -53,6 +54,8 @@ class Captioner:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cpu":
+            suit_threads(checkpoint.model.num_parameters())
         self._model = checkpoint.model.to(self._device).eval()
         self._dtype = compute_dtype("auto", self._device)
         self.generate_by(PLAIN)

@@ -27,6 +27,7 @@ from pipeline.data.dataset import Example
 from pipeline.models import factory
 from pipeline.models.base import Checkpoint
 from pipeline.models.precision import compute_dtype, describe
+from pipeline.models.threads import suit_threads
 from pipeline.models.weights import weights_hash
 from pipeline.runtime import costs, entrypoint
 from pipeline.runtime.atomic_files import remove, sha256_of, write_json
@@ -87,8 +88,6 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path], name: str 
     processes = Processes(accelerator)
     dtype = compute_dtype(settings.precision, processes.device)
     computed_in = describe(processes.device, dtype, processes.world)
-    if processes.is_first:
-        print(f"{name}: computes in {computed_in}, {_threads()}")
     start = None if factory.is_created(settings.checkpoint) else locate(settings.checkpoint, settings.revision)
     factory.self_check(start or settings.checkpoint)
     train, validation = read_splits(settings.validation_captions)
@@ -99,6 +98,10 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path], name: str 
         shown = f": {', '.join(new_tokens[:10])}{', ...' if len(new_tokens) > 10 else ''}" if new_tokens else ""
         print(f"{name}: adds {len(new_tokens):,} tokens for words that {settings.checkpoint} lacks{shown}")
     _check_fits(checkpoint, params)
+    if not gpu:
+        suit_threads(checkpoint.model.num_parameters())
+    if processes.is_first:
+        print(f"{name}: computes in {computed_in}, {_threads()}")
     checkpoint.model.to(processes.device)
     # Generated captions are then as long as the training captions, also from the saved checkpoint.
     checkpoint.model.set_caption_length(settings.max_tokens)
