@@ -27,6 +27,7 @@ from typing import Any
 
 from pipeline.config.errors import DataError
 from pipeline.runtime.atomic_files import read_json_lines, write_json_lines
+from pipeline.runtime.zip_member import read_member
 
 SHARD_PICTURES = 1_000  # few files for DVC, and little to rewrite when a data set grows
 _RECORDS = "records.jsonl"
@@ -268,7 +269,7 @@ class PictureReader:
             DataError: no shard of the folder contains it, or the shard is damaged.
         """
         try:
-            return self._pictures[file_name].read(file_name)
+            return read_member(self._pictures[file_name], file_name)
         except (KeyError, zipfile.BadZipFile) as error:
             raise self._error(file_name, error) from None
 

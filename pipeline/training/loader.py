@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline.data.dataset import Example, PictureReader
 from pipeline.models.base import Checkpoint
 from pipeline.models.inputs import Batch, Tokens, collate, resize_and_crop
+from pipeline.runtime.parallel_map import parallel_map
 
 CaptionedPicture = tuple[int, Sequence[Tokens]]  # the index of a picture, and the tokens of some of its captions
 
@@ -61,28 +62,6 @@ class Pictures(Dataset[torch.Tensor]):
         return hashlib.sha256(self._reader.read(self._names[index])).hexdigest()
 
 
-class CaptionedPictures(Dataset[tuple[torch.Tensor, Sequence[Tokens]]]):
-    """Pictures or their features, with the tokens of some of their captions."""
-
-    def __init__(self, pictures: Dataset[torch.Tensor], captioned: Sequence[CaptionedPicture]) -> None:
-        self._pictures = pictures
-        self._captioned = captioned
-
-    def __len__(self) -> int:
-        return len(self._captioned)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, Sequence[Tokens]]:
-        picture, captions = self._captioned[index]
-        return self._pictures[picture], captions
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, Sequence[Tokens]]]:
-        """Return a whole batch; `DataLoader` calls this, and features that are not cached are encoded together."""
-        if not hasattr(self._pictures, "__getitems__"):
-            return [self[index] for index in indices]
-        pictures = self._pictures.__getitems__([self._captioned[index][0] for index in indices])
-        return [(picture, self._captioned[index][1]) for picture, index in zip(pictures, indices, strict=True)]
-
-
 def epoch_captions(
     tokens: Sequence[Sequence[Tokens]], seed: int, epoch: int, each: int | None = None
 ) -> list[tuple[int, list[Tokens]]]:
@@ -97,24 +76,31 @@ def epoch_captions(
 
 def batches(
     checkpoint: Checkpoint, pictures: Dataset[torch.Tensor], groups: Sequence[Sequence[CaptionedPicture]]
-) -> DataLoader:
-    """Return a loader with one batch per group, in the given order.
+) -> Iterator[Batch]:
+    """Yield one batch per group, in the given order.
+
+    Pictures are read, decoded and resized in threads, some batches ahead of the step that is computed. Worker processes
+    would decode them in every epoch, because the pictures that `Pictures` keeps in memory are in this process.
 
     Args:
         checkpoint: defines padding and normalisation.
         pictures: pictures or their features.
         groups: the captioned pictures of each batch.
     """
+    read = _read(pictures, groups)
+    for group in groups:
+        yield collate(checkpoint, torch.stack([*islice(read, len(group))]), [captions for _, captions in group])
 
-    def collate_items(items: Sequence[tuple[torch.Tensor, Sequence[Tokens]]]) -> Batch:
-        return collate(checkpoint, torch.stack([picture for picture, _ in items]), [captions for _, captions in items])
 
-    # A loader draws a seed at its start; drawing it from torch's global generator would change the dropout after it.
-    generator = torch.Generator()
-    ends = list(accumulate(len(group) for group in groups))
-    indices = [list(range(end - len(group), end)) for end, group in zip(ends, groups, strict=True)]
-    flat = CaptionedPictures(pictures, [item for group in groups for item in group])
-    return DataLoader(flat, batch_sampler=indices, collate_fn=collate_items, generator=generator)
+def _read(pictures: Dataset[torch.Tensor], groups: Sequence[Sequence[CaptionedPicture]]) -> Iterator[torch.Tensor]:
+    """Yield the pictures of all groups, or their features.
+
+    Features that are not cached come from the model itself, which is busy with a step, so they are not read ahead.
+    Those of a group are computed together.
+    """
+    if hasattr(pictures, "__getitems__"):
+        return chain.from_iterable(pictures.__getitems__([index for index, _ in group]) for group in groups)
+    return parallel_map(pictures.__getitem__, (index for group in groups for index, _ in group), threads=0)
 
 
 def groups_of(items: Sequence[CaptionedPicture], size: int) -> list[Sequence[CaptionedPicture]]:

@@ -109,7 +109,7 @@ class Validation:
         """Yield this process's share of the batches, with their numbers."""
         world = self._processes.world
         mine = list(enumerate(groups))[self._processes.rank :: world]
-        loader = iter(batches(self._checkpoint, self._pictures, [group for _, group in mine]))
+        loader = batches(self._checkpoint, self._pictures, [group for _, group in mine])
         for turn in range(-(-len(groups) // world)):
             self._stop_if_asked()  # a collective operation: also called by processes without a batch in this turn
             if turn < len(mine):

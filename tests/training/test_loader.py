@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from transformers import GitProcessor
 
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
-from pipeline.models.inputs import caption_tokens
+from pipeline.models.inputs import caption_tokens, normalize
 from pipeline.training import loader
 from tests.conftest import jpeg
 from tests.models.git.test_checkpoint import small
@@ -62,6 +64,25 @@ def test_batches_equal_the_output_of_the_checkpoint_processor(tmp_path: Path, me
     assert first.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
     assert first.picture_of.tolist() == [0, 0, 1]
     assert second.input_ids.tolist() == [[1, 2]]
+
+
+class Together(Dataset[torch.Tensor]):
+    """Pictures that can be read only two at a time."""
+
+    def __init__(self) -> None:
+        self._two = threading.Barrier(2, timeout=60)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self._two.wait()
+        return torch.full((3, 32, 32), index, dtype=torch.uint8)
+
+
+def test_pictures_are_read_ahead_and_keep_their_order() -> None:
+    checkpoint = small()
+    groups = loader.groups_of([(index, [[1, 2]]) for index in (3, 1, 2, 5, 4, 0)], 1)
+    pixels = [batch.pixel_values for batch in loader.batches(checkpoint, Together(), groups)]
+    plain = normalize(checkpoint.image_processor, torch.stack([torch.full((3, 32, 32), k) for k in (3, 1, 2, 5, 4, 0)]))
+    assert torch.equal(torch.cat(pixels), plain)
 
 
 def test_captions_are_truncated_to_max_tokens_with_both_marks() -> None:
