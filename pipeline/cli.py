@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -302,13 +303,19 @@ def forget(
 def watch() -> None:
     """Show whether the pictures and captions of the service have drifted from the data set, week by week.
 
-    The service records them if `serving.watch` is true. Exits with 0 also if there is an alarm.
+    The service records them if `serving.watch` is true. Exits with 0 also if there is an alarm. A new alarm is sent to
+    Prefect as the event image-captioning.drift, if a server is at hand.
     """
 
     def work(params: Params) -> str | Done:
         from pipeline.commands.watch import watch as compare
 
-        return compare(params)
+        done = compare(params)
+        if any(week["alarms"] for week in done.result["weeks"]):
+            sys.stdout.flush()
+            # In a process of its own, because only flows import Prefect. Its failure must not lose the report.
+            subprocess.run([sys.executable, "-m", "flows.steps.drift_event"], check=False)
+        return done
 
     _execute("watch", work, lock="watch")
 
