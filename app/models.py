@@ -42,7 +42,7 @@ def page() -> None:
         _table(versions)
         _approve(versions)
         _people(versions)
-        _drift()
+        _drift(params)
         _change(versions, champion)
     else:
         st.info("No version is registered yet. Run `dvc repro`: its last stage registers the model.")
@@ -115,7 +115,7 @@ def _people(versions: list[dict[str, Any]]) -> None:
                 st.text(f"Version {row['version']}\n{_said(row)}")
 
 
-def _drift() -> None:
+def _drift(params: Params) -> None:
     """Show the last report of `image-captioning watch`."""
     if not REPORT.is_file():
         return
@@ -126,9 +126,14 @@ def _drift() -> None:
             words = ", ".join(f"{word} {before:.0%} to {now:.0%}" for word, before, now in weeks[-1]["words"])
             st.warning(escaped(f"{weeks[-1]['week']}: drift of {' and '.join(weeks[-1]['alarms'])} ({words})"))
         st.dataframe(_drift_rows(report), hide_index=True)
+        weekly = (
+            "`image-captioning serve` runs it every Monday, and a new alarm starts a retraining"
+            if params.retrain.on_drift
+            else "an alarm starts no retraining, unless `retrain.on_drift` is set"
+        )
         st.caption(
-            f"Version {report['version']} against the validation split; `image-captioning watch` updates this. In"
-            " brackets: 95 % confidence intervals, and how many captions people judged."
+            f"Version {report['version']} against the validation split. `image-captioning watch` updates this;"
+            f" {weekly}. In brackets: 95 % confidence intervals, and how many captions people judged."
         )
 
 

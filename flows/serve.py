@@ -5,7 +5,8 @@
 This command starts a local Prefect server (SQLite, on 127.0.0.1), unless one runs at --port, or PREFECT_API_URL or the
 Prefect profile names one. Several workspaces may use one server: each has its own deployments, retrain/NAME and
 train/NAME. When you stop the command, it ends its runs and Prefect shows them as cancelled. `prefect.yaml` defines the
-same deployments for a work pool.
+same deployments for a work pool. With `retrain.on_drift` there is a third one, watch/NAME: it looks for drift on
+Mondays at 00:30 UTC, and a new alarm starts a retraining.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ from flows.exec.server import Server, connected, failure
 from flows.workspace import clone
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
+from pipeline.config.params import load
 from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import remove, swapped_in, write_json
 from pipeline.runtime.single_instance import single_instance
 from pipeline.runtime.workspace_lock import OWNER
 
 if TYPE_CHECKING:
+    from prefect.events import DeploymentTriggerTypes, TriggerTypes
     from prefect.runner import Runner
     from prefect.server.schemas.schedules import CronSchedule
 
 TAG = "image-captioning"
 CHANGED = "image-captioning.data.changed"  # the event that starts a retraining
+_DRIFT_CRON = "30 0 * * 1"  # UTC, like the weeks that are compared: the last one is over
 _LOCK = paths.WORK / "locks" / "scheduler.lock"
 _END_SECONDS = 120.0
 _AGAIN_SECONDS = 5.0
@@ -52,13 +56,13 @@ def main() -> int:
     try:
         if not paths.PARAMS.is_file():
             raise ConfigError(f"{paths.PARAMS}: not found in {Path.cwd()}; run this in the root of the repository")
-        clock = _clock(args.cron, args.timezone)
+        clock, on_drift = _clock(args.cron, args.timezone), _on_drift()
         with (
             single_instance(_LOCK, f"another scheduler runs in this workspace (it holds {_LOCK}); stop it first"),
             connected(args.port, _log) as server,
             _connection_errors(server),
         ):
-            _run(clock, server)
+            _run(clock, server, on_drift)
         _log("ended")
     except KeyboardInterrupt:  # only before the schedule runs; the schedule handles the signal itself
         return _INTERRUPTED
@@ -95,6 +99,21 @@ def _clock(cron: str, timezone: str) -> CronSchedule:
         raise ConfigError(f"--cron {cron!r}, --timezone {timezone!r}: {why}") from None
 
 
+def _on_drift() -> bool:
+    """Return `retrain.on_drift`.
+
+    Raises:
+        ConfigError: it is true, and the service records nothing that could be compared; or params.yaml is wrong.
+    """
+    params = load()
+    if params.retrain.on_drift and not params.serving.watch:
+        raise ConfigError(
+            f"{paths.PARAMS}: retrain.on_drift: found true, but serving.watch is false, so nothing is recorded; set"
+            " serving.watch to true and restart the service, or set retrain.on_drift to false"
+        )
+    return params.retrain.on_drift
+
+
 @contextlib.contextmanager
 def _connection_errors(server: Server) -> Iterator[None]:
     """Report rejected requests and connection failures in one line.
@@ -113,16 +132,18 @@ def _connection_errors(server: Server) -> Iterator[None]:
         ) from None
 
 
-def _run(clock: CronSchedule, server: Server) -> None:
+def _run(clock: CronSchedule, server: Server, on_drift: bool) -> None:
     """Clean up after a crash, then start due runs until the schedule is stopped."""
     from flows.workspace import reconcile
 
     os.environ[OWNER] = process_identity.identity()  # processes started from here end with this one
     reconcile.dead_runs(Path(), _log)
     name = deployment_name(Path.cwd())
-    reconcile.runs_of_deployments([f"retrain/{name}", f"train/{name}"], _log)
+    reconcile.runs_of_deployments([f"{flow}/{name}" for flow in ("retrain", "train", "watch")], _log)
+    if not on_drift:
+        reconcile.forget_deployment(f"watch/{name}")
     with _recorded(clock, server):
-        asyncio.run(_schedule(clock, server))
+        asyncio.run(_schedule(clock, server, on_drift))
 
 
 def deployment_name(workspace: Path) -> str:
@@ -152,10 +173,10 @@ def _recorded(clock: CronSchedule, server: Server) -> Iterator[None]:
         remove(paths.SCHEDULE)
 
 
-async def _schedule(clock: CronSchedule, server: Server) -> None:
+async def _schedule(clock: CronSchedule, server: Server, on_drift: bool) -> None:
     stop = asyncio.Event()
-    runner = await _runner(clock)
-    await _announce(clock, server)
+    runner = await _runner(clock, on_drift)
+    await _announce(clock, server, on_drift)
     if clone.is_unfinished(Path()):
         _log("the last retraining did not finish; it continues now")
         await _start_now()
@@ -177,7 +198,7 @@ async def _schedule(clock: CronSchedule, server: Server) -> None:
             await _pause(stop, _AGAIN_SECONDS)
             if server.has_died():
                 await asyncio.to_thread(server.start)
-        runner = await _runner(clock)
+        runner = await _runner(clock, on_drift)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
@@ -185,29 +206,42 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def _runner(clock: CronSchedule) -> Runner:
+async def _runner(clock: CronSchedule, on_drift: bool) -> Runner:
     """Return the runner that starts due runs, one at a time."""
-    from prefect.events import DeploymentEventTrigger
+    from prefect.events import DeploymentEventTrigger, ResourceSpecification
     from prefect.runner import Runner
     from prefect.schedules import Cron
 
     from flows.retrain import retrain
+    from flows.steps import drift_event
     from flows.train import train
+    from flows.watch import watch
 
     runner = Runner(name="image-captioning", pause_on_shutdown=False, limit=1)
     due = [Cron(clock.cron, timezone=clock.timezone)]
     name = deployment_name(Path.cwd())
-    trigger = DeploymentEventTrigger(name=f"{name}: retrain when data changed", expect={CHANGED})
-    await runner.aadd_flow(retrain, name=name, schedules=due, triggers=[trigger], tags=[TAG])
+    triggers: list[DeploymentTriggerTypes | TriggerTypes] = [
+        DeploymentEventTrigger(name=f"{name}: retrain when data changed", expect={CHANGED})
+    ]
+    if on_drift:
+        ours = ResourceSpecification({drift_event.WORKSPACE: name})
+        triggers.append(
+            DeploymentEventTrigger(name=f"{name}: retrain on drift", expect={drift_event.EVENT}, match=ours)
+        )
+        mondays = [Cron(_DRIFT_CRON, timezone="UTC")]
+        await runner.aadd_flow(watch, name=name, schedules=mondays, tags=[TAG])
+    await runner.aadd_flow(retrain, name=name, schedules=due, triggers=triggers, tags=[TAG])
     await runner.aadd_flow(train, name=name, tags=[TAG])
     return runner
 
 
-async def _announce(clock: CronSchedule, server: Server) -> None:
+async def _announce(clock: CronSchedule, server: Server, on_drift: bool) -> None:
     (due,) = await clock.get_dates(1)
     _log(f"Prefect's pages: {server.address.removesuffix('/api')}/deployments")
     _log(f"the next retraining is due {due:%A %Y-%m-%d %H:%M %Z}; to start one now, in another shell:")
     _log(f"PREFECT_API_URL={server.address} prefect deployment run retrain/{deployment_name(Path.cwd())}")
+    if on_drift:
+        _log("drift is looked for on Mondays at 00:30 UTC; a new alarm starts a retraining")
     _log("Ctrl-C ends this and its current run")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -21,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.serving.bulk_sidecars import Sidecars
 
 if TYPE_CHECKING:
     from pipeline.config.params import Params
@@ -122,20 +124,24 @@ def _main(
         "caption photo.jpg --model models:/image-captioning/3",
         "caption holiday --out captions.jsonl",
         "caption holiday.zip --out texts",
+        "caption holiday --out holiday --sidecars xmp",
+        "caption s3://bucket/holiday --out captions.jsonl",
     )
 )
 def caption(
     photos: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="PHOTO...", help="Picture files; with --out, one folder or .zip of them.", show_default=False
+            metavar="PHOTO...",
+            help="Picture files; with --out, one folder, .zip or s3://BUCKET/PREFIX of them.",
+            show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Write the captions to a .jsonl or .parquet file, or to a folder with a .txt file per picture."
+            help="Write the captions to a .jsonl or .parquet file, or to a folder with a file per picture."
             " Run it again to continue, or for new pictures; existing captions and texts are not changed.",
         ),
     ] = None,
@@ -149,6 +155,14 @@ def caption(
             " evaluate.generation has temperature, top_p and top_k.",
         ),
     ] = 1,
+    sidecars: Annotated[
+        Sidecars | None,
+        typer.Option(
+            help="With a folder as --out: write photo.txt (default) or photo.jpg.xmp for each photo.jpg."
+            " Other properties in existing XMP sidecars are kept.",
+            show_default=False,
+        ),
+    ] = None,
     diverse: Annotated[
         bool, typer.Option("--diverse", help="With --several: keep captions that share few words, not the likeliest.")
     ] = False,
@@ -159,9 +173,12 @@ def caption(
     def work(params: Params) -> str:
         from pipeline.commands.caption import caption_folder, caption_photos
 
+        options: dict[str, Any] = {"model": model, "several": several, "seed": seed, "diverse": diverse}
         if out is not None:
-            return caption_folder(params, photos, out, model=model, several=several, seed=seed, diverse=diverse)
-        return caption_photos(params, photos, model=model, several=several, seed=seed, diverse=diverse)
+            return caption_folder(params, photos, out, sidecars=sidecars, **options)
+        if sidecars:
+            raise ConfigError(f"--sidecars {sidecars}: needs --out FOLDER")
+        return caption_photos(params, [Path(photo) for photo in photos], **options)
 
     _execute("caption", work)
 
@@ -302,13 +319,19 @@ def forget(
 def watch() -> None:
     """Show whether the pictures and captions of the service have drifted from the data set, week by week.
 
-    The service records them if `serving.watch` is true. Exits with 0 also if there is an alarm.
+    The service records them if `serving.watch` is true. Exits with 0 also if there is an alarm. A new alarm is sent to
+    Prefect as the event image-captioning.drift, if a server is at hand.
     """
 
     def work(params: Params) -> str | Done:
         from pipeline.commands.watch import watch as compare
 
-        return compare(params)
+        done = compare(params)
+        if any(week["alarms"] for week in done.result["weeks"]):
+            sys.stdout.flush()
+            # In a process of its own, because only flows import Prefect. Its failure must not lose the report.
+            subprocess.run([sys.executable, "-m", "flows.steps.drift_event"], check=False)
+        return done
 
     _execute("watch", work, lock="watch")
 

@@ -7,7 +7,7 @@ run, which Prefect's UI would show as `Running` forever.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -82,6 +82,12 @@ def runs_of_deployments(names: list[str], log: Log) -> None:
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
             ):
                 _close(client, run.id, log)
+
+
+def forget_deployment(name: str) -> None:
+    """Delete a deployment that is no longer served; its past runs stay."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_deployment(client.read_deployment_by_name(name).id)
 
 
 def _close(client: SyncPrefectClient, run_id: UUID, log: Log) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pipeline.serving.bulk import NamedCaptioner
+    from pipeline.serving.bulk_sidecars import Sidecars
 
 
 def caption_photos(
@@ -72,24 +73,26 @@ def caption_photos(
 
 def caption_folder(
     params: Params,
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     out: Path,
     *,
     model: str | None = None,
     several: int = 1,
     seed: int = 0,
     diverse: bool = False,
+    sidecars: Sidecars | None = None,
 ) -> str:
-    """Caption all pictures of a folder or a zip into `out`, and return the last line to print; see `bulk.caption_all`.
+    """Caption all pictures of one source into `out`, and return the last line to print; see `bulk.caption_all`.
 
     Args:
         params: all of params.yaml.
-        sources: one folder or zip.
-        out: a `.jsonl` or `.parquet` file, or a folder for text files.
+        sources: one folder, zip or `s3://BUCKET/PREFIX`.
+        out: a `.jsonl` or `.parquet` file, or a folder for sidecars.
         model: see `caption_photos`.
         several: the maximum number of different captions per picture.
         seed: random seed of the sampling if `several` is more than 1.
         diverse: whether several captions share few words.
+        sidecars: what is written per picture if `out` is a folder; None for text files.
 
     Raises:
         ConfigError, DataError, TemporaryError: see `caption_photos` and `bulk.caption_all`.
@@ -98,7 +101,16 @@ def caption_folder(
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
     from pipeline.serving import bulk
 
-    return bulk.caption_all(params, sources[0], out, lambda: load(params, "caption", model), several, seed, diverse)
+    return bulk.caption_all(
+        params,
+        sources[0],
+        out,
+        lambda: load(params, "caption", model),
+        several,
+        seed,
+        diverse,
+        sidecars=sidecars,
+    )
 
 
 def load(params: Params, command: str, model: str | None) -> NamedCaptioner:
@@ -116,8 +128,8 @@ def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -
     """Yield the printable name and the picture of each readable photo; append the others' problems to `problems`."""
     for photo in photos:
         name = os.fsencode(photo).decode(errors="replace")
-        if photo.is_dir() or photo.suffix.lower() == ".zip":
-            problems.append(f"{name}: is not a picture; add `--out captions.jsonl` to caption a folder or zip")
+        if photo.is_dir() or photo.suffix.lower() == ".zip" or name.startswith("s3:"):
+            problems.append(f"{name}: is not a picture; add `--out captions.jsonl` to caption a folder, zip or bucket")
             continue
         try:
             image = decode(photo.read_bytes(), max_pixels)

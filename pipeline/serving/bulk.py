@@ -1,4 +1,4 @@
-"""Caption all pictures of a folder or a zip into one output; a run that was killed is continued.
+"""Caption all pictures of a folder, a zip or a bucket into one output; a run that was killed is continued.
 
 Threads read and decode pictures ahead of the model, which captions them in batches.
 """
@@ -11,22 +11,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from pipeline.config.errors import ConfigError, DataError
+from pipeline.config.errors import DataError
 from pipeline.config.params import Params
-from pipeline.data.audit import FILE_REASONS
-from pipeline.data.images import SUFFIXES, PictureError, identity, opened
-from pipeline.data.sources.archive import Files, Member, MemberError, open_files, open_zip
+from pipeline.data.images import PictureError, identity, opened
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 from pipeline.runtime.progress import progress_bar
-from pipeline.serving.bulk_outputs import Line, Output, open_output
+from pipeline.serving.bulk_outputs import open_output
+from pipeline.serving.bulk_record import Line, Output
+from pipeline.serving.bulk_sidecars import Sidecars
+from pipeline.serving.bulk_sources import Source, UnreadableError, open_source
 
 _MAX_BYTES = 2**26  # of one file; every decoding thread holds one
 _PROBLEMS = 20  # that are printed one by one
@@ -56,82 +56,69 @@ class _Picture:
     prepared: torch.Tensor
 
 
-class _UnreadableError(Exception):
-    """A picture can't be captioned; the message says which and why."""
-
-
 def caption_all(
     params: Params,
-    source: Path,
+    source: Path | str,
     out: Path,
     load: Callable[[], NamedCaptioner],
     several: int = 1,
     seed: int = 0,
     diverse: bool = False,
+    sidecars: Sidecars | None = None,
 ) -> str:
     """Caption all pictures of `source` that have no caption in `out`, and return what was made.
 
     Args:
         params: all of params.yaml.
-        source: a folder, whose zips are read too, or a zip.
-        out: a `.jsonl` or `.parquet` file, or a folder for text files.
+        source: a folder, whose zips are read too, a zip, or `s3://BUCKET/PREFIX`.
+        out: a `.jsonl` or `.parquet` file, or a folder for sidecars.
         load: loads the model; it is called only if there is something to caption.
         several: the maximum number of different captions per picture.
         seed: random seed of the sampling if `several` is more than 1.
         diverse: whether several captions share few words.
+        sidecars: what is written per picture if `out` is a folder; None for text files.
 
     Raises:
-        ConfigError: `source` or `out` is of another kind.
+        ConfigError: `source` or `out` is of another kind, or access to a bucket is denied.
         DataError: there is no picture in `source`, or none can be read, or `out` has other content.
-        TemporaryError: another run writes to `out`.
+        TemporaryError: another run writes to `out`, or the store with the bucket can't be reached.
     """
-    with _open(source) as files:
-        pictures = [(index, member) for index, member in enumerate(files.members) if _is_picture(member)]
-        names = {member.place: index for index, member in pictures if not member.refused}
-        problems = [f"{member.place}: {FILE_REASONS[member.refused]}" for _, member in pictures if member.refused]
-        if not pictures:
+    with open_source(source) as pictures:
+        names, problems = pictures.names, pictures.problems
+        found = len(names) + len(problems)
+        if not found:
             raise DataError(
-                f"{source}: has no JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture; name another folder or zip"
+                f"{source}: has no JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture; name another folder, zip or"
+                " bucket"
             )
-        with open_output(out, list(names)) as output:
-            waiting = [name for name in names if name not in output.captioned and name not in output.left_alone]
-            before, left_alone = len(names.keys() & output.captioned), len(names.keys() & output.left_alone)
+        with open_output(out, names, sidecars) as output:
+            done = output.captioned | output.left_alone | output.refused.keys()
+            waiting = [name for name in names if name not in done]
+            before, left_alone = len(output.captioned.intersection(names)), len(output.left_alone.intersection(names))
             start = time.monotonic()
             captioned = 0
             if waiting:
-                wanted = ((name, names[name]) for name in waiting)
                 options = _Sampling(several, seed, diverse)
-                captioned = _caption(params, files, wanted, len(waiting), output, load(), options, problems)
+                captioned = _caption(params, pictures, waiting, output, load(), options, problems)
             output.finish()
-            left_alone = max(left_alone, len(names.keys() & output.left_alone))
-    _print(problems)
-    if not captioned and not before and not left_alone:
-        raise DataError(f"{source}: none of its {len(pictures)} pictures can be read")
+            left_alone = max(left_alone, len(output.left_alone.intersection(names)))
+    _print(problems, "skipped")
+    _print(list(output.refused.values()), "left as it is")
+    if not captioned and not before and not left_alone and not output.refused:
+        raise DataError(f"{source}: none of its {found} pictures can be read")
     rate = captioned / max(time.monotonic() - start, 1e-9)
     parts = [f"{captioned} pictures captioned ({rate:.1f} pictures/s)" if captioned else "0 pictures captioned"]
     parts += [f"{before} captioned before"] if before else []
     parts += [f"{left_alone} with a text of someone else left alone"] if left_alone else []
+    parts += [f"{len(output.refused)} sidecars not readable"] if output.refused else []
     parts += [f"{len(problems)} not readable"] if problems else []
     return f"{', '.join(parts)}: {out}"
 
 
-def _open(source: Path) -> AbstractContextManager[Files]:
-    if source.is_dir():
-        return open_files(source)
-    if source.suffix.lower() == ".zip" and source.is_file():
-        return open_zip(source)
-    raise ConfigError(f"{source}: with --out, name one folder or .zip")
-
-
-def _is_picture(member: Member) -> bool:
-    return member.suffix in SUFFIXES and not member.base.startswith("._")  # macOS adds such files to zips
-
-
 def _caption(
     params: Params,
-    files: Files,
-    wanted: Iterator[tuple[str, int]],
-    total: int,
+    source: Source,
+    wanted: Sequence[str],
     output: Output,
     model: NamedCaptioner,
     options: _Sampling,
@@ -144,11 +131,8 @@ def _caption(
     budget = MemoryBudget(bytes_of(params.runtime.memory_gb))
     captioned = 0
 
-    with ThreadPoolExecutor(threads) as pool, progress_bar(total=total, desc="caption", unit=" pictures") as bar:
-        jobs = (
-            pool.submit(_read, files, index, name, captioner, params.ingest.max_pixels, budget)
-            for name, index in wanted
-        )
+    with ThreadPoolExecutor(threads) as pool, progress_bar(total=len(wanted), desc="caption", unit=" pictures") as bar:
+        jobs = (pool.submit(_read, source, name, captioner, params.ingest.max_pixels, budget) for name in wanted)
         pictures = _readable(_ahead(jobs, 2 * size), problems, bar.update)
         while batch := list(islice(pictures, size)):
             output.write(_lines(batch, model, params.evaluate.beams, options))
@@ -175,25 +159,24 @@ def _readable(
     for job in jobs:
         try:
             yield job.result()
-        except _UnreadableError as error:
+        except UnreadableError as error:
             problems.append(str(error))
             skipped(1)
 
 
-def _read(files: Files, index: int, name: str, captioner: Captioner, max_pixels: int, budget: MemoryBudget) -> _Picture:
+def _read(source: Source, name: str, captioner: Captioner, max_pixels: int, budget: MemoryBudget) -> _Picture:
     """Return a picture at the size of the model's input, decoded under the memory budget.
 
     Raises:
-        _UnreadableError: it can't be read or decoded.
+        UnreadableError: it can't be read or decoded.
+        ConfigError, TemporaryError: see `Source.read`.
     """
+    data = source.read(name, _MAX_BYTES)
     try:
-        data = files.read(index, _MAX_BYTES)
         with opened(data, max_pixels, budget, at_least=2 * captioner.image_size) as picture:
             prepared = captioner.prepare(picture.decode())
-    except MemberError as error:
-        raise _UnreadableError(f"{name}: {FILE_REASONS[error.reason]}") from None
     except PictureError as error:
-        raise _UnreadableError(f"{name}: {error}") from None
+        raise UnreadableError(f"{name}: {error}") from None
     return _Picture(name, identity(data), prepared)
 
 
@@ -218,8 +201,8 @@ def _lines(batch: Sequence[_Picture], model: NamedCaptioner, beams: int, options
     ]
 
 
-def _print(problems: list[str]) -> None:
+def _print(problems: list[str], end: str) -> None:
     for problem in problems[:_PROBLEMS]:
-        print(f"caption: {problem}; skipped", file=sys.stderr)
+        print(f"caption: {problem}; {end}", file=sys.stderr)
     if len(problems) > _PROBLEMS:
-        print(f"caption: {len(problems) - _PROBLEMS} more pictures skipped", file=sys.stderr)
+        print(f"caption: {len(problems) - _PROBLEMS} more; {end}", file=sys.stderr)

@@ -12,6 +12,7 @@ from pipeline.commands.watch import REPORT
 from pipeline.runtime.atomic_files import write_json
 from tests.app.conftest import Service
 from tests.app.test_pages import NASTY, ROWS, opened, shown
+from tests.conftest import set_params
 
 
 def week(name: str, *alarms: str) -> dict[str, Any]:
@@ -52,6 +53,9 @@ def test_the_table_shows_confidence_and_what_people_changed_with_intervals(
     assert list(table["p pictures"])[1:] == [0.00012, 0.00012]
     assert "2026-W10: drift of pictures" in shown(app).replace("\\", "")
     assert "![x]" not in app.warning[0].value, "words of captions are text"
+    assert "an alarm starts no retraining" in shown(app)
+    set_params(Path(), {"retrain.on_drift": True})
+    assert "a new alarm starts a retraining" in shown(opened("models"))
 
 
 def test_without_an_alarm_nothing_warns_and_without_a_report_there_is_no_table(

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import io
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.serving import Serving
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.serving import bulk
+from pipeline.serving.bulk import NamedCaptioner
+from pipeline.serving.bulk_sidecars import Sidecars
 from pipeline.serving.following import Follower, Found
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
 from pipeline.synthetic.scenes import draw, random_scene
-from tests.conftest import ROOT, jpeg
+from tests.conftest import ROOT, jpeg, set_params
+
+URI = "models:/toy/1"
 
 SETTINGS = {
     "max_batch": 16,
@@ -117,3 +125,41 @@ def start(registry: FakeRegistry, challenger: FakeChallenger) -> Iterator[Start]
             return stack.enter_context(client)
 
         yield begin
+
+
+Caption = Callable[..., tuple[str, int]]
+
+
+@pytest.fixture
+def photos(workspace: Path, pictures: list[bytes]) -> Path:
+    """A folder with four pictures, one of them in a zip, and files that are none."""
+    folder = workspace / "photos"
+    (folder / "img").mkdir(parents=True)
+    (folder / "img" / "1.jpg").write_bytes(pictures[0])
+    (folder / "img" / "2.JPG").write_bytes(pictures[6])
+    (folder / "3.png").write_bytes(pictures[2])
+    (folder / "cut.jpg").write_bytes(pictures[3][: len(pictures[3]) // 2])
+    (folder / "notes.md").write_text("not a picture")
+    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+        archive.writestr("x/4.jpg", pictures[4])
+        archive.writestr("__MACOSX/x/._4.jpg", b"resource fork")
+    return folder
+
+
+@pytest.fixture
+def caption(captioner: Captioner) -> Caption:
+    """Captions a folder: `caption(photos, out)` returns the last line and how often the model was loaded."""
+
+    def work(
+        source: Path | str, out: Path, *, uri: str = URI, several: int = 1, sidecars: Sidecars | None = None
+    ) -> tuple[str, int]:
+        loads: list[str] = []
+
+        def load() -> NamedCaptioner:
+            loads.append(uri)
+            return NamedCaptioner(captioner, uri)
+
+        set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.generation.beams": 1})
+        return bulk.caption_all(params.load(), source, out, load, several, sidecars=sidecars), len(loads)
+
+    return work

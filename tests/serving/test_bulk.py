@@ -18,47 +18,11 @@ from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.images import decode
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.memory_budget import MemoryBudget
-from pipeline.serving import bulk, bulk_outputs
-from pipeline.serving.bulk import NamedCaptioner
+from pipeline.serving import bulk, bulk_outputs, bulk_sidecars
 from tests.conftest import ROOT, environment, jpeg, run, set_params
-
-URI = "models:/toy/1"
-
-
-@pytest.fixture
-def photos(workspace: Path, pictures: list[bytes]) -> Path:
-    """A folder with four pictures, one of them in a zip, and files that are none."""
-    folder = workspace / "photos"
-    (folder / "img").mkdir(parents=True)
-    (folder / "img" / "1.jpg").write_bytes(pictures[0])
-    (folder / "img" / "2.JPG").write_bytes(pictures[6])
-    (folder / "3.png").write_bytes(pictures[2])
-    (folder / "cut.jpg").write_bytes(pictures[3][: len(pictures[3]) // 2])
-    (folder / "notes.md").write_text("not a picture")
-    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
-        archive.writestr("x/4.jpg", pictures[4])
-        archive.writestr("__MACOSX/x/._4.jpg", b"resource fork")
-    return folder
-
+from tests.serving.conftest import URI
 
 NAMES = ["3.png", "img/1.jpg", "img/2.JPG", "more.zip:x/4.jpg"]
-
-
-@pytest.fixture
-def caption(captioner: Captioner) -> object:
-    """Captions a folder: `caption(photos, out)` returns the last line and how often the model was loaded."""
-
-    def work(source: Path, out: Path, *, uri: str = URI, several: int = 1) -> tuple[str, int]:
-        loads: list[str] = []
-
-        def load() -> NamedCaptioner:
-            loads.append(uri)
-            return NamedCaptioner(captioner, uri)
-
-        set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.generation.beams": 1})
-        return bulk.caption_all(params.load(), source, out, load, several), len(loads)
-
-    return work
 
 
 def lines(path: Path) -> list[dict]:
@@ -171,7 +135,7 @@ def test_a_text_that_a_person_writes_meanwhile_is_left_alone(
             target.write_text("just written")
         link(place, target)
 
-    monkeypatch.setattr(bulk_outputs.os, "link", late)
+    monkeypatch.setattr(bulk_sidecars.os, "link", late)
     last, _ = caption(photos, Path("texts"))
     assert Path("texts/3.txt").read_text() == "just written"
     assert "1 with a text of someone else left alone" in last

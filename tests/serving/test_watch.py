@@ -211,6 +211,19 @@ def test_the_command_compares_complete_weeks_with_the_validation_split_and_tags_
     assert read_json(Path("data/watch/report.json")) == report
 
 
+def test_without_a_prefect_server_the_report_is_written_and_a_line_says_what_is_missing(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    done = CliRunner().invoke(cli.app, ["watch"])
+    assert done.exit_code == 0, done.output
+    assert Path("data/watch/report.json").is_file()
+    said = capfd.readouterr()  # of the process that would send it
+    assert "no Prefect server is at hand, so the drift of 2026-W" in said.out
+    assert said.err == ""
+
+
 @pytest.mark.slow
 @pytest.mark.real
 def test_git_demo_sees_no_drift_in_twenty_weeks_of_drawings_and_photographs_at_once(captioner: Captioner) -> None:

@@ -1,4 +1,4 @@
-"""`retrain`: what the retraining flow starts from, publishes and keeps."""
+"""`retrain`: what starts the retraining flow, what it starts from, publishes and keeps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pipeline.config.sections.base import Section
 
 
 class Retrain(Section):
-    """What the retraining flow starts from, publishes and keeps."""
+    """What starts the retraining flow, what it starts from, publishes and keeps."""
 
     start: Literal["base", "champion"]
     on_code_change: Literal["params", "all", "none"]
+    on_drift: bool
     publish: bool
     keep: Annotated[int, Field(ge=1, le=100_000)]
