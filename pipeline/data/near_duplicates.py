@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
 
 import numpy as np
 
-_HASH_BITS = 64
+from pipeline.data.hamming import expanded, near_pairs
+
 # Thumbnails of one picture saved twice (at another size or JPEG quality) differ by less than this (of 255) in every
 # cell and channel. Without this check a perceptual hash, which ignores colour, would match a red and a blue star.
 _THUMBNAIL_TOLERANCE = 20
-_LIGHTNESS_STEP = _THUMBNAIL_TOLERANCE + 1
-_PAIRS_PER_CHUNK = 2**20  # bounds memory if many pictures share a band of hash bits
 _THUMBNAILS_PER_CHUNK = 2**17
+_GLANCES = 4
+_MANY_PAIRS = 2**16  # of pictures that have the same two hashes; from here on most of them are skipped
 
 
 @dataclass(frozen=True)
@@ -50,70 +50,131 @@ def find_near_duplicates(pictures: Fingerprints, others: Fingerprints, max_bits:
     Two pictures are near-duplicates if their 64-bit perceptual hashes differ in at most `max_bits` bits and no value of
     their thumbnails differs by more than 20 (of 255).
 
-    Two hashes that differ in at most b bits agree on at least one of b + 1 bands of bits, so only pictures that share a
-    band are compared (Manku, Jain and Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007). Pictures with
-    identical fingerprints are compared once, and only pictures of similar lightness are compared at all.
+    No pair is missed. Pictures with identical fingerprints are compared once, and equal hashes too, so time grows with
+    the number of pictures and of near hashes, but not with the square of copies. Memory beside the arguments is about
+    100 bytes a picture.
     """
-    groups, other_groups = _group_identical(pictures), _group_identical(others)
-    left, right = pictures[list(groups)], others[list(other_groups)]
-    left_lightness, right_lightness = (prints.thumbnails.mean(axis=1) for prints in (left, right))
-    nearest: dict[int, int] = {}
-    edges = np.linspace(0, _HASH_BITS, max_bits + 2).astype(int)
-    for low, high in pairwise(edges):
-        mask = np.uint64((1 << int(high - low)) - 1)
-        # Pictures of similar lightness are on the same or on adjacent steps of lightness. (If a key overflows, more
-        # pictures share it; the exact comparison below tells them apart.)
-        left_keys, right_keys = (
-            ((prints.hashes >> np.uint64(low)) & mask) * np.uint64(16)
-            + (lightness // _LIGHTNESS_STEP).astype(np.uint64)
-            for prints, lightness in ((left, left_lightness), (right, right_lightness))
+    if not len(pictures) or not len(others):
+        return {}
+    return _Search(pictures, others).run(max_bits)
+
+
+class _Hashes:
+    """Pictures with distinct fingerprints, grouped by hash.
+
+    Attributes:
+        first: for each picture, the index of the first one with an identical fingerprint.
+        hashes: the distinct hashes, ascending.
+        starts, counts: where the pictures with each hash are in `members`.
+        members: the pictures with distinct fingerprints by hash, then by index.
+    """
+
+    def __init__(self, prints: Fingerprints) -> None:
+        self.first = _first_identical(prints)
+        distinct = np.flatnonzero(self.first == np.arange(len(prints)))
+        self.members = distinct[np.argsort(prints.hashes[distinct], kind="stable")]
+        self.hashes, self.starts, self.counts = np.unique(
+            prints.hashes[self.members], return_index=True, return_counts=True
         )
-        adjacent = (_equal_pairs(left_keys + np.uint64(1), right_keys + np.uint64(step)) for step in range(3))
-        for i, j in chain(*adjacent):
-            bits = np.bitwise_count(left.hashes[i] ^ right.hashes[j])
-            lightness = np.abs(left_lightness[i] - right_lightness[j])
-            close = np.flatnonzero((bits <= max_bits) & (lightness <= _THUMBNAIL_TOLERANCE))
-            for one, other in _similar_thumbnails(left, right, i[close], j[close]):
-                nearest[one] = min(other, nearest.get(one, other))
-    firsts = list(other_groups)
-    return {
-        index: firsts[nearest[place]]
-        for place, indices in enumerate(groups.values())
-        if place in nearest
-        for index in indices
-    }
+
+    def of(self, number: int) -> np.ndarray:
+        """Return the pictures with a hash, ascending."""
+        start = self.starts[number]
+        members: np.ndarray = self.members[start : start + self.counts[number]]
+        return members
 
 
-def _group_identical(prints: Fingerprints) -> dict[int, list[int]]:
-    """Group pictures with identical fingerprints: first index -> all indices of the group."""
-    groups: dict[tuple[int, bytes], list[int]] = {}
-    for index, (phash, thumbnail) in enumerate(zip(prints.hashes.tolist(), prints.thumbnails, strict=True)):
-        groups.setdefault((phash, thumbnail.tobytes()), []).append(index)
-    return {indices[0]: indices for indices in groups.values()}
+class _Search:
+    """Finds the lowest near-duplicate in `others` of each picture.
+
+    Attributes:
+        nearest: for each picture, the lowest index in `others` found so far; `len(others)` if none.
+    """
+
+    def __init__(self, pictures: Fingerprints, others: Fingerprints) -> None:
+        self._pictures, self._others = pictures, others
+        # A few single values of the thumbnails tell most pairs apart: cells and channels that are far from each other.
+        columns = np.linspace(0, pictures.thumbnails.shape[1] - 1, _GLANCES).astype(int)
+        self._glances = [(pictures.thumbnails[:, k].copy(), others.thumbnails[:, k].copy()) for k in columns]
+        self.nearest = np.full(len(pictures), len(others))
+
+    def run(self, max_bits: int) -> dict[int, int]:
+        """Return picture -> lowest near-duplicate, copies directly after their first picture."""
+        left, right = _Hashes(self._pictures), _Hashes(self._others)
+        for u, v in near_pairs(left.hashes, right.hashes, max_bits):
+            pairs = left.counts[u] * right.counts[v]
+            for k in np.flatnonzero(pairs > _MANY_PAIRS):
+                self._compare_many(left.of(u[k]), right.of(v[k]))
+            few = np.flatnonzero(pairs <= _MANY_PAIRS)
+            u, v, pairs = u[few], v[few], pairs[few]
+            for rows, offsets in expanded(pairs):
+                width = right.counts[v[rows]]
+                i = left.members[left.starts[u[rows]] + offsets // width]
+                j = right.members[right.starts[v[rows]] + offsets % width]
+                self._compare(i, j)
+        copies_after_first = np.argsort(left.first, kind="stable")
+        nearest = self.nearest[left.first[copies_after_first]]
+        found = nearest < len(self._others)
+        return dict(zip(copies_after_first[found].tolist(), nearest[found].tolist(), strict=True))
+
+    def _compare_many(self, i: np.ndarray, j: np.ndarray) -> None:
+        """Compare each of `i` with `j` (ascending), but only up to its first near-duplicate."""
+        start = 0
+        while start < len(j) and len(i):
+            block = j[start : start + max(1, _THUMBNAILS_PER_CHUNK // len(i))]
+            start += len(block)
+            self._compare(np.repeat(i, len(block)), np.tile(block, len(i)))
+            i = i[self.nearest[i] > block[-1]]
+
+    def _compare(self, i: np.ndarray, j: np.ndarray) -> None:
+        """Compare the pictures `i[k]` and `j[k]`, except where a lower one than `j[k]` has been found."""
+        lower = j < self.nearest[i]
+        i, j = i[lower], j[lower]
+        for mine, theirs in self._glances:
+            near = _differences(mine[i], theirs[j]) <= _THUMBNAIL_TOLERANCE
+            i, j = i[near], j[near]
+        for chunk in _chunks(len(i)):
+            one, other = i[chunk], j[chunk]
+            differences = _differences(self._pictures.thumbnails[one], self._others.thumbnails[other])
+            similar = differences.max(axis=1) <= _THUMBNAIL_TOLERANCE
+            np.minimum.at(self.nearest, one[similar], other[similar])
 
 
-def _similar_thumbnails(
-    left: Fingerprints, right: Fingerprints, i: np.ndarray, j: np.ndarray
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs (`i[k]`, `j[k]`) whose thumbnails are within the tolerance."""
-    for start in range(0, len(i), _THUMBNAILS_PER_CHUNK):
-        chunk = slice(start, start + _THUMBNAILS_PER_CHUNK)
-        a, b = left.thumbnails[i[chunk]], right.thumbnails[j[chunk]]
-        similar = (np.maximum(a, b) - np.minimum(a, b)).max(axis=1, initial=0) <= _THUMBNAIL_TOLERANCE
-        yield from zip(i[chunk][similar].tolist(), j[chunk][similar].tolist(), strict=True)
+def _differences(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    differences: np.ndarray = np.maximum(some, others) - np.minimum(some, others)
+    return differences
 
 
-def _equal_pairs(values: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all pairs of equal values as indices into each array, about `_PAIRS_PER_CHUNK` pairs at a time."""
-    order = np.argsort(others, kind="stable")
-    first = np.searchsorted(others[order], values, "left")
-    counts = np.searchsorted(others[order], values, "right") - first
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(values):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS_PER_CHUNK, "right")))
-        chunk = counts[start:stop]
-        offsets = np.arange(chunk.sum()) - np.repeat(np.cumsum(chunk) - chunk, chunk)
-        yield np.repeat(np.arange(start, stop), chunk), order[np.repeat(first[start:stop], chunk) + offsets]
-        start = stop
+def _first_identical(prints: Fingerprints) -> np.ndarray:
+    """Return for each picture the index of the first one with an identical fingerprint, `(pictures,)` int64."""
+    _, firsts, numbers = np.unique(_digests(prints), return_index=True, return_inverse=True)
+    first = firsts[numbers]
+    different = prints.hashes != prints.hashes[first]
+    for chunk in _chunks(len(prints)):
+        different[chunk] |= (prints.thumbnails[chunk] != prints.thumbnails[first[chunk]]).any(axis=1)
+    # Different pictures with the same digest are rare, unless somebody makes them.
+    known: dict[tuple[int, bytes], int] = {}
+    for index in np.flatnonzero(different).tolist():
+        content = int(prints.hashes[index]), prints.thumbnails[index].tobytes()
+        first[index] = known.setdefault(content, index)
+    return first
+
+
+def _digests(prints: Fingerprints) -> np.ndarray:
+    """Return a 64-bit number for each fingerprint; different ones rarely share it."""
+    words = -(-prints.thumbnails.shape[1] // 8)
+    # Random odd factors: multiply-shift hashing of vectors (Dietzfelbinger, "Universal hashing and k-wise independent
+    # random variables via integer arithmetic without primes", STACS 1996).
+    factors = np.random.default_rng(0).integers(2**63, size=words, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    digests = prints.hashes * np.uint64(0x9E3779B97F4A7C15)
+    for chunk in _chunks(len(prints)):
+        thumbnails = prints.thumbnails[chunk]
+        padded = np.zeros((len(thumbnails), 8 * words), dtype=np.uint8)
+        padded[:, : thumbnails.shape[1]] = thumbnails
+        digests[chunk] += padded.view(np.uint64) @ factors
+    return digests
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    for start in range(0, length, _THUMBNAILS_PER_CHUNK):
+        yield slice(start, start + _THUMBNAILS_PER_CHUNK)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from pipeline.data.near_duplicates import Fingerprints, find_near_duplicates
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = SPLITS[1:]
+_LEFT_OUT = -1  # is in no split
 
 
 def split_of(sha256: str, validation: float, test: float) -> str:
@@ -97,10 +100,11 @@ def duplicates_across_splits(fingerprints: Fingerprints, splits: Sequence[str], 
         max_bits: see `find_near_duplicates`.
     """
     left_out: dict[int, int] = {}
+    side_of = np.fromiter(map(SPLITS.index, splits), dtype=np.int8, count=len(splits))
     for low, high in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        lower, higher = (
-            [i for i, split in enumerate(splits) if split == side and i not in left_out] for side in (low, high)
-        )
-        for one, other in find_near_duplicates(fingerprints[lower], fingerprints[higher], max_bits).items():
-            left_out[lower[one]] = higher[other]
+        lower, higher = (np.flatnonzero(side_of == SPLITS.index(side)) for side in (low, high))
+        found = find_near_duplicates(fingerprints[lower], fingerprints[higher], max_bits)
+        for one, other in found.items():
+            left_out[int(lower[one])] = int(higher[other])
+        side_of[lower[list(found)]] = _LEFT_OUT
     return left_out
