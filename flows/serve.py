@@ -141,6 +141,7 @@ def _recorded(clock: CronSchedule, server: Server) -> Iterator[None]:
         "cron": clock.cron,
         "timezone": clock.timezone,
         "address": server.address.removesuffix("/api"),
+        "pages": _pages(server),
         "deployment": f"retrain/{deployment_name(Path.cwd())}",
         "process": process_identity.identity(),
     }
@@ -203,9 +204,16 @@ async def _runner(clock: CronSchedule) -> Runner:
     return runner
 
 
+def _pages(server: Server) -> str:
+    """Return the address of Prefect's pages: PREFECT_UI_URL if they are behind a proxy, else the server's own."""
+    from prefect.settings import PREFECT_UI_URL
+
+    return (PREFECT_UI_URL.value() or server.address.removesuffix("/api")).rstrip("/")
+
+
 async def _announce(clock: CronSchedule, server: Server) -> None:
     (due,) = await clock.get_dates(1)
-    _log(f"Prefect's pages: {server.address.removesuffix('/api')}/deployments")
+    _log(f"Prefect's pages: {_pages(server)}/deployments")
     _log(f"the next retraining is due {due:%A %Y-%m-%d %H:%M %Z}; to start one now, in another shell:")
     _log(f"PREFECT_API_URL={server.address} prefect deployment run retrain/{deployment_name(Path.cwd())}")
     _log("Ctrl-C ends this and its current run")
