@@ -1,4 +1,4 @@
-"""What deploy/ promises, read from its files. What needs Docker is written down in docs/deploy.md."""
+"""What deploy/ promises, read from its files. What needs Docker is written down in docs/operations.md."""
 
 from __future__ import annotations
 
