@@ -46,12 +46,17 @@ class Deployment:
     """The deployment `retrain/NAME` on a Prefect server.
 
     Attributes:
-        pages: address of Prefect's pages.
+        pages: address of Prefect's pages, as a browser reaches them.
         name: `retrain/NAME`.
+
+    Args:
+        pages, name: see there.
+        address: of the server, as this process reaches it, without `/api`; None: `pages`.
     """
 
-    def __init__(self, pages: str, name: str) -> None:
+    def __init__(self, pages: str, name: str, address: str | None = None) -> None:
         self.pages, self.name = pages, name
+        self._address = address or pages
 
     def run(self) -> Run | None:
         """Return the newest run that has been started or asked for, or None.
@@ -109,17 +114,17 @@ class Deployment:
         try:
             answer = httpx.request(
                 method,
-                f"{self.pages}/api/{path}",
+                f"{self._address}/api/{path}",
                 json=body,
                 timeout=_SECONDS,
                 auth=(name, password) if name else None,
-                trust_env=not is_loopback(urlsplit(self.pages).hostname or ""),  # no proxy to this machine
+                trust_env=not is_loopback(urlsplit(self._address).hostname or ""),  # no proxy to this machine
             )
             answer.raise_for_status()
             return answer.json()
         except (httpx.HTTPError, ValueError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise TemporaryError(f"Prefect at {self.pages}: {reason}; try again, or restart the scheduler") from None
+            raise TemporaryError(f"Prefect at {self._address}: {reason}; try again, or restart the scheduler") from None
 
 
 def served() -> Deployment | None:
@@ -129,4 +134,4 @@ def served() -> Deployment | None:
     schedule = read_json(paths.SCHEDULE)
     if not process_identity.is_alive(schedule["process"]):
         return None
-    return Deployment(schedule["address"], schedule["deployment"])
+    return Deployment(schedule["pages"], schedule["deployment"], schedule["address"])

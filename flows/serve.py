@@ -162,6 +162,7 @@ def _recorded(clock: CronSchedule, server: Server) -> Iterator[None]:
         "cron": clock.cron,
         "timezone": clock.timezone,
         "address": server.address.removesuffix("/api"),
+        "pages": _pages(server),
         "deployment": f"retrain/{deployment_name(Path.cwd())}",
         "process": process_identity.identity(),
     }
@@ -235,9 +236,16 @@ async def _runner(clock: CronSchedule, on_drift: bool) -> Runner:
     return runner
 
 
+def _pages(server: Server) -> str:
+    """Return the address of Prefect's pages: PREFECT_UI_URL if they are behind a proxy, else the server's own."""
+    from prefect.settings import PREFECT_UI_URL
+
+    return (PREFECT_UI_URL.value() or server.address.removesuffix("/api")).rstrip("/")
+
+
 async def _announce(clock: CronSchedule, server: Server, on_drift: bool) -> None:
     (due,) = await clock.get_dates(1)
-    _log(f"Prefect's pages: {server.address.removesuffix('/api')}/deployments")
+    _log(f"Prefect's pages: {_pages(server)}/deployments")
     _log(f"the next retraining is due {due:%A %Y-%m-%d %H:%M %Z}; to start one now, in another shell:")
     _log(f"PREFECT_API_URL={server.address} prefect deployment run retrain/{deployment_name(Path.cwd())}")
     if on_drift:

@@ -546,7 +546,7 @@ def services(
 ) -> None:
     """Run PostgreSQL, an S3 store, and MLflow's and Prefect's servers on them, on this machine only. Ctrl-C ends them.
 
-    Their data stay in .work/services. docs/deploy.md says how to use them.
+    Their data stay in .work/services. docs/operations.md says how to use them.
     """
 
     def work() -> str:
@@ -557,26 +557,30 @@ def services(
     _execute("services", work, needs_params=False)
 
 
-@app.command(epilog=_examples("backup ~/backups/monday"))
+@app.command(epilog=_examples("backup ~/backups/monday", "backup s3://backups/monday"))
 def backup(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(metavar="PLACE", help="A new folder, or s3://BUCKET/PREFIX.", show_default=False)
+    ],
 ) -> None:
     """Back up MLflow's and Prefect's databases, MLflow's files, DVC's files, corrections and the git repository.
 
-    Servers may go on working. Retrainings wait. docs/deploy.md says what is backed up from where.
+    Servers may go on working. Retrainings wait. docs/operations.md says what is backed up.
     """
 
     def work() -> str:
         from pipeline.deployment.backup import back_up
 
-        return back_up(folder)
+        return back_up(target)
 
     _execute("backup", work, needs_params=False)
 
 
-@app.command(epilog=_examples("restore ~/backups/monday"))
+@app.command(epilog=_examples("restore ~/backups/monday", "restore s3://backups/monday"))
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backup.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="PLACE", help="A backup: a folder, or s3://BUCKET/PREFIX.", show_default=False)
+    ],
 ) -> None:
     """Restore a backup into an empty deployment.
 
@@ -586,7 +590,7 @@ def restore(
     def work() -> str:
         from pipeline.deployment.backup import restore as restore_all
 
-        return restore_all(folder)
+        return restore_all(source)
 
     _execute("restore", work, needs_params=False)
 

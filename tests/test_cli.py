@@ -245,9 +245,10 @@ def test_status_survives_half_made_outputs(workspace: Path, content: str, capsys
 def test_status_shows_the_schedule_only_while_the_scheduler_runs(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    schedule = {"cron": "0 3 * * 1", "timezone": "UTC", "address": "http://127.0.0.1:4200", "deployment": "retrain/x"}
+    schedule = {"cron": "0 3 * * 1", "timezone": "UTC", "address": "http://prefect:4200", "deployment": "retrain/x"}
+    schedule["pages"] = "http://localhost:8080/prefect"
     write_json(paths.SCHEDULE, {**schedule, "process": process_identity.identity()})
-    assert "0 3 * * 1 (UTC), deployment retrain/x; pages at http://127.0.0.1:4200" in shown(capsys)
+    assert "0 3 * * 1 (UTC), deployment retrain/x; pages at http://localhost:8080/prefect" in shown(capsys)
     write_json(paths.SCHEDULE, {**schedule, "process": "4194000:1.0"})
     assert "not scheduled" in shown(capsys)
 

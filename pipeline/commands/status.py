@@ -248,7 +248,7 @@ def _schedule() -> Part | None:
     schedule: Part = read_json(paths.SCHEDULE)
     if not process_identity.is_alive(schedule["process"]):
         return None
-    return {key: schedule[key] for key in ("cron", "timezone", "address", "deployment", "process")}
+    return {key: schedule[key] for key in ("cron", "timezone", "address", "pages", "deployment", "process")}
 
 
 def _stale() -> Part:

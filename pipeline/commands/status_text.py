@@ -147,7 +147,7 @@ def _schedule(schedule: Part | None) -> Iterator[str]:
     else:
         yield (
             f"{schedule['cron']} ({schedule['timezone']}), deployment {schedule['deployment']};"
-            f" pages at {schedule['address']}"
+            f" pages at {schedule['pages']}"
         )
 
 

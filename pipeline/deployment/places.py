@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.deployment.files import Files
 from pipeline.deployment.postgresql import Database
 from pipeline.tracking import database
 
@@ -34,77 +35,6 @@ def check_workspace() -> None:
     """
     if not paths.PARAMS.is_file():
         raise ConfigError(f"{paths.PARAMS}: not found in {Path.cwd()}; run this in the root of the repository")
-
-
-class Files:
-    """A folder, or a prefix of a bucket, with the files below it.
-
-    Args:
-        url: a path, or a URL that fsspec knows, like `s3://BUCKET/PREFIX`.
-        options: of fsspec's file system, like an endpoint.
-    """
-
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
-        from fsspec.core import url_to_fs
-
-        self.url = url
-        try:
-            self._system, root = url_to_fs(url, **(options or {}))
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{url}: {error}; for S3 run `pip install -e '.[s3]'`") from None
-        self._root = root.rstrip("/")
-
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of each file, by its name below the root, sorted.
-
-        Raises:
-            TemporaryError: the store can't be reached.
-        """
-        with self._reachable():
-            self._system.invalidate_cache()
-            if not self._system.exists(self._root):
-                return {}
-            found = self._system.find(self._root, detail=True)
-        start = len(self._root) + 1
-        return {path[start:]: int(found[path]["size"]) for path in sorted(found)}
-
-    def get(self, name: str, path: Path) -> None:
-        """Copy a file to a local path."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._reachable():
-            self._system.get_file(f"{self._root}/{name}", str(path))
-
-    def put(self, path: Path, name: str) -> None:
-        """Copy a local file here. It appears whole or not at all."""
-        with self._reachable():
-            if "file" in self._system.protocol:
-                target = Path(self._root) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                place = target.with_name(f".{target.name}.partial")
-                self._system.put_file(str(path), str(place))
-                place.replace(target)
-            else:
-                self._system.put_file(str(path), f"{self._root}/{name}")
-
-    def _reachable(self) -> _Reachable:
-        return _Reachable(self.url)
-
-
-class _Reachable:
-    """Turns a store's exceptions, of which each kind of store has its own, into `TemporaryError`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not (isinstance(error, OSError) and error.errno):
-            words = " ".join(str(error).split())[:200]
-            raise TemporaryError(
-                f"{self._url}: {type(error).__name__}: {words}; mend that, then run it again"
-            ) from None
 
 
 @dataclass(frozen=True)

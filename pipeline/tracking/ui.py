@@ -14,6 +14,7 @@ from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import read_json, remove, swapped_in, write_json
 from pipeline.runtime.local_server import LOOPBACK, LocalServer, free_port
 
+PAGES = "IMAGE_CAPTIONING_MLFLOW_PAGES"  # environment: the address that the web page links to
 _FIRST_PORT = 5000  # on macOS, AirPlay often has it
 _LOG = paths.WORK / "mlflow-ui.log"
 _PLACE = paths.WORK / "mlflow-ui.json"
@@ -57,7 +58,12 @@ def browse(params: Params, port: int | None = None) -> str:
 
 
 def mlflow_pages() -> str | None:
-    """Return the address of MLflow's pages: of its own server, or of `image-captioning ui` if that runs here."""
+    """Return the address of MLflow's pages: of its own server, or of `image-captioning ui` if that runs here.
+
+    Behind a proxy, a browser reaches a server at another address than this process: IMAGE_CAPTIONING_MLFLOW_PAGES.
+    """
+    if pages := os.environ.get(PAGES):
+        return pages
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         from pipeline.tracking import runs
 

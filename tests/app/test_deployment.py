@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app import deployment, models
 from app.deployment import Deployment, served
+from pipeline.config import paths
 from pipeline.config.errors import TemporaryError
 from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import write_json
@@ -67,7 +69,12 @@ def test_a_prefect_server_that_is_down_is_one_line(
     workspace: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_versions", lambda params: (ROWS, 1))
-    schedule = {"address": "http://127.0.0.1:9", "deployment": "retrain/toy", "process": process_identity.identity()}
+    schedule = {
+        "address": "http://127.0.0.1:9",
+        "pages": "http://127.0.0.1:9",
+        "deployment": "retrain/toy",
+        "process": process_identity.identity(),
+    }
     Path(".work").mkdir()
     write_json(Path(".work/schedule.json"), schedule)
     app = opened("models")
@@ -75,6 +82,28 @@ def test_a_prefect_server_that_is_down_is_one_line(
     assert not app.exception
     with pytest.raises(TemporaryError, match="restart the scheduler"):
         Deployment(**{"pages": "http://127.0.0.1:9", "name": "retrain/toy"}).start()
+
+
+def test_behind_a_proxy_the_pages_have_another_address_than_the_server(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    run = {"id": "x", "name": "n", "state": {"type": "RUNNING", "name": "Running"}, "auto_scheduled": False}
+
+    def answer(method: str, address: str, **settings: Any) -> httpx.Response:
+        asked.append(address)
+        found = {"id": "d"} if "/deployments/" in address else [run]
+        return httpx.Response(200, json=found, request=httpx.Request(method, address))
+
+    monkeypatch.setattr(deployment.httpx, "request", answer)
+    schedule = {"address": "http://prefect:4200", "pages": "http://localhost:8080/prefect", "deployment": "retrain/toy"}
+    write_json(paths.SCHEDULE, {**schedule, "process": process_identity.identity()})
+    found = served()
+    assert found is not None
+    newest = found.run()
+    assert newest is not None
+    assert newest.link == "http://localhost:8080/prefect/runs/flow-run/x"
+    assert all(address.startswith("http://prefect:4200/api/") for address in asked)
 
 
 def test_two_clicks_at_once_create_one_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What deploy/ promises, read from its files. What needs Docker is written down in docs/deploy.md."""
+"""What deploy/ promises, read from its files. What needs Docker is written down in docs/operations.md."""
 
 from __future__ import annotations
 
@@ -84,6 +84,28 @@ def test_what_is_private_is_in_no_image_and_in_no_commit(path: str) -> None:
     assert any(Path(path).match(pattern) or path.startswith(f"{pattern}/") for pattern in patterns)
     if not path.startswith(".git/"):
         assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0
+
+
+def test_an_image_has_all_files_of_the_repository_but_tests_and_pictures_of_the_docs() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    absent = {name for name in tracked if name and is_ignored(name)}
+    assert {
+        name for name in absent if not re.match(r"tests/|docs/(images|screenshots)/|deploy/\.env\.example$", name)
+    } == set()
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether .dockerignore leaves a file out: the last pattern that matches it or a folder above decides."""
+    above = [name, *(str(folder) for folder in Path(name).parents)]
+    ignored = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        words = re.escape(line.removeprefix("!"))
+        pattern = words.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        if line and line[0] != "#" and any(re.fullmatch(pattern, path) for path in above):
+            ignored = not line.startswith("!")
+    return ignored
 
 
 def test_every_setting_has_a_default_and_every_example_is_a_setting() -> None:

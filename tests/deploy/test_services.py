@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import mlflow
 import pytest
+from mlflow.store.artifact import http_artifact_repo
 
 from pipeline.deployment import postgresql
 from pipeline.models.weights import weights_hash
@@ -117,6 +118,19 @@ def test_dvc_pushes_to_the_store_and_pulls_from_it(running: Running, folder: Pat
     assert (folder / "data.bin").read_bytes() == content
     wrong = {**running[1], "AWS_SECRET_ACCESS_KEY": "wrong"}
     assert subprocess.run(["dvc", "push", "-q"], cwd=folder, env=wrong, capture_output=True, check=False).returncode
+
+
+def test_files_come_through_mlflows_server(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Because its users may not reach the store, as workers on other machines."""
+
+    def from_the_store(**settings: object) -> None:
+        raise AssertionError(f"{settings['http_uri']}: was asked")
+
+    monkeypatch.setattr(http_artifact_repo, "download_chunk", from_the_store)
+    store = runs.client()
+    run = store.create_run("0").info.run_id
+    store.log_text(run, "a dog", "caption.txt")
+    assert Path(store.download_artifacts(run, "caption.txt", str(tmp_path))).read_text() == "a dog"
 
 
 def test_three_workers_lose_no_version_and_double_none(running: Running, folder: Path) -> None:

@@ -19,6 +19,14 @@ def test_the_address_is_known_while_the_command_runs(workspace: Path, monkeypatc
     assert ui.mlflow_pages() is None
 
 
+def test_behind_a_proxy_the_pages_have_the_address_that_is_set(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv(ui.PAGES, "https://captions.example.org/mlflow/")
+    assert ui.mlflow_pages() == "https://captions.example.org/mlflow/"
+
+
 def test_a_servers_own_address_is_shown_without_its_password(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow.example:5000")
     address = ui.mlflow_pages()
