@@ -25,7 +25,9 @@ VALIDATION_PICTURES = 300
 SETTINGS: dict[str, dict[str, object]] = {
     "default settings": {},
     "epochs: 12": {"epochs": 12},
+    "epochs: 20": {"epochs": 20},
     "epochs: 40": {"epochs": 40},
+    "epochs: 80": {"epochs": 80},
     "learning_rate: 3e-4": {"learning_rate": 3e-4},
     "learning_rate: 3e-3": {"learning_rate": 3e-3},
     "schedule: constant_with_warmup": {"schedule": "constant_with_warmup"},
@@ -39,6 +41,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 SETTINGS_1000 = (
     "default settings",
     "epochs: 12",
+    "epochs: 20",
     "epochs: 40",
     "learning_rate: 3e-4",
     "learning_rate: 3e-3",

@@ -7,6 +7,7 @@ recreated from the files.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import islice
@@ -72,7 +73,8 @@ def run(params: Params, args: argparse.Namespace) -> str:
             training_run.describe(description)
             if version is None:
                 with leftovers.temporary_folder() as folder:
-                    number = _register(store, training_run, name, folder, card, description, facts)
+                    with_captions = params.register_.training_captions
+                    number = _register(store, training_run, name, folder, card, description, facts, with_captions)
             else:
                 number = version.number
                 store.update_model_version(name, str(number), description)
@@ -186,19 +188,37 @@ def _register(
     card: str,
     description: str,
     tags: Mapping[str, str],
+    with_captions: bool,
 ) -> int:
-    """Log the model and register it; return the number of the new version."""
+    """Log the model and register it; return the number of the new version.
+
+    Args:
+        store: MLflow's client.
+        run: the run to log to.
+        name: the registered model.
+        folder: an empty folder for files that are made here.
+        card: the model card.
+        description: the description of the version.
+        tags: the tags of the version.
+        with_captions: whether the index with the training captions goes with it.
+    """
     pictures = folder / registry.TRAINED_ON
     write_fingerprints(pictures, fingerprints_of(read_examples(paths.DATASET / "train")))
     test = read_examples(paths.DATASET / "test")[0]
     example = data_url(PictureReader(paths.DATASET / "test").read(test.file_name), 128)
+    if with_captions:
+        index = {"neighbours": paths.NEIGHBOURS}
+    else:
+        index = {"settings": folder / "settings"}
+        index["settings"].mkdir()
+        shutil.copy(paths.NEIGHBOURS_SETTINGS, index["settings"])
     uri = registration.log_model(
         run,
         code=PACKAGE,
         served=SERVED,
         artifacts={
             "checkpoint": paths.MODEL,
-            "neighbours": paths.NEIGHBOURS,
+            **index,
             "training_pictures": pictures,
             **model_card.write(folder, CARD, card, _samples()),
         },

@@ -13,7 +13,7 @@ import pytest
 from pipeline import build, compare, evaluate, finetune, ingest, register
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError
-from pipeline.evaluation import architectures
+from pipeline.evaluation import architectures, pages
 from pipeline.models import factory
 from pipeline.models.cnn import encoder
 from pipeline.models.weights import weights_hash
@@ -124,7 +124,7 @@ def test_the_gallery_shows_where_an_attending_architecture_looked(
     monkeypatch.setattr(encoder, "check_installed", lambda: None)
     set_params(compared, {"compare.architectures": ["cnn-attention"], "evaluate.gallery_pictures": 3})
     train("cnn-attention")
-    monkeypatch.setattr(evaluate, "_LOOKED", 2)
+    monkeypatch.setattr(pages, "_LOOKED", 2)
     evaluate.run(params.load(), Namespace())
     page = Path("reports/evaluate/gallery.html").read_text()
     assert page.count('<dd class="looked" title="where cnn-attention looked before each word">') == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import params
 from pipeline.config.errors import TemporaryError
+from pipeline.data.dataset import read_examples
+from pipeline.runtime.atomic_files import read_json
 from pipeline.tracking import runs
-from tests.conftest import run
+from tests.conftest import run, set_params
 
 REGISTER = (sys.executable, "-m", "pipeline.register")
 
@@ -74,3 +79,20 @@ def test_a_full_disk_in_other_words_is_no_fault_of_a_server(workspace: Path, err
         raise error
     with pytest.raises(TemporaryError, match="^the disk is full at /some/file"), runs.reachable():
         raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+
+
+def test_a_version_may_be_registered_without_the_training_captions(loop: Path, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    shutil.copytree(loop, private, symlinks=True)
+    set_params(private, {"register.training_captions": False})
+    done = run(private, *REGISTER, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (model,) = {place.parent for place in tmp_path.glob("mlartifacts/**/MLmodel")}
+    settings = read_json(model / "artifacts/settings/neighbours.json")
+    assert settings["generation"]["beams"] == params.load(private / "params.yaml").evaluate.beams
+    assert not list(model.rglob("captions.jsonl"))
+    shown = {text for example in read_examples(private / "data/dataset/test") for text in example.captions}
+    learned = {text for example in read_examples(private / "data/dataset/train") for text in example.captions} - shown
+    assert len(learned) > 100
+    stored = b"\n".join(file.read_bytes() for file in model.rglob("*") if file.is_file())
+    assert not [text for text in learned if text.encode() in stored or json.dumps(text).encode()[1:-1] in stored]

@@ -84,7 +84,7 @@ def choose_start(gpu: bool) -> Start:
                 "finetune.checkpoint": "cnn-attention",
                 "finetune.revision": None,
                 "finetune.freeze": "image_encoder",
-                "finetune.epochs": 12,
+                "finetune.epochs": "auto",
                 "finetune.learning_rate": "auto",
                 "finetune.label_smoothing": 0.1,
                 "finetune.best_by": "cider",

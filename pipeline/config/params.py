@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import paths
 from pipeline.config.bounded_yaml import read_yaml
@@ -56,6 +56,15 @@ class Params(Section):
     flow: Flow
     retrain: Retrain
     serving: Serving
+
+    @model_validator(mode="after")
+    def _captions_are_there(self) -> Params:
+        if self.evaluate.decoding.compares and not self.register_.training_captions:
+            raise ValueError(
+                f"evaluate.decoding.method: found {self.evaluate.decoding.method}, which compares with the training"
+                " captions, but register.training_captions is false; set one to beam or the other to true"
+            )
+        return self
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections by their dotted keys, as MLflow shows them."""

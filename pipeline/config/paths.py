@@ -12,6 +12,7 @@ INGEST = Path("data/ingest")
 DATASET = Path("data/dataset")
 MODEL = Path("models/finetune")
 NEIGHBOURS = Path("models/neighbours")  # the index of the training pictures
+NEIGHBOURS_SETTINGS = NEIGHBOURS / "neighbours.json"  # how captions are made and chosen
 TRAINING = MODEL / "training.json"  # the facts that decided the training
 COMPARED = Path("models/compare")  # a folder per architecture
 

@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
+from pipeline.config import paths
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
 from pipeline.evaluation.consensus import Utility
 from pipeline.runtime.atomic_files import read_json, read_json_lines, write_json, write_json_lines
 from pipeline.runtime.checksummed import checksummed_folder, is_intact
 
-_FEATURES, _CAPTIONS, _FACTS = "features.safetensors", "captions.jsonl", "neighbours.json"
+_FEATURES, _CAPTIONS, _FACTS = "features.safetensors", "captions.jsonl", paths.NEIGHBOURS_SETTINGS.name
 _CHUNK = 65_536  # pictures that are compared at a time, to bound memory
 _DIGITS = 5  # of a similarity: less than the noise of another batch size, so that equal pictures stay in order
 
@@ -98,7 +99,7 @@ class Neighbours:
 
 
 def settings_of(folder: Path) -> tuple[GenerationSettings, DecodingSettings]:
-    """Return how captions were generated and chosen when the index was made."""
+    """Return how captions were generated and chosen when the index was made, or a folder with its settings only."""
     facts = read_json(folder / _FACTS)
     return GenerationSettings(**facts["generation"]), DecodingSettings(**facts["decoding"])
 

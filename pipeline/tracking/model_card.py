@@ -59,11 +59,12 @@ def render(
     for system, scores in systems.items():
         table.append(f"| {system.replace('_', ' ')} | {' | '.join(_score(scores, n) for n in names)} |")
     verdicts = "\n".join(f"* {_sentence(str(found))}" for found in comparisons(evaluation, _METRIC))
+    epochs = training.get("epochs", training["params"]["epochs"])  # models of earlier releases lack the first
     facts = "\n".join(f"* `{key}`: {value}" for key, value in tags.items() if key != "params")
     notice = f"\n\nContains weights of: {_cell(training['notice'])}." if "notice" in training else ""
     return f"""# {name}
 
-An image captioning model, fine-tuned from `{training["checkpoint"]}` for up to {training["params"]["epochs"]} epochs.
+An image captioning model, fine-tuned from `{training["checkpoint"]}` for up to {epochs} epochs.
 These are the weights of epoch {training["best_epoch"]}, the best on the validation pictures.{notice}
 
 {verdicts}

@@ -82,10 +82,10 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow's
         checkpoint = Path(context.artifacts["checkpoint"])
         self._captioner = Captioner.from_folder(checkpoint)
         index = context.artifacts.get("neighbours")
-        if index:
-            generation, decoding = settings_of(Path(index))
+        if settings := index or context.artifacts.get("settings"):
+            generation, decoding = settings_of(Path(settings))
             self._captioner.generate_by(generation)
-            if decoding.compares:
+            if index and decoding.compares:
                 self._captioner.choose_by(decoding, read_neighbours(Path(index), weights_hash(checkpoint)))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

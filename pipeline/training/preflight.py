@@ -41,10 +41,11 @@ def check(trainer: Trainer, dtype: torch.dtype) -> str:
     seconds = (time.monotonic() - start) * settings.accumulation * trainer.cross_entropy_steps
     duration = f"{seconds / 60:.0f} min" if seconds > 90 else f"{max(1, seconds):.0f} s"
     memory = "" if not needed else f", {needed / 1e9:.2g} GB of memory above the model's own"
+    auto = " (auto)" if settings.epochs == "auto" else ""
     return (
         f"trains {trainer.trained_parameters / 1e6:.3g} of {trainer.parameters / 1e6:.3g} million parameters in"
         f" {trainer.cross_entropy_steps:,} steps of {min(settings.batch_size, len(captioned))} pictures,"
-        f" {settings.epochs} epochs of {trainer.steps_per_epoch:,}; about {duration}{memory}"
+        f" {trainer.epochs} epochs{auto} of {trainer.steps_per_epoch:,}; about {duration}{memory}"
     )
 
 

@@ -163,7 +163,11 @@ def write(session: Session, folder: Path, report: Path, metrics: Path | None, hi
     shutil.copytree(StateStore(session.folder).best, folder)
     notice = trainer.model.notice
     notices = {"notice": notice} if notice else {}
-    sizes = {"parameters": trainer.parameters, "trained_parameters": trainer.trained_parameters}
+    sizes = {
+        "epochs": trainer.epochs,
+        "parameters": trainer.parameters,
+        "trained_parameters": trainer.trained_parameters,
+    }
     write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch, **sizes, **notices})
     write_history(history, trainer.state.epochs)
     shown = {

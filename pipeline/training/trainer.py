@@ -29,7 +29,7 @@ from pipeline.training.descent import check_finite, descend
 from pipeline.training.history import EpochMetrics, flaws, kept_epoch
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
 from pipeline.training.logger import TrainingLogger
-from pipeline.training.optimization import CaptionLoss, adamw, learning_rate, self_critical_rate
+from pipeline.training.optimization import CaptionLoss, adamw, epoch_count, learning_rate, self_critical_rate
 from pipeline.training.persistence import TrainingState, is_self_critical, load_state, save_state
 from pipeline.training.processes import Processes
 from pipeline.training.self_critical import EndedError, Sampler, Weighted
@@ -89,7 +89,8 @@ class Trainer:
         self._loss = processes.accelerator.prepare_model(CaptionLoss(self.model, dtype, settings.label_smoothing))
         self.optimizer = adamw(self.model, self.learning_rate, settings.weight_decay)
         self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
-        self.cross_entropy_steps = settings.epochs * self.steps_per_epoch
+        self.epochs = epoch_count(settings, len(data.train))
+        self.cross_entropy_steps = self.epochs * self.steps_per_epoch
         self.steps = self.cross_entropy_steps + settings.self_critical.epochs * self.steps_per_epoch
         warmup = round(settings.warmup * self.cross_entropy_steps)
         self.schedule = get_scheduler(settings.schedule, self.optimizer, warmup, self.cross_entropy_steps)
@@ -131,7 +132,7 @@ class Trainer:
                     self.checkpoint.save(folder, merged_weights(self.model) if self.settings.lora.rank else None)
             logger.metrics(metrics.metrics(), epoch)
             logger.samples(state.samples, self.best_epoch.epoch)
-            self._say(bar, metrics.log_line(self.settings.epochs + self.settings.self_critical.epochs))
+            self._say(bar, metrics.log_line(self.epochs + self.settings.self_critical.epochs))
             if reason := self._why_not_kept(metrics):
                 self._say(bar, f"epoch {epoch} is not kept: {reason}")
             self._write_state_if_due()
@@ -176,7 +177,7 @@ class Trainer:
         state, settings = self.state, self.settings
         done, over = len(state.epochs), self._is_out_of_patience()
         if not state.cross_entropy_epochs:
-            if done < settings.epochs and not over:
+            if done < self.epochs and not over:
                 return done + 1
             if self.sampler is None:
                 return None

@@ -33,6 +33,7 @@ def test_the_shipped_params_are_valid() -> None:
         ("evaluate.named_words", {"a": ["red", ["blue", "Red "]]}, ["evaluate.named_words", "'Red ' twice", "in a"]),
         ("evaluate.named_words", {"a": [" "]}, ["evaluate.named_words.a.0", "found ' '"]),
         ("evaluate.clip_score.checkpoint", "openai/clip", ["evaluate.clip_score", "revision", "40-digit commit"]),
+        ("register.training_captions", "no", ["register.training_captions", "'no'"]),
         ("build.test", 0.95, ["build", "nothing to train on"]),
         ("ingest.max_pixels", 10**9, ["ingest.max_pixels", "less than or equal to 500000000"]),
         ("runtime.memory_gb", -1, ["runtime.memory_gb", "greater than or equal to 0"]),
@@ -151,3 +152,11 @@ def test_a_key_that_stands_twice_is_refused(workspace: Path) -> None:
 def test_a_hub_name_with_a_commit_is_accepted(workspace: Path) -> None:
     set_params(workspace, {"finetune.checkpoint": "microsoft/git-base", "finetune.revision": "0" * 40})
     assert params.load().finetune.revision == "0" * 40
+
+
+def test_captions_that_are_kept_out_of_a_version_cannot_be_compared_with(workspace: Path) -> None:
+    set_params(workspace, {"register.training_captions": False})
+    params.load()
+    set_params(workspace, {"evaluate.decoding.method": "mbr"})
+    with pytest.raises(ConfigError, match=r"params.yaml: evaluate.decoding.method: found mbr, .* set one to beam"):
+        params.load()

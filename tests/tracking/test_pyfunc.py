@@ -112,6 +112,21 @@ def test_captions_are_chosen_as_the_index_that_comes_with_the_model_says(tmp_pat
     assert [found] != by_beam_search
 
 
+def test_a_version_without_the_index_keeps_its_generation_settings(tmp_path: Path) -> None:
+    checkpoint = small()
+    checkpoint.save(tmp_path / "checkpoint")
+    word = checkpoint.tokenizer.decode([5])
+    generation = PLAIN.model_copy(update={"prompt": word, "min_tokens": 3})
+    beam = DecodingSettings(method="beam", samples=1, temperature=1.0, neighbours=1, seed=0)
+    (tmp_path / "settings").mkdir()
+    content = {"generation": generation.model_dump(), "decoding": beam.model_dump()}
+    (tmp_path / "settings/neighbours.json").write_text(json.dumps(content))
+    served = pyfunc.CaptionModel()
+    served.load_context(Namespace(artifacts={name: str(tmp_path / name) for name in ("checkpoint", "settings")}))
+    (found,) = served.predict(None, pd.DataFrame({"image": [jpeg()]}))["caption"]
+    assert found.startswith(word)
+
+
 def test_the_memory_of_each_picture_is_reserved() -> None:
     """Requests arrive in threads, and a picture of some kilobytes can take half a gigabyte."""
     sizes: list[int] = []

@@ -347,13 +347,19 @@ def test_a_full_disk_is_reported_in_one_line_and_the_last_state_is_intact(built:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable[[], Path]) -> None:
+@pytest.mark.parametrize(
+    ("kills", "epochs", "self_critical"),
+    [pytest.param(20, 60, 0, id="cross-entropy"), pytest.param(5, 1, 30, id="self-critical")],
+)
+def test_kills_at_random_moments_do_not_change_the_result(
+    clone: Callable[[], Path], kills: int, epochs: int, self_critical: int
+) -> None:
     """Kills hit steps, validation and the writing of states; `dvc repro` resumes each time."""
     killed = clone()
     shutil.rmtree(killed / "data/raw")
     write_sample(killed / "data/raw/small", pictures=90, seed=1)
-    changes = {"ingest.sources": ["small"], "finetune.epochs": 60, "runtime.state_minutes": 0}
-    set_params(killed, {**TINY, **changes})
+    changes = {"ingest.sources": ["small"], "finetune.epochs": epochs, "runtime.state_minutes": 0}
+    set_params(killed, {**TINY, **changes, "finetune.self_critical.epochs": self_critical})
     for words in (["add", "data/raw/small"], ["repro", "build"]):
         done = run(killed, "dvc", *words)
         assert done.returncode == 0, done.stderr
@@ -362,7 +368,7 @@ def test_twenty_kills_at_random_moments_do_not_change_the_result(clone: Callable
     command = ("dvc", "repro", "finetune")
     assert run(undisturbed, *command).returncode == 0
     rng = random.Random(20)
-    for kill in range(20):
+    for kill in range(kills):
         process = start(killed, *command)
         before = {path.name for path in states(killed)}
         deadline = time.monotonic() + 120

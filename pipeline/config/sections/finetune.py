@@ -77,7 +77,7 @@ class Finetune(Section):
     scratch: Scratch
     freeze: Literal["none", "image_encoder"]
     lora: Lora
-    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
     accumulation: Annotated[int, Field(ge=1, le=65_536)]
     captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
