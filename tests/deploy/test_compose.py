@@ -108,6 +108,17 @@ def is_ignored(name: str) -> bool:
     return ignored
 
 
+def test_a_change_of_our_code_installs_no_package_again() -> None:
+    packages = (DEPLOY / "Dockerfile").read_text().partition(" AS packages")[2].partition("\nFROM ")[0]
+    mounted = re.findall(r"--mount=type=bind,(\S+)", packages)
+    assert set(mounted) == {"source=deploy/wheels,target=/wheels"}, "all other files would be inputs of the layer"
+    assert re.findall(r"^COPY (.+)", packages, flags=re.M) == [
+        "requirements.lock ./",
+        "pyproject.toml README.md LICENSE ./",
+    ]
+    assert (DEPLOY / "wheels").is_dir(), "a build without wheels needs it too"
+
+
 def test_every_setting_has_a_default_and_every_example_is_a_setting() -> None:
     used = dict(VARIABLE.findall((DEPLOY / "compose.yaml").read_text()))
     assert not [name for name, default in used.items() if not default]
