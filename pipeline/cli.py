@@ -45,6 +45,13 @@ class Device(StrEnum):
     gpu = "gpu"
 
 
+class Engine(StrEnum):
+    """Where pictures are captioned."""
+
+    local = "local"
+    ray = "ray"
+
+
 class _Commands(TyperGroup):
     """The group of commands. A usage error is one line and exit code 78."""
 
@@ -122,6 +129,7 @@ def _main(
         "caption photo.jpg --model models:/image-captioning/3",
         "caption holiday --out captions.jsonl",
         "caption holiday.zip --out texts",
+        "caption holiday --out captions.jsonl --engine ray",
     )
 )
 def caption(
@@ -153,6 +161,14 @@ def caption(
         bool, typer.Option("--diverse", help="With --several: keep captions that share few words, not the likeliest.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Random seed for --several.")] = 0,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="With --out: caption in this process, or in Ray's workers, one per CPU or GPU. The output is the same."
+            " Default: runtime.engine.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Caption photos with a registered model or a checkpoint."""
 
@@ -160,7 +176,13 @@ def caption(
         from pipeline.commands.caption import caption_folder, caption_photos
 
         if out is not None:
-            return caption_folder(params, photos, out, model=model, several=several, seed=seed, diverse=diverse)
+            return caption_folder(
+                params, photos, out, model=model, several=several, seed=seed, diverse=diverse, engine=engine
+            )
+        if engine is not None:
+            raise ConfigError(
+                f"--engine {engine.value}: is for many pictures; add `--out captions.jsonl`, or leave it out"
+            )
         return caption_photos(params, photos, model=model, several=several, seed=seed, diverse=diverse)
 
     _execute("caption", work)
@@ -335,10 +357,10 @@ def review_queue(
     """
 
     def work(params: Params) -> str:
-        from pipeline.commands.caption import load
+        from pipeline.commands.caption import find
         from pipeline.serving.review_export import export
 
-        return export(params, format_.value, out, count, lambda: load(params, "review-queue", model))
+        return export(params, format_.value, out, count, lambda: find(params, "review-queue", model))
 
     _execute("review-queue", work)
 

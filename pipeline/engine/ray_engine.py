@@ -77,6 +77,7 @@ class RayEngine(Engine):
         items: Iterable[T],
         *,
         batch: int = 64,
+        whole: bool = False,
         needs_gpu: bool = False,
     ) -> Iterator[tuple[K, R | None]]:
         """See `Engine.map`.
@@ -90,7 +91,7 @@ class RayEngine(Engine):
             with read(item) as found:
                 return found
 
-        batches = enumerate(_batches(parallel_map(read_item, items, _READ_THREADS), batch))
+        batches = enumerate(_batches(parallel_map(read_item, items, _READ_THREADS), batch, whole))
         pool: _Pool[R] = _Pool(make_work, self._workers, needs_gpu)
         ahead: dict[int, _Batch[K]] = {}  # read, and not yielded yet
         try:
@@ -114,15 +115,15 @@ class RayEngine(Engine):
             pool.close()
 
 
-def _batches(found: Iterable[Read[K]], most: int) -> Iterator[_Batch[K]]:
-    """Yield batches of at most `most` items, and of about `_BATCH_BYTES` if there are several."""
+def _batches(found: Iterable[Read[K]], most: int, whole: bool) -> Iterator[_Batch[K]]:
+    """Yield batches of `most` items; if they need not be `whole`, fewer from about `_BATCH_BYTES` on."""
     batch: _Batch[K] = _Batch()
     for one in found:
         batch.kept.append((one.kept, one.data is not None))
         if one.data is not None:
             batch.data.append(one.data)
             batch.size += len(one.data)
-        if len(batch.kept) == most or batch.size >= _BATCH_BYTES:
+        if len(batch.kept) == most or (not whole and batch.size >= _BATCH_BYTES):
             yield batch
             batch = _Batch()
     if batch.kept:

@@ -19,7 +19,7 @@ from pipeline.data.images import decode
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import bulk, bulk_outputs
-from pipeline.serving.bulk import NamedCaptioner
+from pipeline.serving.bulk_work import NamedModel
 from tests.conftest import ROOT, environment, jpeg, run, set_params
 
 URI = "models:/toy/1"
@@ -51,12 +51,12 @@ def caption(captioner: Captioner) -> object:
     def work(source: Path, out: Path, *, uri: str = URI, several: int = 1) -> tuple[str, int]:
         loads: list[str] = []
 
-        def load() -> NamedCaptioner:
+        def load() -> Captioner:
             loads.append(uri)
-            return NamedCaptioner(captioner, uri)
+            return captioner
 
         set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.generation.beams": 1})
-        return bulk.caption_all(params.load(), source, out, load, several), len(loads)
+        return bulk.caption_all(params.load(), source, out, lambda: NamedModel(uri, load), several), len(loads)
 
     return work
 
@@ -219,6 +219,7 @@ def test_captions_of_a_killed_parquet_run_are_not_computed_again(
     class KilledError(Exception):
         pass
 
+    (photos / "cut.jpg").unlink()
     calls: list[int] = []
     scored = captioner.scored
 
