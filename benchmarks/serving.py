@@ -231,7 +231,8 @@ def bulk(folder: Path) -> Figure:
     from pipeline.config import params
     from pipeline.data.images import decode
     from pipeline.models.captioner import Captioner
-    from pipeline.serving.bulk import NamedCaptioner, caption_all
+    from pipeline.serving.bulk import caption_all
+    from pipeline.serving.bulk_work import NamedModel
 
     captioner, given = Captioner.from_folder(CHECKPOINT), params.load(folder / "params.yaml")
     pictures = scenes(BULK)
@@ -249,7 +250,7 @@ def bulk(folder: Path) -> Figure:
     def command() -> None:
         out = folder / "captions.jsonl"
         out.unlink(missing_ok=True)
-        caption_all(given, folder / "many.zip", out, lambda: NamedCaptioner(captioner, "models:/demo/1"))
+        caption_all(given, folder / "many.zip", out, lambda: NamedModel("models:/demo/1", lambda: captioner))
 
     times: list[tuple[float, float]] = []
     for _ in range(ROUNDS + 1):

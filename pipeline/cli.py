@@ -47,6 +47,13 @@ class Device(StrEnum):
     gpu = "gpu"
 
 
+class Engine(StrEnum):
+    """Where pictures are captioned."""
+
+    local = "local"
+    ray = "ray"
+
+
 class _Commands(TyperGroup):
     """The group of commands. A usage error is one line and exit code 78."""
 
@@ -126,6 +133,7 @@ def _main(
         "caption holiday.zip --out texts",
         "caption holiday --out holiday --sidecars xmp",
         "caption s3://bucket/holiday --out captions.jsonl",
+        "caption holiday --out captions.jsonl --engine ray",
     )
 )
 def caption(
@@ -167,6 +175,14 @@ def caption(
         bool, typer.Option("--diverse", help="With --several: keep captions that share few words, not the likeliest.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Random seed for --several.")] = 0,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="With --out: caption in this process, or in Ray's workers, one per CPU or GPU. The output is the same."
+            " Default: runtime.engine.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Caption photos with a registered model or a checkpoint."""
 
@@ -175,9 +191,10 @@ def caption(
 
         options: dict[str, Any] = {"model": model, "several": several, "seed": seed, "diverse": diverse}
         if out is not None:
-            return caption_folder(params, photos, out, sidecars=sidecars, **options)
-        if sidecars:
-            raise ConfigError(f"--sidecars {sidecars}: needs --out FOLDER")
+            return caption_folder(params, photos, out, sidecars=sidecars, engine=engine, **options)
+        for option, value in (("sidecars", sidecars), ("engine", engine)):
+            if value is not None:
+                raise ConfigError(f"--{option} {value.value}: is for many pictures; add --out, or leave it out")
         return caption_photos(params, [Path(photo) for photo in photos], **options)
 
     _execute("caption", work)
@@ -358,10 +375,10 @@ def review_queue(
     """
 
     def work(params: Params) -> str:
-        from pipeline.commands.caption import load
+        from pipeline.commands.caption import find
         from pipeline.serving.review_export import export
 
-        return export(params, format_.value, out, count, lambda: load(params, "review-queue", model))
+        return export(params, format_.value, out, count, lambda: find(params, "review-queue", model))
 
     _execute("review-queue", work)
 

@@ -17,8 +17,8 @@ from pipeline.serving.choice import choose
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.serving.bulk import NamedCaptioner
     from pipeline.serving.bulk_sidecars import Sidecars
+    from pipeline.serving.bulk_work import NamedModel
 
 
 def caption_photos(
@@ -81,6 +81,7 @@ def caption_folder(
     seed: int = 0,
     diverse: bool = False,
     sidecars: Sidecars | None = None,
+    engine: str | None = None,
 ) -> str:
     """Caption all pictures of one source into `out`, and return the last line to print; see `bulk.caption_all`.
 
@@ -93,19 +94,22 @@ def caption_folder(
         seed: random seed of the sampling if `several` is more than 1.
         diverse: whether several captions share few words.
         sidecars: what is written per picture if `out` is a folder; None for text files.
+        engine: `local` or `ray`; None for `runtime.engine`.
 
     Raises:
         ConfigError, DataError, TemporaryError: see `caption_photos` and `bulk.caption_all`.
     """
     if len(sources) != 1:
         raise ConfigError(f"--out {out}: found {len(sources)} arguments; name one folder or .zip")
+    if engine:
+        params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"engine": engine})})
     from pipeline.serving import bulk
 
     return bulk.caption_all(
         params,
         sources[0],
         out,
-        lambda: load(params, "caption", model),
+        lambda: find(params, "caption", model),
         several,
         seed,
         diverse,
@@ -113,15 +117,15 @@ def caption_folder(
     )
 
 
-def load(params: Params, command: str, model: str | None) -> NamedCaptioner:
-    """Load a model and print which; see `caption_photos`."""
-    from pipeline.serving.bulk import NamedCaptioner
-    from pipeline.tracking.captioners import load_captioner
+def find(params: Params, command: str, model: str | None) -> NamedModel:
+    """Find a model and print which; see `caption_photos`."""
+    from pipeline.serving.bulk_work import NamedModel
+    from pipeline.tracking.captioners import find_captioner
 
     uri, why = (model, "") if model else _default_model(params.register_.model)
-    captioner = load_captioner(uri, params, _checkpoint(uri, params.runtime.model_cache_gb))
+    found = find_captioner(uri, params, _checkpoint(uri, params.runtime.model_cache_gb))
     print(f"{command}: {uri}{why}", flush=True)
-    return NamedCaptioner(captioner, uri)
+    return NamedModel(uri, found.load)
 
 
 def _open_photos(photos: Iterable[Path], max_pixels: int, problems: list[str]) -> Iterator[tuple[str, Image]]:

@@ -1,1 +1,1 @@
-"""Where heavy work on single pictures runs: in threads of this machine, or in the workers of a Ray cluster."""
+"""Where heavy work on single pictures runs: in threads of this machine, or in Ray's workers."""

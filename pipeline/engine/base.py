@@ -39,6 +39,7 @@ class Engine(ABC):
         items: Iterable[T],
         *,
         batch: int = 64,
+        whole: bool = False,
         needs_gpu: bool = False,
     ) -> Iterator[tuple[K, R | None]]:
         """Yield what was kept of each item and the result of its work (None without data), in the order of the items.
@@ -50,6 +51,7 @@ class Engine(ABC):
             make_work: called once in each worker. It can be pickled, and so can what the work returns. An exception of
                 the work ends the run.
             items: what to read.
-            batch: items that a worker gets at a time, at most.
+            batch: items that a worker gets at a time, at most. Fewer if they are large.
+            whole: whether batches are always as large as `batch`, except for the last one; items without data count.
             needs_gpu: whether a worker takes a GPU, if the engine has GPUs.
         """

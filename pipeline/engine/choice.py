@@ -15,14 +15,14 @@ def open_engine(runtime: Runtime) -> Iterator[Engine]:
     """Yield the engine that the params choose; nothing of Ray is imported for `local`.
 
     Raises:
-        ConfigError: Ray is not installed, or its version or that of a library differs in the cluster.
-        TemporaryError: there is no cluster at `runtime.ray_address`.
+        ConfigError: Ray is not installed.
+        TemporaryError: Ray does not start.
     """
     if runtime.engine == "local":
         yield LocalEngine(runtime.decode_threads)
         return
-    from pipeline.engine.ray_cluster import connected
     from pipeline.engine.ray_engine import RayEngine
+    from pipeline.engine.ray_session import started
 
-    with connected(runtime.ray_address, runtime.ray_workers):
+    with started(runtime.ray_workers):
         yield RayEngine(runtime.ray_workers)

@@ -22,9 +22,10 @@ class LocalEngine(Engine):
         items: Iterable[T],
         *,
         batch: int = 64,
+        whole: bool = False,
         needs_gpu: bool = False,
     ) -> Iterator[tuple[K, R | None]]:
-        """See `Engine.map`; threads take single items, whatever `batch` says."""
+        """See `Engine.map`; threads take single items, whatever `batch` and `whole` say."""
         work = make_work()
 
         def read_and_work(item: T) -> tuple[K, R | None]:

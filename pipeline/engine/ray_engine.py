@@ -1,6 +1,6 @@
-"""The engine `ray`: workers in the processes of a cluster. They need no shared disk, because Ray sends them the data.
+"""The engine `ray`: workers in other processes of this machine.
 
-The items are read on this machine, in order, so that an archive's limits count as with `local`. A worker that dies is
+The items are read in this process, in order, so that an archive's limits count as with `local`. A worker that dies is
 replaced, and its batches go to others.
 """
 
@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Generic
 
-from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
+from pipeline.config.errors import PipelineError, TemporaryError
 from pipeline.engine.base import Engine, K, R, Read, T, Work
 from pipeline.runtime.parallel_map import parallel_map
 
@@ -21,32 +20,19 @@ _READ_THREADS = 4
 _BATCH_BYTES = 8 * 2**20
 _QUEUED = 2  # batches that a worker has, so that it does not wait for the next one
 _ATTEMPTS = 5  # of a batch, if the worker dies each time
-_GROW_SECONDS = 5.0  # between looks at the size of the cluster
+_GROW_SECONDS = 5.0  # between looks at whether a worker is missing
 _NO_WORKER_SECONDS = 300.0
-# Libraries that decide results; another version on a node would give other bytes.
-_LIBRARIES = ("pillow", "pillow-heif", "ImageHash", "numpy", "scipy", "torch", "transformers", "tokenizers")
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide results; "none" for one that is not installed."""
-    found = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library).partition("+")[0]  # builds for CPUs and GPUs count as the same
-        except PackageNotFoundError:
-            found[library] = "none"
-    return found
 
 
 class _Worker(Generic[R]):
-    """Lives in a process of the cluster."""
+    """Lives in a process of Ray."""
 
     def __init__(self, make_work: Callable[[], Work[R]]) -> None:
         self._make_work = make_work
         self._work: Work[R] | None = None
 
-    def versions(self) -> dict[str, str]:
-        return library_versions()
+    def ready(self) -> None:
+        """Answer, which shows that the process has started."""
 
     def run(self, data: Sequence[bytes]) -> Sequence[R]:
         self._work = self._work or self._make_work()
@@ -64,10 +50,10 @@ class _Batch(Generic[K]):
 
 
 class RayEngine(Engine):
-    """Runs work in the workers of the cluster that this process is connected to; see `ray_cluster.connected`."""
+    """Runs work in Ray's workers; Ray must have been started, see `ray_session.started`."""
 
     def __init__(self, workers: int) -> None:
-        """Use so many workers at most; 0 for one per CPU (or GPU) of the cluster, also of nodes that join later."""
+        """Use so many workers at most; 0 for one per CPU (or GPU) that Ray has."""
         self._workers = workers
 
     def map(
@@ -77,20 +63,20 @@ class RayEngine(Engine):
         items: Iterable[T],
         *,
         batch: int = 64,
+        whole: bool = False,
         needs_gpu: bool = False,
     ) -> Iterator[tuple[K, R | None]]:
         """See `Engine.map`.
 
         Raises:
-            ConfigError: a library of a node has another version than this machine's.
-            TemporaryError: the workers of a batch died again and again, or the cluster has no worker.
+            TemporaryError: the workers of a batch died again and again, or no worker starts.
         """
 
         def read_item(item: T) -> Read[K]:
             with read(item) as found:
                 return found
 
-        batches = enumerate(_batches(parallel_map(read_item, items, _READ_THREADS), batch))
+        batches = enumerate(_batches(parallel_map(read_item, items, _READ_THREADS), batch, whole))
         pool: _Pool[R] = _Pool(make_work, self._workers, needs_gpu)
         ahead: dict[int, _Batch[K]] = {}  # read, and not yielded yet
         try:
@@ -114,15 +100,15 @@ class RayEngine(Engine):
             pool.close()
 
 
-def _batches(found: Iterable[Read[K]], most: int) -> Iterator[_Batch[K]]:
-    """Yield batches of at most `most` items, and of about `_BATCH_BYTES` if there are several."""
+def _batches(found: Iterable[Read[K]], most: int, whole: bool) -> Iterator[_Batch[K]]:
+    """Yield batches of `most` items; if they need not be `whole`, fewer from about `_BATCH_BYTES` on."""
     batch: _Batch[K] = _Batch()
     for one in found:
         batch.kept.append((one.kept, one.data is not None))
         if one.data is not None:
             batch.data.append(one.data)
             batch.size += len(one.data)
-        if len(batch.kept) == most or batch.size >= _BATCH_BYTES:
+        if len(batch.kept) == most or (not whole and batch.size >= _BATCH_BYTES):
             yield batch
             batch = _Batch()
     if batch.kept:
@@ -144,10 +130,8 @@ class _Pool(Generic[R]):
         self._most = most
         self._resource = "GPU" if needs_gpu and ray.cluster_resources().get("GPU") else "CPU"
         share = {"num_gpus": 1} if self._resource == "GPU" else {"num_cpus": 1}
-        # A dead worker is replaced by a new one instead of restarted: its node may be gone.
         self._actor = ray.remote(_Worker).options(max_restarts=0, **share)
         self._make_work = ray.put(make_work)
-        self._expected = library_versions()
         self._starting: dict[Any, Any] = {}  # reference to the first answer -> worker
         self._load: dict[Any, int] = {}  # worker that answers -> batches that it has
         self._running: dict[Any, tuple[Any, int]] = {}  # reference to results -> worker, number of the batch
@@ -188,9 +172,8 @@ class _Pool(Generic[R]):
             self._alive = now
         elif now - self._alive > _NO_WORKER_SECONDS:
             raise TemporaryError(
-                f"Ray: no worker started within {_NO_WORKER_SECONDS:.0f} s (the cluster has"
-                f" {self._ray.cluster_resources().get(self._resource, 0):g} {self._resource}s); wait for others to"
-                " finish or add a node, then run again"
+                f"Ray: no worker started within {_NO_WORKER_SECONDS:.0f} s; wait for other programs to finish, then run"
+                " again, or with runtime.engine: local"
             )
         self._assign()
 
@@ -204,7 +187,7 @@ class _Pool(Generic[R]):
         wanted = min(self._most or room, room)
         for _ in range(wanted - len(self._load) - len(self._starting)):
             worker = self._actor.remote(self._make_work)
-            self._starting[worker.versions.remote()] = worker
+            self._starting[worker.ready.remote()] = worker
 
     def _assign(self) -> None:
         while self._waiting and self._load:
@@ -219,15 +202,9 @@ class _Pool(Generic[R]):
     def _started(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
         try:
-            found = self._ray.get(reference)
-        except self._ray.exceptions.RayError:  # `_grow` starts another if there is room
+            self._ray.get(reference)
+        except self._ray.exceptions.RayError:  # `_grow` starts another
             return
-        for library, expected in self._expected.items():
-            if found[library] != expected:
-                raise ConfigError(
-                    f"Ray: a node has {library} {found[library]}, this machine {expected}; install requirements.lock"
-                    " on every machine"
-                )
         self._load[worker] = 0
 
     def _done(self, reference: Any) -> None:
@@ -238,7 +215,7 @@ class _Pool(Generic[R]):
             if isinstance(error.cause, PipelineError | MemoryError):
                 raise error.cause from None
             raise
-        except self._ray.exceptions.RayError as error:  # the worker, its node, or the result is lost
+        except self._ray.exceptions.RayError as error:  # the worker or its result is lost
             self._retry(number, error)
             self._bury(worker)
         else:

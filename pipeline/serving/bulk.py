@@ -1,6 +1,7 @@
 """Caption all pictures of a folder, a zip or a bucket into one output; a run that was killed is continued.
 
-Threads read and decode pictures ahead of the model, which captions them in batches.
+Threads read and decode pictures ahead of the model, which captions them in batches. With Ray, workers do both. The
+batches are the same, and so is the output.
 """
 
 from __future__ import annotations
@@ -9,58 +10,35 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
-from pipeline.data.images import PictureError, identity, opened
-from pipeline.models.captioner import Captioner
+from pipeline.engine.base import Read
+from pipeline.engine.choice import open_engine
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
 from pipeline.runtime.progress import progress_bar
 from pipeline.serving.bulk_outputs import open_output
 from pipeline.serving.bulk_record import Line, Output
 from pipeline.serving.bulk_sidecars import Sidecars
 from pipeline.serving.bulk_sources import Source, UnreadableError, open_source
+from pipeline.serving.bulk_work import Captioned, Captioning, NamedModel, Prepared, Way, caption, prepare
 
 _MAX_BYTES = 2**26  # of one file; every decoding thread holds one
 _PROBLEMS = 20  # that are printed one by one
 
-
-@dataclass(frozen=True)
-class NamedCaptioner:
-    """A loaded captioner, and the name of its model for the output."""
-
-    captioner: Captioner
-    uri: str
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """How pictures are captioned; see `Captioner.scored`."""
-
-    several: int
-    seed: int
-    diverse: bool
-
-
-@dataclass(frozen=True)
-class _Picture:
-    file_name: str
-    sha256: str
-    prepared: torch.Tensor
+_Found = tuple[str, Captioned | str]  # file name, and its captions or why it can't be captioned
 
 
 def caption_all(
     params: Params,
     source: Path | str,
     out: Path,
-    load: Callable[[], NamedCaptioner],
+    find: Callable[[], NamedModel],
     several: int = 1,
     seed: int = 0,
     diverse: bool = False,
@@ -72,7 +50,7 @@ def caption_all(
         params: all of params.yaml.
         source: a folder, whose zips are read too, a zip, or `s3://BUCKET/PREFIX`.
         out: a `.jsonl` or `.parquet` file, or a folder for sidecars.
-        load: loads the model; it is called only if there is something to caption.
+        find: finds the model; it is called only if there is something to caption.
         several: the maximum number of different captions per picture.
         seed: random seed of the sampling if `several` is more than 1.
         diverse: whether several captions share few words.
@@ -98,8 +76,12 @@ def caption_all(
             start = time.monotonic()
             captioned = 0
             if waiting:
-                options = _Sampling(several, seed, diverse)
-                captioned = _caption(params, pictures, waiting, output, load(), options, problems)
+                way = Way(params.evaluate.beams, several, seed, diverse, params.ingest.max_pixels)
+                model = find()
+                captions = _captions(params, pictures, waiting, model, way)
+                with closing(captions):
+                    bar = progress_bar(captions, total=len(waiting), desc="caption", unit=" pictures")
+                    captioned = _write(bar, params.runtime.caption_batch_size, output, model.uri, problems)
             output.finish()
             left_alone = max(left_alone, len(output.left_alone.intersection(names)))
     _print(problems, "skipped")
@@ -115,90 +97,73 @@ def caption_all(
     return f"{', '.join(parts)}: {out}"
 
 
-def _caption(
-    params: Params,
-    source: Source,
-    wanted: Sequence[str],
-    output: Output,
-    model: NamedCaptioner,
-    options: _Sampling,
-    problems: list[str],
-) -> int:
-    """Caption pictures in batches, append what can't be read to `problems`, and return how many were captioned."""
-    captioner, size = model.captioner, params.runtime.caption_batch_size
-    threads = params.runtime.decode_threads or (os.cpu_count() or 1) + 1
+def _captions(params: Params, source: Source, wanted: Sequence[str], model: NamedModel, way: Way) -> Generator[_Found]:
+    """Yield the captions of pictures in order, a batch at a time."""
+    if params.runtime.engine == "local":
+        yield from _in_threads(params, source, wanted, model, way)
+        return
+
+    @contextmanager
+    def read(name: str) -> Iterator[Read[tuple[str, str]]]:
+        data = _bytes(source, name)
+        yield Read((name, data), None) if isinstance(data, str) else Read((name, ""), data)
+
+    work = Captioning(model.load, way, bytes_of(params.runtime.memory_gb))
+    with open_engine(params.runtime) as engine:
+        size = params.runtime.caption_batch_size
+        for (name, problem), found in engine.map(read, work, wanted, batch=size, whole=True, needs_gpu=True):
+            yield name, problem if found is None else found
+
+
+def _in_threads(params: Params, source: Source, wanted: Sequence[str], model: NamedModel, way: Way) -> Iterator[_Found]:
+    captioner, size = model.load(), params.runtime.caption_batch_size
     return_large_blocks()
     budget = MemoryBudget(bytes_of(params.runtime.memory_gb))
-    captioned = 0
 
-    with ThreadPoolExecutor(threads) as pool, progress_bar(total=len(wanted), desc="caption", unit=" pictures") as bar:
-        jobs = (pool.submit(_read, source, name, captioner, params.ingest.max_pixels, budget) for name in wanted)
-        pictures = _readable(_ahead(jobs, 2 * size), problems, bar.update)
-        while batch := list(islice(pictures, size)):
-            output.write(_lines(batch, model, params.evaluate.beams, options))
-            captioned += len(batch)
-            bar.update(len(batch))
-    return captioned
+    def work(name: str) -> Prepared | str:
+        data = _bytes(source, name)
+        return data if isinstance(data, str) else prepare(captioner, data, way, budget)
+
+    with ThreadPoolExecutor(params.runtime.decode_threads or (os.cpu_count() or 1) + 1) as pool:
+        prepared = _ahead((pool.submit(work, name) for name in wanted), 2 * size)
+        names = iter(wanted)
+        while batch := list(islice(prepared, size)):
+            yield from zip(islice(names, size), caption(captioner, batch, way), strict=True)
 
 
-def _ahead(jobs: Iterator[Future[_Picture]], count: int) -> Iterator[Future[_Picture]]:
-    """Yield jobs in order, after having started up to `count` more."""
+def _ahead(jobs: Iterator[Future[Prepared | str]], count: int) -> Iterator[Prepared | str]:
+    """Yield the results of jobs in order, after having started up to `count` more."""
     waiting = deque(islice(jobs, count))
     try:
         while waiting:
-            yield waiting.popleft()
+            job = waiting.popleft()
             waiting.extend(islice(jobs, 1))
+            yield job.result()
     finally:
         for job in waiting:
             job.cancel()
 
 
-def _readable(
-    jobs: Iterable[Future[_Picture]], problems: list[str], skipped: Callable[[int], object]
-) -> Iterator[_Picture]:
-    for job in jobs:
-        try:
-            yield job.result()
-        except UnreadableError as error:
-            problems.append(str(error))
-            skipped(1)
-
-
-def _read(source: Source, name: str, captioner: Captioner, max_pixels: int, budget: MemoryBudget) -> _Picture:
-    """Return a picture at the size of the model's input, decoded under the memory budget.
-
-    Raises:
-        UnreadableError: it can't be read or decoded.
-        ConfigError, TemporaryError: see `Source.read`.
-    """
-    data = source.read(name, _MAX_BYTES)
+def _bytes(source: Source, name: str) -> bytes | str:
+    """Return a picture's bytes, or why it can't be read."""
     try:
-        with opened(data, max_pixels, budget, at_least=2 * captioner.image_size) as picture:
-            prepared = captioner.prepare(picture.decode())
-    except PictureError as error:
-        raise UnreadableError(f"{name}: {error}") from None
-    return _Picture(name, identity(data), prepared)
+        return source.read(name, _MAX_BYTES)
+    except UnreadableError as error:
+        return str(error)
 
 
-def _lines(batch: Sequence[_Picture], model: NamedCaptioner, beams: int, options: _Sampling) -> list[Line]:
-    scored = model.captioner.scored(
-        [picture.prepared for picture in batch],
-        [options.seed] * len(batch),
-        count=options.several,
-        beams=beams,
-        sampling=options.several > 1,
-        diverse=options.diverse,
-    )
-    return [
-        Line(
-            file_name=picture.file_name,
-            sha256=picture.sha256,
-            captions=[caption.text for caption in captions],
-            scores=[caption.score for caption in captions],
-            model=model.uri,
-        )
-        for picture, captions in zip(batch, scored, strict=True)
-    ]
+def _write(found: Iterable[_Found], size: int, output: Output, uri: str, problems: list[str]) -> int:
+    """Write captions in batches, append what can't be captioned to `problems`, and return how many were written."""
+    written = 0
+    found = iter(found)
+    while batch := list(islice(found, size)):
+        problems += [f"{name}: {one}" for name, one in batch if isinstance(one, str)]
+        lines = [
+            Line(name, one.sha256, one.captions, one.scores, uri) for name, one in batch if isinstance(one, Captioned)
+        ]
+        output.write(lines)
+        written += len(lines)
+    return written
 
 
 def _print(problems: list[str], end: str) -> None:

@@ -24,7 +24,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\\\u2028\u2029\ud800-\udfff]")
 
 
 class UnreadableError(Exception):
-    """A picture can't be read; the message says which and why."""
+    """A picture can't be read; the message says why."""
 
 
 class Source(ABC):
@@ -88,7 +88,7 @@ class _Files(Source):
         try:
             return self._files.read(self._indices[name], limit)
         except MemberError as error:
-            raise UnreadableError(f"{name}: {FILE_REASONS[error.reason]}") from None
+            raise UnreadableError(FILE_REASONS[error.reason]) from None
 
 
 class _Bucket(Source):
@@ -130,15 +130,15 @@ class _Bucket(Source):
     def read(self, name: str, limit: int) -> bytes:
         size = self._sizes[name]
         if size > limit:
-            raise UnreadableError(f"{name}: {FILE_REASONS['too_many_bytes']}")
+            raise UnreadableError(FILE_REASONS["too_many_bytes"])
         if not size:
-            raise UnreadableError(f"{name}: is empty")
+            raise UnreadableError("is empty")
         key = self._root if self._root.endswith(f"/{name}") and len(self._sizes) == 1 else f"{self._root}/{name}"
         with self._reached(name):
             data: bytes = self._system.cat_file(key, start=0, end=limit + 1)  # it may have been replaced meanwhile
         self._has_read = True
         if len(data) > limit:
-            raise UnreadableError(f"{name}: {FILE_REASONS['too_many_bytes']}")
+            raise UnreadableError(FILE_REASONS["too_many_bytes"])
         return data
 
     @contextlib.contextmanager
@@ -159,14 +159,14 @@ class _Bucket(Source):
             ) from None
         except PermissionError as error:
             if self._has_read:  # this one object is protected or archived, and others are not
-                raise UnreadableError(f"{name}: access denied ({_words(error)})") from None
+                raise UnreadableError(f"access denied ({_words(error)})") from None
             right = "read its objects (s3:GetObject)" if name else "list it (s3:ListBucket)"
             raise ConfigError(
                 f"{place}: access denied ({_words(error)}); check the AWS credentials, and that they may {right}"
             ) from None
         except FileNotFoundError as error:
             if name:
-                raise UnreadableError(f"{name}: is gone") from None
+                raise UnreadableError("is gone") from None
             raise ConfigError(f"{place}: not found ({_words(error)}); check the bucket's name and endpoint") from None
         except (ParamValidationError, ValueError):
             raise ConfigError(f"{place}: is no valid name of a bucket; name it s3://BUCKET/PREFIX") from None

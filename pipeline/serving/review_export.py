@@ -24,7 +24,7 @@ from pipeline.data.images import decode
 from pipeline.data.split import SPLITS
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.atomic_files import swapped_in
-from pipeline.serving.bulk import NamedCaptioner
+from pipeline.serving.bulk_work import NamedModel
 from pipeline.serving.corrections import Corrections, picture_suffix
 from pipeline.serving.raw_pictures import raw_picture
 
@@ -87,7 +87,7 @@ class Queued:
         return f"{PICTURES}/{self.example.sha256}.{picture_suffix(self.data)}"
 
 
-def export(params: Params, kind: Format, out: Path, count: int, load: Callable[[], NamedCaptioner]) -> str:
+def export(params: Params, kind: Format, out: Path, count: int, find: Callable[[], NamedModel]) -> str:
     """Write the pictures that the model is least sure of and that nobody has reviewed; return the last line to print.
 
     Args:
@@ -95,7 +95,7 @@ def export(params: Params, kind: Format, out: Path, count: int, load: Callable[[
         kind: for which tool.
         out: a folder that does not exist yet.
         count: how many pictures, at most.
-        load: loads the model.
+        find: finds the model.
 
     Raises:
         ConfigError: the folder exists.
@@ -107,9 +107,9 @@ def export(params: Params, kind: Format, out: Path, count: int, load: Callable[[
     waiting = [pair for pair in _examples() if pair[1].sha256 not in reviewed]
     if not waiting:
         raise DataError(f"{paths.DATASET}: every picture was reviewed already; there is nothing to export")
-    model = load()
+    model = find()
     pool = sorted(waiting, key=lambda pair: _draw(pair[1]))[: count * _POOL]
-    queue = sorted(_captioned(params, model.captioner, pool), key=lambda one: (one.score, one.example.sha256))[:count]
+    queue = sorted(_captioned(params, model.load(), pool), key=lambda one: (one.score, one.example.sha256))[:count]
     with swapped_in(out) as (place,):
         (place / PICTURES).mkdir(parents=True)
         for one in queue:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from pipeline.config.errors import DataError, TemporaryError
 from pipeline.engine.base import Engine, Read
 from pipeline.engine.choice import open_engine
 from pipeline.engine.local import LocalEngine
-from pipeline.engine.ray_cluster import connected
 from tests.conftest import ROOT, run, set_params
 
 needs_ray = [pytest.mark.ray, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")]
@@ -108,6 +106,25 @@ def test_only_a_few_items_are_read_ahead(engine: Engine) -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+class Counting:
+    """Returns the size of the batch for each of its items."""
+
+    def __call__(self) -> Callable[[Sequence[bytes]], list[int]]:
+        return lambda batch: [len(batch)] * len(batch)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("ray", marks=needs_ray)], indirect=True)
+def test_whole_batches_stay_whole_if_items_are_large(engine: Engine) -> None:
+    @contextmanager
+    def read_large(number: int) -> Iterator[Read[int]]:
+        yield Read(number, None if number == 1 else bytes(5 * 2**20))
+
+    whole = [result for _, result in engine.map(read_large, Counting(), range(10), batch=4, whole=True)]
+    assert whole == [3, None, 3, 3, 4, 4, 4, 4, 2, 2]
+    smaller = [result for _, result in engine.map(read_large, Counting(), range(10), batch=4)]
+    assert smaller == [2, None, 2, 2, 2, 2, 2, 2, 2, 1]
+
+
 @pytest.mark.parametrize("engine", [pytest.param("ray", marks=needs_ray)], indirect=True)
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(engine: Engine, tmp_path: Path) -> None:
     assert list(engine.map(read, Dying(tmp_path / "died"), range(100), batch=4)) == EXPECTED
@@ -139,22 +156,3 @@ def test_without_ray_the_extra_is_named(workspace: Path) -> None:
     assert done.returncode == 78
     assert "pip install 'image-captioning[ray]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_dead_address_is_told_at_once() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"127.0.0.1:{port}"
-    with pytest.raises(TemporaryError, match=f"127.0.0.1:{port}: no Ray cluster answers"), connected(address, 1):
-        pass
-
-
-@pytest.mark.parametrize("engine_name", ["local", "ray"])
-def test_the_address_of_a_cluster_is_refused(workspace: Path, engine_name: str) -> None:
-    settings = {"runtime.engine": engine_name, "runtime.ray_address": "127.0.0.1:6379", "ingest.sources": ["s"]}
-    set_params(workspace, settings)
-    done = run(workspace, sys.executable, "-m", "pipeline.ingest", "s")
-    assert done.returncode == 78
-    assert len(done.stderr.splitlines()) == 1
-    assert "runtime.ray_address: found '127.0.0.1:6379'; a running Ray cluster is not supported yet" in done.stderr

@@ -19,8 +19,8 @@ from pipeline.config.sections.serving import Serving
 from pipeline.models.captioner import Captioner
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import bulk
-from pipeline.serving.bulk import NamedCaptioner
 from pipeline.serving.bulk_sidecars import Sidecars
+from pipeline.serving.bulk_work import NamedModel
 from pipeline.serving.following import Follower, Found
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
@@ -155,11 +155,12 @@ def caption(captioner: Captioner) -> Caption:
     ) -> tuple[str, int]:
         loads: list[str] = []
 
-        def load() -> NamedCaptioner:
+        def load() -> Captioner:
             loads.append(uri)
-            return NamedCaptioner(captioner, uri)
+            return captioner
 
         set_params(Path(), {"runtime.caption_batch_size": 2, "evaluate.generation.beams": 1})
-        return bulk.caption_all(params.load(), source, out, load, several, sidecars=sidecars), len(loads)
+        last = bulk.caption_all(params.load(), source, out, lambda: NamedModel(uri, load), several, sidecars=sidecars)
+        return last, len(loads)
 
     return work

@@ -183,6 +183,7 @@ def test_captions_of_a_killed_parquet_run_are_not_computed_again(
     class KilledError(Exception):
         pass
 
+    (photos / "cut.jpg").unlink()
     calls: list[int] = []
     scored = captioner.scored
 

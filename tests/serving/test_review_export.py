@@ -20,7 +20,7 @@ from pipeline.data.images import identity
 from pipeline.data.split import SPLITS
 from pipeline.models.scored import Scored
 from pipeline.runtime.atomic_files import read_json
-from pipeline.serving.bulk import NamedCaptioner
+from pipeline.serving.bulk_work import NamedModel
 from pipeline.serving.corrections import Corrections
 from pipeline.serving.raw_pictures import raw_picture
 from pipeline.serving.review_export import Format, export
@@ -31,7 +31,7 @@ __all__ = ["data_set"]  # a fixture
 NASTY = ['a "red" car 🚗', "<b>bold</b> & 'quoted'", "größer, 日本語", "two\nlines"]
 
 
-def load() -> NamedCaptioner:
+def find() -> NamedModel:
     """A captioner that is the less sure the later it sees a picture."""
     seen = 0
 
@@ -42,11 +42,11 @@ def load() -> NamedCaptioner:
         return found
 
     captioner = SimpleNamespace(prepare=lambda picture: picture, scored=scored)
-    return NamedCaptioner(captioner, "models:/toy@champion")  # type: ignore[arg-type]
+    return NamedModel("models:/toy@champion", lambda: captioner)  # type: ignore[arg-type, return-value]
 
 
 def exported(kind: Format, count: int = 12) -> list[dict[str, Any]]:
-    export(params.load(), kind, Path("queue"), count, load)
+    export(params.load(), kind, Path("queue"), count, find)
     return list(read_json(Path("queue") / {"label-studio": "tasks.json", "argilla": "records.json"}[kind]))
 
 

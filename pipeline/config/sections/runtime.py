@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pipeline.config.sections.base import Section
 
@@ -33,13 +33,5 @@ class Runtime(Section):
     decode_threads: Annotated[int, Field(ge=0, le=1024)]
     memory_gb: Annotated[float, Field(ge=0, le=100_000)]
     engine: Literal["local", "ray"]
-    ray_address: str | None
     ray_workers: Annotated[int, Field(ge=0, le=100_000)]
     launch: Launch
-
-    @field_validator("ray_address")
-    @classmethod
-    def _is_null(cls, address: str | None) -> str | None:
-        if address is not None:
-            raise ValueError(f"found {address[:100]!r}; a running Ray cluster is not supported yet; set it to null")
-        return address
