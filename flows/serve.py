@@ -194,12 +194,34 @@ async def _schedule(clock: CronSchedule, server: Server, on_drift: bool) -> None
         if stop.is_set():
             await _end(runner, work, server)
             return
-        _log(f"Prefect's server does not answer ({work.exception()}); waiting until it does")
-        while not stop.is_set() and not server.answers():
-            await _pause(stop, _AGAIN_SECONDS)
-            if server.has_died():
-                await asyncio.to_thread(server.start)
-        runner = await _runner(clock, on_drift)
+        _log(f"Prefect's server does not answer ({_reason(work.exception())}); waiting until it does")
+        if (ready := await _when_ready(clock, server, stop, on_drift)) is None:
+            await _end(runner, work, server)
+            return
+        runner = ready
+        _log("Prefect's server answers again")
+
+
+async def _when_ready(clock: CronSchedule, server: Server, stop: asyncio.Event, on_drift: bool) -> Runner | None:
+    """Return a new runner as soon as the server and its database answer; None if the schedule is stopped before."""
+    while not stop.is_set():
+        if await asyncio.to_thread(server.is_ready):
+            try:
+                return await _runner(clock, on_drift)
+            except Exception as error:  # it may fail again in between
+                if failure(error) is None:
+                    raise
+        await _pause(stop, _AGAIN_SECONDS)
+        if server.has_died():
+            await asyncio.to_thread(server.start)
+    return None
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return in one line why a runner ended."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return (isinstance(error, Exception) and failure(error)) or f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

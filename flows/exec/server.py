@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
 import os
 import runpy
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from contextlib import contextmanager
 from filelock import FileLock
 
 from pipeline.config import paths
-from pipeline.config.errors import TemporaryError
+from pipeline.config.errors import ConfigError, TemporaryError
 from pipeline.runtime import process_identity
 from pipeline.runtime.workspace_lock import OWNER
 
@@ -57,16 +59,31 @@ class Server:
 
     def answers(self) -> bool:
         """Return whether the server responds."""
+        return self._status("/health") == 200
+
+    def is_ready(self) -> bool:
+        """Return whether the server responds and reaches its database."""
+        status = self._status("/ready")
+        return status == 200 or (status == 404 and self.answers())  # not every server has it
+
+    def _status(self, path: str) -> int | None:
+        """Return the HTTP status of a request without a body; None if the server does not respond."""
         try:
-            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:  # noqa: S310
-                return bool(answer.status == 200)
+            request = urllib.request.Request(f"{self.address}{path}")  # noqa: S310
+            if password := os.environ.get("PREFECT_API_AUTH_STRING"):  # a proxy may demand it of all requests
+                request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
         except (OSError, ValueError, http.client.HTTPException):  # the last two: invalid address, no HTTP response
-            return False
+            return None
 
     def start(self) -> None:
         """Start the server if it is local and does not run, and wait until it responds.
 
         Raises:
+            ConfigError: the server, or a proxy before it, demands another user and password.
             TemporaryError: the server does not respond.
         """
         from prefect.settings import PREFECT_HOME
@@ -89,6 +106,10 @@ class Server:
     def _wait(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not self.answers():
+            if (status := self._status("/health")) in (401, 403):
+                raise ConfigError(
+                    f"{self.address} answers with HTTP {status}; set PREFECT_API_AUTH_STRING to USER:PASSWORD"
+                )
             if self._process is None or time.monotonic() > deadline:
                 raise TemporaryError(f"no Prefect server answers at {self.address}; start it, then run this again")
             if self._process.poll() is not None:

@@ -19,6 +19,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import serve
+from flows.exec.server import Server
+from pipeline.config.errors import ConfigError
 from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import read_json
 from tests.conftest import ROOT, run
@@ -247,6 +249,33 @@ def test_a_server_that_lets_nobody_in_is_told_in_one_line(toy_workspace: Path, s
     assert said.splitlines()[-1].startswith(f"serve: the server at {address} can't be used (")
     assert "PREFECT_API_AUTH_STRING" in said
     assert "Traceback" not in said
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """A proxy that demands a user and a password for everything."""
+
+    def do_GET(self) -> None:
+        let_in = self.headers["Authorization"] == "Basic YW5uOnNlY3JldA=="  # ann:secret
+        self.send_response(200 if let_in else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_behind_a_proxy_with_a_password_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        server = Server(f"http://127.0.0.1:{proxy.server_port}/prefect/api", None)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:secret")
+        assert server.answers()
+        assert server.is_ready()
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:wrong")
+        assert not server.answers()
+        with pytest.raises(ConfigError, match=r"HTTP 401; set PREFECT_API_AUTH_STRING to USER:PASSWORD"):
+            server.start()
+        proxy.shutdown()
 
 
 def test_prefect_yaml_has_the_same_deployments() -> None:
