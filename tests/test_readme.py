@@ -252,7 +252,6 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
         ".venv",
         ".dvc/",
         "deploy/secrets",
-        "deploy/wheels",
         "../shared/",
         "retrain/",
     )
