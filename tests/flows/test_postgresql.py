@@ -95,3 +95,18 @@ def test_a_run_goes_on_although_postgresql_was_away_for_a_while(
     until(scheduler, "models:/m/2 is promoted as the first champion")
     wait_until(lambda: state_of(Api(server.url), begun) == "Promoted", 120)
     assert scheduler.poll() is None
+
+
+def test_the_scheduler_waits_for_postgresql_and_then_goes_on(toy_workspace: Path, start: Start, server: Server) -> None:
+    hasty = {"PREFECT_CLIENT_MAX_RETRIES": "0"}  # as after an absence of minutes
+    scheduler = start(toy_workspace, *MONDAYS, PREFECT_API_URL=server.url, **QUICK, **hasty)
+    until(scheduler, "Ctrl-C ends this")
+    with server.without_database():
+        until(scheduler, "Prefect's server does not answer (")
+        time.sleep(10)
+    until(scheduler, "Prefect's server answers again")
+    bring(toy_workspace, "a.jpg,a boat\nb.jpg,a red house\n")
+    run_now(Api(server.url), toy_workspace)
+    until(scheduler, "models:/m/2 is promoted as the first champion")
+    scheduler.terminate()
+    assert scheduler.wait(timeout=120) == 0
