@@ -180,9 +180,7 @@ def caption(
                 params, photos, out, model=model, several=several, seed=seed, diverse=diverse, engine=engine
             )
         if engine is not None:
-            raise ConfigError(
-                f"--engine {engine.value}: is for many pictures; add `--out captions.jsonl`, or leave it out"
-            )
+            raise ConfigError(f"--engine {engine.value}: needs --out; add `--out captions.jsonl`, or leave it out")
         return caption_photos(params, photos, model=model, several=several, seed=seed, diverse=diverse)
 
     _execute("caption", work)
