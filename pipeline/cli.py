@@ -194,7 +194,7 @@ def caption(
             return caption_folder(params, photos, out, sidecars=sidecars, engine=engine, **options)
         for option, value in (("sidecars", sidecars), ("engine", engine)):
             if value is not None:
-                raise ConfigError(f"--{option} {value.value}: is for many pictures; add --out, or leave it out")
+                raise ConfigError(f"--{option} {value.value}: needs --out; add it, or leave this out")
         return caption_photos(params, [Path(photo) for photo in photos], **options)
 
     _execute("caption", work)

@@ -134,6 +134,12 @@ def test_rollback_takes_neither_challenger_nor_force(workspace: Path, words: lis
     assert done.stderr == f"promote: --rollback: cannot be combined with {words[0]}; use one of the two\n"
 
 
+def test_an_engine_for_single_photos_is_refused(workspace: Path) -> None:
+    done = run(workspace, *COMMAND, "caption", "photo.jpg", "--engine", "ray", PYTHONPATH=str(ROOT))
+    assert done.returncode == 78
+    assert done.stderr == "caption: --engine ray: needs --out; add it, or leave this out\n"
+
+
 @pytest.mark.parametrize("words", [["caption", "photo.jpg"], ["promote"], ["trained-on", "photo.jpg"]])
 def test_an_unreachable_mlflow_is_one_line_and_75(workspace: Path, words: list[str]) -> None:
     (workspace / "photo.jpg").write_bytes(jpeg())

@@ -107,4 +107,4 @@ def test_sidecars_need_a_folder(caption: Caption, photos: Path) -> None:
         caption(photos, Path("captions.jsonl"), sidecars=Sidecars.xmp)
     done = run(Path(), "image-captioning", "caption", "photos/3.png", "--sidecars", "xmp")
     assert done.returncode == 78
-    assert done.stderr == "caption: --sidecars xmp: is for many pictures; add --out, or leave it out\n"
+    assert done.stderr == "caption: --sidecars xmp: needs --out; add it, or leave this out\n"
