@@ -86,6 +86,10 @@ class Readiness:
     reason: str = ""
 
 
+# A connection that the other side closed without an answer.
+_DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+
+
 class Client:
     """A connection to the service; close it, or use it in a `with` block."""
 
@@ -173,7 +177,10 @@ class Client:
 
     def _ask(self, method: str, path: str, **body: Any) -> Any:
         try:
-            answer = self._http.request(method, path, **body)
+            try:
+                answer = self._http.request(method, path, **body)
+            except _DROPPED:  # an idle connection, closed just now; to caption twice does no harm
+                answer = self._http.request(method, path, **body)
         except httpx.TimeoutException:
             raise UnavailableError(f"{self.url}: no answer in time; send fewer pictures, or try again") from None
         except httpx.HTTPError as error:

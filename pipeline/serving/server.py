@@ -19,6 +19,9 @@ from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
 
 _BACKLOG = 2048
+# Longer than clients and proxies keep an idle connection (nginx: 60 s). Otherwise the service may close it at the
+# moment at which they send the next request, and that request fails.
+_KEEP_ALIVE_SECONDS = 75
 _EXTRA_SECONDS = 5  # to send the last answers after the time limit of the last request
 
 
@@ -83,6 +86,7 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(params.serving.timeout_seconds) + _EXTRA_SECONDS,
     )
     with _listening(host, port) as listener:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -158,6 +163,51 @@ def test_the_client_says_what_is_wrong_in_one_line() -> None:
     with pytest.raises(UnavailableError) as error:
         client.model()
     assert "\n" not in str(error.value)
+
+
+class Drops(BaseHTTPRequestHandler):
+    """Answers, and drops the connections of the requests whose numbers are in `dropped`."""
+
+    protocol_version = "HTTP/1.1"
+    dropped: ClassVar[set[int]] = set()
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if len(self.asked) in self.dropped:
+            self.close_connection = True
+            return
+        model = {"name": "toy", "version": 3, "alias": None, "aliases": [], "tags": {}, "source": "models:/toy/3"}
+        body = json.dumps(model).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", f"{len(body)}")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_the_client_asks_once_more_if_its_connection_was_just_closed() -> None:
+    Drops.dropped, Drops.asked = {2, 4, 5}, []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Drops) as dropping:
+        threading.Thread(target=dropping.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{dropping.server_port}") as client:
+            assert [client.model().version, client.model().version] == [3, 3]
+            assert len(Drops.asked) == 3
+            with pytest.raises(UnavailableError, match="can't be reached"):
+                client.model()
+        dropping.shutdown()
+    assert len(Drops.asked) == 5
+
+
+def test_an_idle_connection_is_kept(served: Callable[..., Process]) -> None:
+    connection = HTTPConnection("127.0.0.1", served().port)
+    for idle in (0, 7):  # uvicorn's own limit is 5 s
+        time.sleep(idle)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read()
+    connection.close()
 
 
 def test_the_client_tells_a_busy_service_from_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
