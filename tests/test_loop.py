@@ -132,7 +132,8 @@ def test_dvc_shows_metrics_params_and_plots(loop: Path) -> None:
     assert set(read_json(loop / "reports/evaluate.json")["model"]) == {
         *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
         *("ROUGE-L", "CIDEr-D", "CIDEr", "distinct-1", "distinct-2", "distinct_captions", "words"),
-        *("emoji_recall", "hashtag_recall", "unknown_words", "copied", "intervals_95"),
+        *("emoji_recall", "hashtag_recall", "content_recall", "unknown_words", "copied", "unfinished", "loops"),
+        *("named", "intervals_95"),
     }
     assert read_json(loop / "reports/ingest/small.json")["files"]["pictures_kept"] > 80
     assert "finetune.epochs" in run(loop, "dvc", "params", "diff", "--all").stdout

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,8 +94,17 @@ class Api:
 
     def _load(self, body: bytes | None, path: str) -> Any:
         request = urllib.request.Request(f"{self._url}/{path}", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if (
+                    error.code != 503 or time.monotonic() > deadline
+                ):  # its SQLite is busy; Prefect's client repeats it too
+                    raise
+            time.sleep(0.5)
 
     def run_of(self, log: str) -> dict[str, Any]:
         """The flow run whose log this is."""
