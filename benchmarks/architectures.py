@@ -1,11 +1,12 @@
 """Which architecture to take with few photos: all of them on the same folds of real photographs, beside naive answers.
 
-Each of five folds is the test split once; of the other photos an eighth is for validation. All architectures get the
-same epochs, and the best epoch by validation CIDEr-D is tested with 3 beams. Features of the frozen CNN are computed
-once for all of them. A run is a line of `benchmarks/results/architectures.jsonl`; runs that are there are not repeated.
+Each of five folds is the test split once; of the other photos, or as many of them as a size says, an eighth is for
+validation. All architectures get the same epochs, and the best epoch by validation CIDEr-D is tested with 3 beams.
+Features of frozen image encoders are computed once. A run is a line of `benchmarks/results/architectures.jsonl`; runs
+that are there are not repeated.
 
-`python -m benchmarks.architectures --folds 0 1 --seeds 0 --names cnn-lstm` makes some runs. `python -m benchmarks
-architectures` makes all: five folds, three seeds.
+`python -m benchmarks.architectures --folds 0 1 --seeds 0 --names cnn-lstm --sizes 100` makes some runs.
+`python -m benchmarks architectures` makes all: five folds and three seeds with all photos, one fold with fewer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -39,15 +41,27 @@ from pipeline.models.cnn.encoder import encode, image_processor, imagenet_encode
 from pipeline.models.inputs import normalize, resize_and_crop
 from pipeline.runtime.state_store import StateStore
 from pipeline.training.data import TrainingData
+from pipeline.training.feature_cache import ENCODE_BATCH, FeatureEncoder
 from pipeline.training.processes import Processes
 from pipeline.training.trainer import Trainer
 
 PHOTOS = ROOT.parent / "shared/data/flickr8k_500"
 RESULTS = Path(__file__).parent / "results"
 RUNS, TABLE = RESULTS / "architectures.jsonl", RESULTS / "architectures.md"
-FOLDS, SEEDS, EPOCHS, BEAMS = 5, 3, 12, 3
+FOLDS, SEEDS, BEAMS = 5, 3, 3
+ALL = 400  # photos beside the test fold
+# Photos to train and validate with -> epochs: fewer photos are seen more often, because an epoch has fewer steps.
+EPOCHS = {50: 40, 100: 30, 200: 20, ALL: 12}
 # The start, and the peak learning rate that suits it.
-RATES = {"cnn-attention": 3e-3, "cnn-lstm": 3e-3, "cnn-rnn": 2e-3, "cnn-git": 1e-3, "scratch": 1e-3}
+RATES = {
+    "cnn-attention": 3e-3,
+    "cnn-lstm": 3e-3,
+    "cnn-rnn": 2e-3,
+    "cnn-git": 1e-3,
+    "git-demo": 1e-3,
+    "scratch": 1e-3,
+}
+GIT_DEMO = ROOT / "models/git-demo"
 NAIVE = ("most frequent", "nearest in pixels", "nearest in CNN features", "consensus of 20")
 NEAREST = 20
 SHOWN = ("CIDEr-D", "BLEU-1", "BLEU-4")
@@ -69,9 +83,9 @@ class Photos:
         self.examples, self.bytes = [self.examples[i] for i in order], [self.bytes[i] for i in order]
         self._inputs: dict[str, torch.Tensor] = {}
 
-    def fold(self, number: int) -> tuple[list[int], list[int], list[int]]:
-        """Return the indices of the training, validation and test photos."""
-        rest = [i for i in range(len(self.examples)) if i % FOLDS != number]
+    def fold(self, number: int, size: int = ALL) -> tuple[list[int], list[int], list[int]]:
+        """Return the indices of the training, validation and test photos; the first two have `size` together."""
+        rest = [i for i in range(len(self.examples)) if i % FOLDS != number][:size]
         return [i for k, i in enumerate(rest) if k % 8], rest[::8], list(range(number, len(self.examples), FOLDS))
 
     @torch.inference_mode()
@@ -85,6 +99,20 @@ class Photos:
             self._inputs["cnn"] = torch.cat(rows).contiguous().clone()
             print(f"encoded {len(self.bytes)} photos in {time.process_time() - start:.0f} CPU seconds", flush=True)
         return self._inputs["cnn"]
+
+    def features_of(self, checkpoint: Checkpoint) -> torch.Tensor:
+        """Return the features of a checkpoint's own frozen image encoder, `(photos, image tokens, width)`."""
+        if "own" not in self._inputs:
+            encoder = FeatureEncoder(checkpoint, torch.float32)
+            rows = [row for part in self.pixels(checkpoint).split(ENCODE_BATCH) for row in encoder.rows([*part])]
+            self._inputs["own"] = torch.stack([encoder.features(row) for row in rows])
+        return self._inputs["own"]
+
+    def inputs(self, name: str, checkpoint: Checkpoint) -> torch.Tensor:
+        """Return what an architecture is trained on: pixels or features."""
+        if name == "scratch":
+            return self.pixels(checkpoint)
+        return self.features_of(checkpoint) if name == "git-demo" else self.features()
 
     def pixels(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Return the photos at a checkpoint's size, `(photos, 3, height, width)` uint8."""
@@ -121,10 +149,10 @@ class Silent:
         """Show nothing."""
 
 
-def settings(name: str, seed: int) -> Finetune:
+def settings(name: str, size: int, seed: int) -> Finetune:
     """Return the same settings for every architecture, except the rate and what is frozen."""
     return Finetune(
-        checkpoint=name,
+        checkpoint=str(GIT_DEMO) if name == "git-demo" else name,
         revision=None,
         scratch=Scratch(
             image_size=96,
@@ -138,7 +166,7 @@ def settings(name: str, seed: int) -> Finetune:
         ),
         freeze="none" if name == "scratch" else "image_encoder",
         lora=Lora(rank=0, alpha=16.0, dropout=0.0),
-        epochs=EPOCHS,
+        epochs=EPOCHS[size],
         batch_size=8,
         accumulation=1,
         captions_per_picture="all",
@@ -168,16 +196,21 @@ def settings(name: str, seed: int) -> Finetune:
     )
 
 
-def best_checkpoint(photos: Photos, name: str, fold: int, seed: int) -> tuple[Checkpoint, Trainer, float]:
+def best_checkpoint(
+    photos: Photos, name: str, fold: int, seed: int, size: int = ALL
+) -> tuple[Checkpoint, Trainer, float]:
     """Train one architecture on one fold; return its best epoch, the trainer, and the CPU seconds."""
-    chosen = settings(name, seed)
-    train, validation, _ = photos.fold(fold)
+    chosen = settings(name, size, seed)
+    train, validation, _ = photos.fold(fold, size)
     examples = photos.examples
     torch.manual_seed(seed)
     captions = [caption for i in train for caption in examples[i].captions]
-    checkpoint = factory.create(name, chosen.scratch, captions, chosen.max_tokens)
+    if name == "git-demo":
+        checkpoint = factory.load(GIT_DEMO)
+    else:
+        checkpoint = factory.create(name, chosen.scratch, captions, chosen.max_tokens)
     checkpoint.model.set_caption_length(chosen.max_tokens)
-    inputs = photos.pixels(checkpoint) if name == "scratch" else photos.features()
+    inputs = photos.inputs(name, checkpoint)
     data = TrainingData(
         [examples[i] for i in train],
         [examples[i] for i in validation],
@@ -194,11 +227,11 @@ def best_checkpoint(photos: Photos, name: str, fold: int, seed: int) -> tuple[Ch
         return factory.load(store.best), trainer, seconds
 
 
-def trained(photos: Photos, name: str, fold: int, seed: int) -> dict[str, object]:
+def trained(photos: Photos, name: str, fold: int, size: int, seed: int) -> dict[str, object]:
     """Train one architecture on one fold; return its scores on the fold's test photos and its cost."""
-    best, trainer, seconds = best_checkpoint(photos, name, fold, seed)
-    examples, test = photos.examples, photos.fold(fold)[2]
-    inputs = photos.pixels(best) if name == "scratch" else photos.features()
+    best, trainer, seconds = best_checkpoint(photos, name, fold, seed, size)
+    examples, test = photos.examples, photos.fold(fold, size)[2]
+    inputs = photos.inputs(name, best)
     best.model.eval()
     start, texts = time.process_time(), []
     with torch.inference_mode():
@@ -213,7 +246,8 @@ def trained(photos: Photos, name: str, fold: int, seed: int) -> dict[str, object
         "name": name,
         "fold": fold,
         "seed": seed,
-        "epochs": EPOCHS,
+        "photos": size,
+        "epochs": EPOCHS[size],
         **scores(texts, [examples[i] for i in test]),
         "validation CIDEr-D": round(trainer.best_epoch.validation_cider, 4),
         "best epoch": trainer.best_epoch.epoch,
@@ -224,9 +258,9 @@ def trained(photos: Photos, name: str, fold: int, seed: int) -> dict[str, object
     }
 
 
-def naive(photos: Photos, name: str, fold: int) -> dict[str, object]:
+def naive(photos: Photos, name: str, fold: int, size: int) -> dict[str, object]:
     """Return the scores of an answer that takes no training."""
-    train, validation, test = photos.fold(fold)
+    train, validation, test = photos.fold(fold, size)
     known = sorted(train + validation)
     examples = [photos.examples[i] for i in known]
     if name == "most frequent":
@@ -242,7 +276,7 @@ def naive(photos: Photos, name: str, fold: int) -> dict[str, object]:
             captions = [example.captions for example in examples]
             texts = baselines.consensus(Utility(captions), captions, closest)
     found = scores(texts, [photos.examples[i] for i in test])
-    return {"name": name, "fold": fold, "seed": 0, **found, "captions": texts[:8]}
+    return {"name": name, "fold": fold, "seed": 0, "photos": size, **found, "captions": texts[:8]}
 
 
 def scores(texts: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
@@ -269,20 +303,19 @@ def opened_photos() -> Photos:
         return Photos(folder / "data/dataset")
 
 
-def make(folds: Sequence[int], seeds: Sequence[int], names: Sequence[str]) -> list[dict]:
-    """Make the runs that are missing, one fold and seed after the other; return all runs."""
+def make(folds: Sequence[int], seeds: Sequence[int], names: Sequence[str], sizes: Sequence[int] = (ALL,)) -> list[dict]:
+    """Make the runs that are missing, one seed, size and fold after the other; return all runs."""
     photos = opened_photos()
-    present = {(line["name"], line["fold"], line["seed"]) for line in _runs()}
+    present = {(line["name"], line["fold"], line["photos"], line["seed"]) for line in _runs()}
     torch.use_deterministic_algorithms(True)
-    for seed in seeds:
-        for fold in folds:
-            for name in [*(NAIVE if seed == 0 else ()), *names]:
-                if (name, fold, seed) in present:
-                    continue
-                line = naive(photos, name, fold) if name in NAIVE else trained(photos, name, fold, seed)
-                print({key: value for key, value in line.items() if key != "captions"}, flush=True)
-                with RUNS.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+    for seed, size, fold in product(seeds, sizes, folds):
+        for name in [*(NAIVE if seed == 0 else ()), *names]:
+            if (name, fold, size, seed) in present:
+                continue
+            line = naive(photos, name, fold, size) if name in NAIVE else trained(photos, name, fold, size, seed)
+            print({key: value for key, value in line.items() if key != "captions"}, flush=True)
+            with RUNS.open("a") as file:
+                file.write(json.dumps(line) + "\n")
     write_table(_runs())
     return _runs()
 
@@ -292,10 +325,11 @@ def _runs() -> list[dict]:
 
 
 def write_table(lines: Sequence[dict]) -> None:
-    """Write the means over folds and seeds."""
+    """Write the means over folds and seeds: one table of the runs with all photos, one of all sizes."""
     groups: dict[str, list[dict]] = defaultdict(list)
     for line in lines:
-        groups[line["name"]].append(line)
+        if line["photos"] == ALL:
+            groups[line["name"]].append(line)
     rows = []
     for name, group in sorted(groups.items(), key=lambda item: -_mean(item[1], "CIDEr-D")):
         places = f"{len({x['fold'] for x in group})} x {len({x['seed'] for x in group})}"
@@ -311,7 +345,30 @@ def write_table(lines: Sequence[dict]) -> None:
         values = [f"{_mean(group, score):.3f}" for score in SHOWN]
         others = " | ".join([*values[1:], *cost])
         rows.append(f"| {name} | {len(group)} ({places}) | **{values[0]}** | {spread} | {others} |")
-    TABLE.write_text(_TEXT.format(rows="\n".join(rows), epochs=EPOCHS, beams=BEAMS, folds=FOLDS, runs=len(lines)))
+    text = _TEXT.format(
+        rows="\n".join(rows),
+        epochs=EPOCHS[ALL],
+        beams=BEAMS,
+        folds=FOLDS,
+        runs=len(lines),
+        sizes=" | ".join(map(str, EPOCHS)),
+        lines="---|" * (1 + len(EPOCHS)),
+        by_size="\n".join(_by_size(lines)),
+        epochs_by_size=", ".join(f"{epochs} with {size}" for size, epochs in EPOCHS.items()),
+    )
+    TABLE.write_text(text)
+
+
+def _by_size(lines: Sequence[dict]) -> list[str]:
+    """Return the rows of the table of sizes: CIDEr-D of the first fold, and the number of runs."""
+    rows = []
+    for name in [*RATES, *NAIVE]:
+        cells = []
+        for size in EPOCHS:
+            each = [x for x in lines if x["name"] == name and x["photos"] == size and x["fold"] == 0]
+            cells.append(f"{_mean(each, 'CIDEr-D'):.3f} ({len(each)})" if each else "-")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
 
 
 def _mean(lines: Sequence[dict], key: str) -> float:
@@ -320,7 +377,7 @@ def _mean(lines: Sequence[dict], key: str) -> float:
 
 _TEXT = """# Architectures on 500 photographs
 
-Photos: the first 500 of Flickr8k that `../shared/data` holds, five captions each, {folds} folds. Per run about 350
+Photos: 500 of Flickr8k, the first in its list, with five captions each, in {folds} folds. Per run about 350
 photos train, 50 validate and 100 test. All architectures get {epochs} epochs with all captions of a picture, label
 smoothing 0.1 and the rates in `benchmarks/architectures.py`; the best epoch by validation CIDEr-D is tested with
 {beams} beams. The naive answers take their captions from training and validation photos. One thread of a loaded
@@ -331,12 +388,22 @@ machine; CPU seconds are those of the training with its validation, without the 
 | | runs (folds x seeds) | CIDEr-D | lowest to highest | BLEU-1 | BLEU-4 | trained | CPU s | captions/CPU s |
 |---|---|---|---|---|---|---|---|---|
 {rows}
+
+## With fewer photos
+
+CIDEr-D on the 100 test photos of the first fold, by the number of photos to train and validate with, in parentheses the
+number of seeds. Epochs: {epochs_by_size}.
+
+| photos | {sizes} |
+|{lines}
+{by_size}
 """
 
 
 def figures() -> list[Figure]:
     """Make all runs, and compare the best architecture with the consensus of the nearest photos."""
-    lines = make(range(FOLDS), range(SEEDS), list(RATES))
+    make([0], range(SEEDS), list(RATES), [size for size in EPOCHS if size != ALL])
+    lines = [line for line in make(range(FOLDS), range(SEEDS), list(RATES)) if line["photos"] == ALL]
     means = {name: _mean([x for x in lines if x["name"] == name], "CIDEr-D") for name in [*RATES, *NAIVE]}
     best = max(RATES, key=lambda name: means[name])
     consensus = NAIVE[-1]
@@ -360,8 +427,9 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="*", default=range(FOLDS))
     parser.add_argument("--seeds", type=int, nargs="*", default=range(SEEDS))
     parser.add_argument("--names", nargs="*", default=list(RATES), help=f"of {', '.join(RATES)} (default: all)")
+    parser.add_argument("--sizes", nargs="*", type=int, choices=EPOCHS, default=[ALL], help="(default: %(default)s)")
     options = parser.parse_args()
-    make(options.folds, options.seeds, options.names)
+    make(options.folds, options.seeds, options.names, options.sizes)
 
 
 if __name__ == "__main__":
