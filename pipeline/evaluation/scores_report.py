@@ -106,7 +106,7 @@ def named_table(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
                 for group, figures in found["named"].items()
             },
             **{name: f"{found[name]:.3f}" for name in CLIP_SCORES if name in found},
-            "content words": f"/ {_percent(found['content_recall'])}",
+            "content recall": _percent(found["content_recall"]),
             "unfinished": _percent(found["unfinished"]),
             "loops": _percent(found["loops"]),
             "copied": _percent(found["copied"]),
