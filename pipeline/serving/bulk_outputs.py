@@ -26,7 +26,7 @@ def open_output(path: Path, names: Sequence[str], sidecars: Sidecars | None = No
         sidecars: what is written per picture into a folder; None for text files.
 
     Raises:
-        ConfigError: the path is not one of these, or `sidecars` is given and the path is a file.
+        ConfigError: the path has another suffix; or it is a file, but `sidecars` asks for a folder.
         DataError: an existing file is not what this module writes.
         TemporaryError: another run writes to it.
     """

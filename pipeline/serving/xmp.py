@@ -45,8 +45,8 @@ class _Found:
         path: names of the open elements, from `rdf:RDF` on.
         about: what the properties are about, `rdf:about` of the first `rdf:Description`.
         text: the text in `dc:description`.
-        described: from the start to the end of the element `dc:description`; None if there is none.
-        end: where `</rdf:RDF>` starts; None if there is none.
+        described: start and end of the element `dc:description`; None without one.
+        end: where `</rdf:RDF>` starts; None without it.
     """
 
     path: list[str] = field(default_factory=list)

@@ -28,7 +28,7 @@ MODEL = str(ROOT / "models" / "git-demo")
 
 @pytest.fixture
 def photos(workspace: Path) -> Path:
-    """Forty drawn scenes, and a file that is none."""
+    """Forty drawn scenes, and a file that is not a picture."""
     folder = workspace / "photos"
     folder.mkdir()
     rng, grain = random.Random(0), np.random.default_rng(0)
