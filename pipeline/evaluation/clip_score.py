@@ -56,12 +56,10 @@ class ClipScorer:
         """
         texts = self._embed_texts(captions)
         fits = _WEIGHT * np.maximum((texts * self._pictures).sum(axis=1), 0)
-        agrees = np.array([max(0.0, float((self._references[a:b] @ text).max())) for text, a, b in self._spans(texts)])
+        spans = zip(texts, self._starts[:-1], self._starts[1:], strict=True)
+        agrees = np.array([max(0.0, float((self._references[a:b] @ text).max())) for text, a, b in spans])
         both = 2 * fits * agrees / np.maximum(fits + agrees, 1e-12)
         return dict(zip(CLIP_SCORES, (float(fits.mean()), float(both.mean())), strict=True))
-
-    def _spans(self, texts: Embeddings) -> zip[tuple[Any, ...]]:
-        return zip(texts, self._starts[:-1], self._starts[1:], strict=True)
 
     @torch.inference_mode()
     def _embed_pictures(self, pictures: Sequence[bytes]) -> Embeddings:
