@@ -46,17 +46,40 @@ def page() -> None:
     seed = st.session_state.setdefault("seed", 0)
     if ready and not blind and st.button("Other suggestions"):
         seed = st.session_state["seed"] = seed + 1
-    said = kept_captions([data for _, data in photos], n=several, seed=seed)
-    if ready:
-        try:
-            with st.spinner("The model looks at the photos ..."):
-                said = captions_of([data for _, data in photos], n=several, seed=seed)
-        except ServiceError as error:
-            say_problem(str(error))
+    pictures = [data for _, data in photos]
+    said = _said(pictures, several, seed, ready)
     others = challengers(photos) if blind and said else {}
     for name, data in photos:
         with st.container(border=True):
             _photo(name, data, said.get(identity(data)), others.get(identity(data)), params)
+    if ready and said and len(kept_captions(pictures, n=several, seed=seed)) < len(photos):
+        _add_suggestions(pictures, several, seed)
+
+
+def _said(pictures: list[bytes], several: int, seed: int, ready: bool) -> dict[str, Captioned]:
+    """Return the suggestions of each picture: the first caption, which is there sooner, until the others are."""
+    complete = kept_captions(pictures, n=several, seed=seed)
+    first = kept_captions(pictures, seed=seed)
+    if ready and len(complete) < len(pictures):
+        try:
+            with st.spinner("The model looks at the photos ..."):
+                first = captions_of(pictures, seed=seed)
+        except ServiceError as error:
+            say_problem(str(error))
+    # If another version began to caption between the two, what the visitor already sees stays.
+    same = {key: found for key, found in complete.items() if key not in first or first[key][0] == found[0]}
+    return first | same
+
+
+def _add_suggestions(pictures: list[bytes], several: int, seed: int) -> None:
+    """Ask for the other suggestions below the photos, and show the page again with them."""
+    try:
+        with st.spinner("More suggestions ..."):
+            captions_of(pictures, n=several, seed=seed)
+    except ServiceError as error:
+        say_problem(str(error))
+    else:
+        st.rerun()
 
 
 def _photos() -> list[tuple[str, bytes]]:

@@ -27,7 +27,9 @@ class Service:
         ready: whether there is a model.
         captions: what it says of every picture, best first.
         error: if set, what it says instead.
-        pictures: how many pictures it captioned.
+        asked: how many captions were wanted of each picture.
+        most: captions of a picture, at most; it answers 429 if more are wanted.
+        changes_after: pictures after which the next version captions.
         challenger: what the challenger says of every picture; None if there is no challenger.
     """
 
@@ -35,7 +37,9 @@ class Service:
         self.ready = True
         self.captions = ["a red car", "a car", "a red thing"]
         self.error: str | None = None
-        self.pictures = 0
+        self.asked: list[int] = []
+        self.most = 100
+        self.changes_after = 1_000_000
         self.version = 7
         self.challenger: str | None = None
         service = self
@@ -71,7 +75,11 @@ class Service:
                 named = [(part.get_param("name", header="content-disposition"), part) for part in parts]  # type: ignore[union-attr]
                 n = int(next(part.get_payload() for name, part in named if name == "n"))  # type: ignore[union-attr,arg-type]
                 files = [part for name, part in named if name == "files"]
-                service.pictures += len(files)
+                if n > service.most:
+                    self.answer(429, {"detail": "busy"})
+                    return
+                changed = len(service.asked) >= service.changes_after
+                service.asked += [n] * len(files)
                 challenges = any(name == "challenger" for name, _ in named)
                 if challenges and service.challenger is None:
                     self.answer(503, {"detail": "not ready: models:/toy has no challenger"})
@@ -80,7 +88,8 @@ class Service:
                 said = {"captions": captions, "scores": [-0.1 - k for k in range(len(captions))]}
                 results = [{"error": service.error} if service.error else said for _ in files]
                 self.answer(
-                    200, {"model": {"name": "toy", "version": service.version + challenges}, "results": results}
+                    200,
+                    {"model": {"name": "toy", "version": service.version + challenges + changed}, "results": results},
                 )
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

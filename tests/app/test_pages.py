@@ -66,7 +66,7 @@ def test_photos_are_captioned_and_an_edit_is_saved_with_the_models_words(
     workspace: Path, service: Service, photos: list
 ) -> None:
     app = dropped(photos)
-    assert service.pictures == 2
+    assert service.asked == [1, 1, 3, 3], "the first captions come first"
     assert [radio.options for radio in app.radio] == [[escaped(text) for text in service.captions]] * 2
     assert app.text_area[0].value == "a red car"
     app.text_area[0].set_value("a red square").run()
@@ -76,9 +76,30 @@ def test_photos_are_captioned_and_an_edit_is_saved_with_the_models_words(
     assert (saved.said, saved.model, saved.version) == ("a red car", "toy", 7)
     assert Corrections().picture(saved) == photos[0][1]
     assert "Saved: a red square" in shown(app)
-    assert service.pictures == 2, "a click must not caption the photos again"
+    assert len(service.asked) == 4, "a click must not caption the photos again"
     button(app, "Undo").click().run()
     assert Corrections().counting() == []
+
+
+def test_the_first_caption_stays_if_the_other_suggestions_fail(workspace: Path, service: Service, photos: list) -> None:
+    service.most = 1
+    app = dropped(photos[:1])
+    assert app.radio[0].options == ["a red car"]
+    assert app.text_area[0].value == "a red car"
+    assert "busy" in app.error[0].value
+    service.most = 100
+    app.run()
+    assert len(app.radio[0].options) == 3
+
+
+def test_the_first_caption_stays_if_another_version_makes_the_other_suggestions(
+    workspace: Path, service: Service, photos: list
+) -> None:
+    service.changes_after = 1
+    app = dropped(photos[:1])
+    assert service.asked == [1, 3]
+    assert app.radio[0].options == ["a red car"]
+    assert any("version 7" in caption.value for caption in app.caption)
 
 
 def test_a_suggestion_that_is_saved_as_it_is_counts_as_accepted(
