@@ -18,8 +18,9 @@ import psutil
 import torch
 
 from benchmarks import Figure, UnavailableError
+from benchmarks._checkpoints import GIT_DEMO
 from benchmarks._workspace import ROOT
-from benchmarks.serving import CHECKPOINT, scenes
+from benchmarks.serving import scenes
 from pipeline.config import params
 from pipeline.data.images import decode
 from pipeline.engine.base import Read
@@ -52,7 +53,7 @@ def figures() -> list[Figure]:
     torch.set_num_threads(1)
     settings, pictures = params.load(ROOT / "params.yaml"), scenes(PICTURES)
     size = settings.runtime.caption_batch_size
-    captioner = Captioner.from_folder(CHECKPOINT)
+    captioner = Captioner.from_folder(GIT_DEMO)
     prepared = [captioner.prepare(decode(data, 10**9)) for data in pictures]
 
     def generation() -> Cost:
@@ -117,7 +118,7 @@ def _figure(what: str, a_cost: Cost, b_cost: Cost, goal: float, a: str, b: str) 
 
 
 def _load() -> Captioner:
-    return Captioner.from_folder(CHECKPOINT)
+    return Captioner.from_folder(GIT_DEMO)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The captioning service under load, beside `mlflow models serve` with the same checkpoint and pictures.
 
-32 clients send one picture each, wait for its caption, and send the next one. Both servers use beam width 3. They are
-loaded in turn. Bulk captioning is compared with generation on pictures that are already decoded.
+Each client sends one picture, waits for its caption, and sends the next one. Both servers use beam width 3 and are
+loaded in turn: with `git-demo`, and with a GIT of git-base's size and random weights, whose captions have 20 tokens.
+`python -m benchmarks serving` also writes the table of loads, `benchmarks/results/serving.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,19 +28,30 @@ import numpy as np
 import psutil
 
 from benchmarks import Figure
+from benchmarks._checkpoints import GIT_DEMO, save_git_base
 from benchmarks._workspace import ROOT, workspace
-from pipeline.runtime.threads import wait_passively
 from pipeline.synthetic.scenes import draw, random_scene
 
-CLIENTS = 32
-SECONDS = 10.0
-ROUNDS = 3
+CLIENTS = 32  # of the figures
+ROUNDS = 3  # of the figures; other rows of the table are measured once
 BEAMS = 3
-BULK = 256  # pictures
 PORTS = {"service": 8621, "mlflow": 8622}
-CHECKPOINT = ROOT / "models" / "git-demo"
+TABLE = Path(__file__).parent / "results" / "serving.md"
+SERVERS = {"service": "`serve-model`", "mlflow": "`mlflow models serve`"}
 
 Ask = Callable[[aiohttp.ClientSession, bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a checkpoint is measured: numbers of clients, and seconds of a round."""
+
+    checkpoint: str
+    clients: tuple[int, ...]
+    seconds: float
+
+
+PLANS = (Plan("git-demo", (1, 8, CLIENTS, 64), 10.0), Plan("GIT of git-base's size", (1, CLIENTS), 60.0))
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ async def _until_healthy(address: str) -> None:
     raise TimeoutError(address)
 
 
-def save_for_mlflow(folder: Path) -> None:
+def save_for_mlflow(folder: Path, checkpoint: Path) -> None:
     """Package the checkpoint as `register` does."""
     import mlflow
     from mlflow.models import ModelSignature
@@ -154,7 +165,7 @@ def save_for_mlflow(folder: Path) -> None:
         folder,
         python_model=str(ROOT / "pipeline" / "tracking" / "pyfunc.py"),
         code_paths=[str(ROOT / "pipeline")],
-        artifacts={"checkpoint": str(CHECKPOINT)},
+        artifacts={"checkpoint": str(checkpoint)},
         signature=ModelSignature(
             inputs=Schema([ColSpec(AnyType(), "image")]),
             outputs=Schema([ColSpec("string", "caption"), ColSpec("string", "error")]),
@@ -164,119 +175,103 @@ def save_for_mlflow(folder: Path) -> None:
     )
 
 
-def under_load(folder: Path) -> list[Figure]:
-    """Requests/s and latencies of both servers."""
-    save_for_mlflow(folder / "pyfunc")
-    shutil.copytree(CHECKPOINT, folder / "models" / "finetune")
-    ours = ["pipeline.cli", "serve-model", "--port", str(PORTS["service"])]
-    words = ["models", "serve", "-m", str(folder / "pyfunc"), "--env-manager", "local", "--port", str(PORTS["mlflow"])]
-    found: dict[str, list[Load]] = {"service": [], "mlflow": [], "service, 1 client": [], "mlflow, 1 client": []}
-    with (
-        server(ours, folder, f"http://127.0.0.1:{PORTS['service']}/readyz") as service,
-        server(["mlflow", *words], folder, f"http://127.0.0.1:{PORTS['mlflow']}/health") as mlflow,
-    ):
-        for name, ask, process in (("service", ask_service, service), ("mlflow", ask_mlflow, mlflow)):
-            asyncio.run(load(ask, CLIENTS, 3, process))
-            found[f"{name}, 1 client"].append(asyncio.run(load(ask, 1, SECONDS / 3, process)))
-        for _ in range(ROUNDS):
-            found["service"].append(asyncio.run(load(ask_service, CLIENTS, SECONDS, service)))
-            found["mlflow"].append(asyncio.run(load(ask_mlflow, CLIENTS, SECONDS, mlflow)))
-    return [_rates(found), _latencies(found)]
+def under_load(plan: Plan) -> dict[tuple[str, int], list[Load]]:
+    """Return what each number of clients of each server saw, in one round or `ROUNDS`."""
+    found: dict[tuple[str, int], list[Load]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = workspace(Path(temporary), {})
+        if plan.checkpoint == GIT_DEMO.name:
+            shutil.copytree(GIT_DEMO, folder / "models" / "finetune")
+        else:
+            save_git_base(folder / "models" / "finetune")
+        save_for_mlflow(folder / "pyfunc", folder / "models" / "finetune")
+        ours = ["pipeline.cli", "serve-model", "--port", str(PORTS["service"])]
+        theirs = ["mlflow", "models", "serve", "-m", str(folder / "pyfunc"), "--env-manager", "local"]
+        with (
+            server(ours, folder, f"http://127.0.0.1:{PORTS['service']}/readyz") as service,
+            server(
+                [*theirs, "--port", str(PORTS["mlflow"])], folder, f"http://127.0.0.1:{PORTS['mlflow']}/health"
+            ) as it,
+        ):
+            asks = {"service": (ask_service, service), "mlflow": (ask_mlflow, it)}
+            for ask, process in asks.values():
+                asyncio.run(load(ask, 4, plan.seconds / 5, process))  # to fill caches
+            for clients in plan.clients:
+                for _ in range(ROUNDS if clients == CLIENTS else 1):
+                    for name, (ask, process) in asks.items():
+                        one = asyncio.run(load(ask, clients, plan.seconds, process))
+                        found.setdefault((name, clients), []).append(one)
+                        print(f"  {plan.checkpoint}, {clients} clients, {name}: {_described([one])}", flush=True)
+    return found
 
 
-def _described(name: str, loads: list[Load]) -> str:
+def _median(loads: list[Load]) -> Load:
     rate, median, p95 = (
         statistics.median(values) for values in zip(*((x.rate, x.median, x.p95) for x in loads), strict=True)
     )
-    memory_mb, errors = max(x.memory for x in loads) / 1e6, sum(x.errors for x in loads)
+    return Load(rate, median, p95, sum(x.errors for x in loads), max(x.memory for x in loads))
+
+
+def _described(loads: list[Load]) -> str:
+    one = _median(loads)
     return (
-        f"{name}: {rate:.1f} requests/s, p50 {1000 * median:.0f} ms, p95 {1000 * p95:.0f} ms, {errors} errors,"
-        f" {memory_mb:.0f} MB"
+        f"{one.rate:.3g} requests/s, p50 {1000 * one.median:.0f} ms, p95 {1000 * one.p95:.0f} ms, {one.errors} errors,"
+        f" {one.memory / 1e6:.0f} MB"
     )
 
 
-def _rates(found: dict[str, list[Load]]) -> Figure:
-    rates = {name: statistics.median(one.rate for one in found[name]) for name in ("service", "mlflow")}
+def _rates(plan: Plan, found: dict[tuple[str, int], list[Load]]) -> Figure:
+    ours, theirs = found["service", CLIENTS], found["mlflow", CLIENTS]
     return Figure(
-        figure=f"requests/s of `serve-model` over `mlflow models serve`, git-demo, {CLIENTS} clients",
-        value=round(rates["service"] / rates["mlflow"], 2),
+        figure=f"requests/s of `serve-model` over `mlflow models serve`, {plan.checkpoint}, {CLIENTS} clients",
+        value=round(_median(ours).rate / _median(theirs).rate, 2),
         unit="x",
         goal=2.0,
         better="higher",
         runs=ROUNDS,
-        a=_described("serve-model", found["service"]),
-        b=_described("mlflow models serve", found["mlflow"]),
+        a=f"serve-model: {_described(ours)}",
+        b=f"mlflow models serve: {_described(theirs)}",
     )
 
 
-def _latencies(found: dict[str, list[Load]]) -> Figure:
-    p95 = statistics.median(one.p95 for one in found["service"])
-    alone = found["service, 1 client"][0].median
+def _latencies(plan: Plan, found: dict[tuple[str, int], list[Load]]) -> Figure:
+    p95, alone = _median(found["service", CLIENTS]).p95, _median(found["service", 1]).median
     return Figure(
-        figure=f"p95 of `serve-model` with {CLIENTS} clients over its median with one",
+        figure=f"p95 of `serve-model` with {CLIENTS} clients over its median with one, {plan.checkpoint}",
         value=round(p95 / alone, 2),
         unit="x",
         goal=2.0,
         better="lower",
         runs=ROUNDS,
         a=f"{CLIENTS} clients: {1000 * p95:.0f} ms",
-        b=f"one client: {1000 * alone:.0f} ms; mlflow: {1000 * found['mlflow, 1 client'][0].median:.0f} ms",
+        b=f"one client: {1000 * alone:.0f} ms; mlflow: {1000 * _median(found['mlflow', 1]).median:.0f} ms",
     )
 
 
-def bulk(folder: Path) -> Figure:
-    """Pictures/s of `image-captioning caption FOLDER --out` over generation alone."""
-    import torch
-
-    from pipeline.config import params
-    from pipeline.data.images import decode
-    from pipeline.models.captioner import Captioner
-    from pipeline.serving.bulk import caption_all
-    from pipeline.serving.bulk_work import NamedModel
-
-    captioner, given = Captioner.from_folder(CHECKPOINT), params.load(folder / "params.yaml")
-    pictures = scenes(BULK)
-    with zipfile.ZipFile(folder / "many.zip", "w") as archive:
-        for number, data in enumerate(pictures):
-            archive.writestr(f"{number}.jpg", data)
-    prepared = [captioner.prepare(decode(data, 10**9)) for data in pictures]
-    size, beams = given.runtime.caption_batch_size, given.evaluate.beams
-
-    def generate() -> None:
-        for first in range(0, BULK, size):
-            batch: list[torch.Tensor] = prepared[first : first + size]
-            captioner.scored(batch, [0] * len(batch), count=1, beams=beams, sampling=False)
-
-    def command() -> None:
-        out = folder / "captions.jsonl"
-        out.unlink(missing_ok=True)
-        caption_all(given, folder / "many.zip", out, lambda: NamedModel("models:/demo/1", lambda: captioner))
-
-    times: list[tuple[float, float]] = []
-    for _ in range(ROUNDS + 1):
-        start = time.perf_counter()
-        generate()
-        middle = time.perf_counter()
-        command()
-        times.append((middle - start, time.perf_counter() - middle))
-    alone, whole = (statistics.median(column) for column in zip(*times[1:], strict=True))
-    return Figure(
-        figure=f"pictures/s of bulk captioning over generation alone, git-demo, {BULK} pictures",
-        value=round(alone / whole, 3),
-        unit="x",
-        goal=0.9,
-        better="higher",
-        runs=ROUNDS,
-        a=f"bulk: {BULK / whole:.0f} pictures/s",
-        b=f"generation: {BULK / alone:.0f} pictures/s",
-    )
+def write_table(results: list[tuple[Plan, dict[tuple[str, int], list[Load]]]]) -> None:
+    """Write the loads as Markdown."""
+    lines = [
+        "# The captioning service under load",
+        "",
+        "One request has one picture; a client waits for the answer before it sends the next. Beam width 3. Memory is",
+        f"that of all processes of the server after a round. Rows with {CLIENTS} clients are medians of {ROUNDS}",
+        "rounds, others one round; errors are the sum. `python -m benchmarks serving` made this table.",
+        "",
+        "| checkpoint | clients | server | requests/s | p50, ms | p95, ms | errors | memory, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for plan, found in results:
+        for (name, clients), loads in found.items():
+            one = _median(loads)
+            lines.append(
+                f"| {plan.checkpoint} | {clients} | {SERVERS[name]} | {one.rate:.3g} | {1000 * one.median:.0f}"
+                f" | {1000 * one.p95:.0f} | {one.errors} | {one.memory / 1e6:.0f} |"
+            )
+    TABLE.write_text("\n".join(lines) + "\n")
 
 
 def figures() -> list[Figure]:
     """All figures."""
-    wait_passively()  # as the commands do
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "workspace"
-        folder.mkdir()
-        workspace(folder, {})
-        return [*under_load(folder), bulk(folder)]
+    results = [(plan, under_load(plan)) for plan in PLANS]
+    write_table(results)
+    return [figure for plan, found in results for figure in (_rates(plan, found), _latencies(plan, found))]
