@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks import Figure
 from benchmarks._workspace import ROOT, workspace
-from pipeline.runtime.threads import wait_passively
+from pipeline.runtime.openmp import wait_passively
 from pipeline.synthetic.scenes import draw, random_scene
 
 CLIENTS = 32
