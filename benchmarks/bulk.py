@@ -17,7 +17,7 @@ from benchmarks.serving import scenes
 from pipeline.config import params
 from pipeline.data.images import decode
 from pipeline.models.captioner import Captioner
-from pipeline.runtime.threads import wait_passively
+from pipeline.runtime.openmp import wait_passively
 from pipeline.serving.bulk import caption_all
 from pipeline.serving.bulk_work import NamedModel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,20 +36,20 @@ def watch(params: Params) -> Done:
         the last line to print, and the content of the report.
 
     Raises:
-        ConfigError: nothing was recorded.
+        ConfigError: nothing was recorded, or the version can't caption as the service does.
         DataError: there is no validation split.
         TemporaryError: MLflow can't be reached.
     """
     from pipeline.serving import drift
 
-    weeks = _complete_weeks()
-    if not weeks:
+    newest, weeks = _complete_weeks()
+    if newest is None:
         raise ConfigError(
             f"{FOLDER}: has no complete week of a registered version; set serving.watch to true in params.yaml, restart"
             " the service, and come back next week"
         )
-    name, version = max(weeks, key=lambda key: (max(weeks[key]), key[1]))
-    found = drift.looks(weeks[name, version], _reference(params, name, version))
+    name, version = newest
+    found = drift.looks(weeks, _reference(params, name, version))
     rates = edit_rates(Corrections().counting(), name, version)
     changed = {one.week: one for one in rates}
     for look in found:
@@ -72,15 +72,24 @@ def watch(params: Params) -> Done:
     return Done(line, report)
 
 
-def _complete_weeks() -> dict[tuple[str, int], dict[str, list[Seen]]]:
-    """Return the recorded pictures of each registered version (name and number) and week that is over."""
+def _complete_weeks() -> tuple[tuple[str, int] | None, dict[str, list[Seen]]]:
+    """Return the newest recorded version (name and number), and its pictures of each week that is over.
+
+    The weeks of older versions, which may be years, are not kept in memory.
+    """
     current = week_of(datetime.now(UTC))
-    weeks: dict[tuple[str, int], dict[str, list[Seen]]] = defaultdict(dict)
-    for file in sorted(FOLDER.glob("*-W*.jsonl")):
-        for one in read_week(file) if file.stem < current else []:
-            if one.version is not None:
-                weeks[one.model, one.version].setdefault(file.stem, []).append(one)
-    return weeks
+    newest: tuple[str, int] | None = None
+    weeks: dict[str, list[Seen]] = {}
+    for file in sorted(FOLDER.glob("*-W*.jsonl"), reverse=True):
+        if file.stem >= current:
+            continue
+        seen = [one for one in read_week(file) if one.version is not None]
+        if newest is None and seen:
+            last = max(seen, key=lambda one: one.version or 0)
+            newest = last.model, last.version or 0
+        if ours := [one for one in seen if (one.model, one.version) == newest]:
+            weeks[file.stem] = ours
+    return newest, weeks
 
 
 def _line(found: list[Look], version: int) -> str:
@@ -98,20 +107,29 @@ def _in_words(one: EditRate) -> str:
 
 
 def _reference(params: Params, name: str, version: int) -> list[Seen]:
-    """Caption pictures of the validation split, which trains no weights, with the version; kept in `.work/watch`."""
+    """Caption pictures of the validation split, which trains no weights, as the service does; kept in `.work/watch`."""
     from pipeline.data.dataset import PictureReader
-    from pipeline.models.captioner import Captioner
-    from pipeline.tracking.downloads import checkpoint_of
+    from pipeline.tracking import registry, runs
+    from pipeline.tracking.captioners import load_captioner
 
     folder = paths.DATASET / "validation"
     examples = sorted(read_examples(folder) if folder.is_dir() else [], key=lambda one: one.sha256)[:_MOST]
     if not examples:
         raise DataError(f"{folder}: has no pictures to compare with; set build.validation in params.yaml")
-    deciding = "\n".join([name, f"{version}", f"{params.evaluate.beams}", *(one.sha256 for one in examples)])
-    kept = Path(hashlib.sha256(deciding.encode()).hexdigest()[:32])
+    with runs.reachable():
+        tags = registry.tags(runs.client(), name, version)  # in a new registry the number may be another model's
+    deciding = [
+        name,
+        version,
+        tags.get(registry.MODEL_SHA256),
+        params.evaluate.generation.model_dump(),
+        params.evaluate.decoding.model_dump(),
+        [one.sha256 for one in examples],
+    ]
+    kept = Path(hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32])
     if found := read_week(_REFERENCE / kept / "reference.jsonl"):
         return found
-    captioner = Captioner.from_folder(checkpoint_of(f"models:/{name}/{version}", params.runtime.model_cache_gb))
+    captioner = load_captioner(f"models:/{name}/{version}", params)
     reader, size = PictureReader(folder), params.runtime.caption_batch_size
     seen: list[Seen] = []
     for start in range(0, len(examples), size):

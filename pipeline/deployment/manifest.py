@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config.errors import ConfigError, DataError
@@ -81,6 +81,6 @@ def _sha256_of(backup: Files, name: str) -> str:
 
 
 def _is_name(name: str) -> bool:
-    parts = PurePosixPath(name).parts
+    parts = name.split("/")
     known = name in _FILES or (len(parts) > 1 and parts[0] in _FOLDERS)
-    return known and ".." not in parts and not name.startswith("/")
+    return known and not {"", ".", ".."}.intersection(parts)  # keys of a bucket may have all of them

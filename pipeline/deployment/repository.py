@@ -27,6 +27,8 @@ def bundle(file: Path) -> bool:
     index = paths.WORK / "backup-index"
     remove(index)
     index.parent.mkdir(parents=True, exist_ok=True)
+    ref = f"refs/heads/{BRANCH}"
+    before = _git("for-each-ref", "--format=%(objectname)", ref)  # a clone of a backup has it, and may be on it
     try:
         head = _git("rev-parse", "HEAD")
         with_index = {"GIT_INDEX_FILE": str(index.absolute())}
@@ -41,11 +43,11 @@ def bundle(file: Path) -> bool:
             f"GIT_{role}_{what}": "image-captioning" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
         }
         commit = _git("commit-tree", tree, "-p", head, "-m", "The workspace at the time of the backup", **who)
-        _git("update-ref", f"refs/heads/{BRANCH}", commit)
+        _git("update-ref", ref, commit)
         _git("bundle", "create", "--quiet", str(file), "--branches", "--tags")
     finally:
         remove(index)
-        _git("update-ref", "-d", f"refs/heads/{BRANCH}")
+        _git("update-ref", *((ref, before) if before else ("-d", ref)))
     return True
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from pipeline.runtime.atomic_files import read_json, read_json_lines, write_json
 from pipeline.runtime.checksummed import checksummed_folder, is_intact
 
 _FEATURES, _CAPTIONS, _FACTS = "features.safetensors", "captions.jsonl", paths.NEIGHBOURS_SETTINGS.name
-_CHUNK = 65_536  # pictures that are compared at a time, to bound memory
+_CHUNK = 65_536  # pictures of the index that are compared at a time, to bound memory
+_ROWS = 64  # pictures whose nearest are looked up at a time, likewise
 _DIGITS = 5  # of a similarity: less than the noise of another batch size, so that equal pictures stay in order
 
 
@@ -65,7 +67,8 @@ class Neighbours:
         best = [(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in features]
         for first in range(0, len(self.features), _CHUNK):
             known = self.features[first : first + _CHUNK].astype(np.float32)
-            for row, similar in enumerate((features @ known.T).round(_DIGITS)):
+            parts = ((features[row : row + _ROWS] @ known.T).round(_DIGITS) for row in range(0, len(features), _ROWS))
+            for row, similar in enumerate(chain.from_iterable(parts)):
                 values = np.concatenate([best[row][0], similar])
                 indices = np.concatenate([best[row][1], np.arange(first, first + len(known))])
                 if len(values) > count:

@@ -23,7 +23,7 @@ from pipeline.config.errors import PipelineError, TemporaryError, is_disk_full, 
 from pipeline.config.params import Params, load
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.atomic_files import write_json
-from pipeline.runtime.threads import wait_passively
+from pipeline.runtime.openmp import wait_passively
 
 RESULT = "IMAGE_CAPTIONING_RESULT"  # environment: the file to which a command writes its result as JSON
 _GRACE_SECONDS = 60.0  # to write the state of a training

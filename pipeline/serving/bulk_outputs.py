@@ -26,7 +26,8 @@ def open_output(path: Path, names: Sequence[str], sidecars: Sidecars | None = No
         sidecars: what is written per picture into a folder; None for text files.
 
     Raises:
-        ConfigError: the path has another suffix; or it is a file, but `sidecars` asks for a folder.
+        ConfigError: the path has another suffix; it is a file, but `sidecars` asks for a folder; or the record in the
+            folder is a link.
         DataError: an existing file is not what this module writes.
         TemporaryError: another run writes to it.
     """
@@ -42,6 +43,8 @@ def open_output(path: Path, names: Sequence[str], sidecars: Sidecars | None = No
     elif path.is_dir() or not path.suffix:
         path.mkdir(parents=True, exist_ok=True)
         record = path / "captions.jsonl"
+        if record.is_symlink():  # the folder may have come with the pictures
+            raise ConfigError(f"{record}: is a link, which could lead anywhere; remove it, or name another folder")
         with journal(record) as file:
             kind = XmpFiles if sidecars == Sidecars.xmp else TextFiles
             yield kind(path, file, record, names)

@@ -18,6 +18,7 @@ from typing import IO, Any
 from pipeline.config.errors import DataError, TemporaryError
 
 NAME = "file_name"
+_START = f'{{"{NAME}"'.encode()  # of every line that `append` writes
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def journal(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _mend_end(file: IO[bytes]) -> None:
-    """Cut off a torn last line; complete one that only lacks its line feed."""
+    """Cut off a torn last line of ours; complete one that only lacks its line feed.
+
+    What else has no line feed at its end is a file of someone else, which `read` refuses.
+    """
     file.seek(0)
     start = size = 0
     last = b""
@@ -92,12 +96,12 @@ def _mend_end(file: IO[bytes]) -> None:
     if not last or last.endswith(b"\n"):
         return
     try:
-        whole = isinstance(json.loads(last), dict)
+        found = json.loads(last)
     except ValueError:
-        whole = False
-    if whole:
+        found = None
+    if isinstance(found, dict) and NAME in found:
         file.write(b"\n")
-    else:
+    elif last.startswith(_START) or _START.startswith(last.strip(b"\0")):  # a power cut may leave zeros
         file.truncate(start)
     sync(file)
 

@@ -16,6 +16,9 @@ from typing import IO
 from pipeline.serving.bulk_record import NAME, Line, Output, append, read, sync
 from pipeline.serving.xmp import MAX_BYTES, XmpError, described, description
 
+# Errors of one sidecar's path: a picture may be called `a.txt/b.jpg` beside `a.jpg`, whose sidecar is `a.txt`.
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
 
 class Sidecars(StrEnum):
     """What is written per picture into a folder."""
@@ -56,9 +59,9 @@ class _SidecarFiles(Output):
         except XmpError as error:
             self.refused[name] = f"{place}: {error}"
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno not in _PATH_ERRORS:
                 raise
-            self.refused[name] = f"{place}: the name is too long for this disk"
+            self.refused[name] = f"{place}: can't be written ({error.strerror})"
 
     @abstractmethod
     def _of(self, names: Sequence[str]) -> Mapping[str, str]:
@@ -92,10 +95,10 @@ class XmpFiles(_SidecarFiles):
     def _of(self, names: Sequence[str]) -> Mapping[str, str]:
         short = {name: text.removesuffix(".txt") for name, text in _text_files(names).items()}
         return {
-            name: f"{stem}.xmp"
-            if (self.path / f"{stem}.xmp").exists() and not (self.path / f"{path}.xmp").exists()
+            name: f"{short[name]}.xmp"
+            if (self.path / f"{short[name]}.xmp").exists() and not (self.path / f"{path}.xmp").exists()
             else f"{path}.xmp"
-            for (name, stem), path in zip(short.items(), map(_flat, names), strict=True)
+            for name, path in _unpacked(names).items()
         }
 
     def _has_caption(self, place: Path) -> bool:
@@ -147,15 +150,28 @@ def _create(place: Path, content: bytes) -> bool:
 def _beside(place: Path, content: bytes) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     new = place.with_name(f".{place.name}.partial")
-    with new.open("wb") as file:
+    new.unlink(missing_ok=True)  # a killed run's; or a link that came with the pictures
+    with new.open("xb") as file:
         file.write(content)
         sync(file)
     return new
 
 
-def _flat(name: str) -> str:
-    """Return the path of a picture as if its zip were unpacked: `a/1.jpg` for `a.zip:1.jpg`."""
-    return name.replace(".zip:", "/", 1)
+def _unpacked(names: Sequence[str]) -> Mapping[str, str]:
+    """Return the path of each picture as if its zip were unpacked: `a/1.jpg` for `a.zip:1.jpg`.
+
+    A name stays as it is if two pictures would share a path, or if the path would lead out of the folder: objects of a
+    bucket and files may have any name.
+
+    >>> dict(_unpacked(["a.zip:1.jpg", "a.zip:2.jpg", "a/2.jpg", "...zip:3.jpg"]))
+    {'a.zip:1.jpg': 'a/1.jpg', 'a.zip:2.jpg': 'a.zip:2.jpg', 'a/2.jpg': 'a/2.jpg', '...zip:3.jpg': '...zip:3.jpg'}
+    """
+    paths = {name: name.replace(".zip:", "/", 1) for name in names}
+    count = Counter(paths.values())
+    return {
+        name: name if count[path] > 1 or path.startswith("/") or ".." in path.split("/") else path
+        for name, path in paths.items()
+    }
 
 
 def _text_files(names: Sequence[str]) -> Mapping[str, str]:
@@ -167,9 +183,11 @@ def _text_files(names: Sequence[str]) -> Mapping[str, str]:
     >>> dict(_text_files(["1.jpg", "2.jpg", "2.png", "a.zip:3.jpg"]))
     {'1.jpg': '1.txt', '2.jpg': '2.jpg.txt', '2.png': '2.png.txt', 'a.zip:3.jpg': 'a/3.txt'}
     """
-    flat = {name: _flat(name) for name in names}
-    count = Counter(path.rpartition(".")[0].lower() for path in flat.values())
+    paths = _unpacked(names)
+    stems = {name: path.rpartition(".")[0] for name, path in paths.items()}
+    count = Counter(stem.lower() for stem in stems.values())
+    taken = {path.lower() for path in paths.values()}
     return {
-        name: f"{path if count[path.rpartition('.')[0].lower()] > 1 else path.rpartition('.')[0]}.txt"
-        for name, path in flat.items()
+        name: f"{path if count[stems[name].lower()] > 1 or stems[name].lower() in taken else stems[name]}.txt"
+        for name, path in paths.items()
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -150,12 +151,13 @@ class Client:
         if challenger:
             options["challenger"] = "true"
         files = [("files", ("picture", data, "application/octet-stream")) for data in pictures]
-        sent = self._ask("POST", "/v1/captions", data=options, files=files)
-        results = [
-            Result(result.get("captions", []), result.get("scores", []), result.get("error"))
-            for result in sent["results"]
-        ]
-        return Answer(sent["model"]["name"], sent["model"]["version"], results)
+        with self._understood():
+            sent = self._ask("POST", "/v1/captions", data=options, files=files)
+            results = [
+                Result(result.get("captions", []), result.get("scores", []), result.get("error"))
+                for result in sent["results"]
+            ]
+            return Answer(sent["model"]["name"], sent["model"]["version"], results)
 
     def model(self, challenger: bool = False) -> Model:
         """Return the version that is served, or the one to compare with it.
@@ -164,16 +166,30 @@ class Client:
             UnavailableError: the service can't be reached or has no such model.
             ServiceError: the request was refused.
         """
-        return Model(**self._ask("GET", "/v1/model", params={"challenger": "true"} if challenger else None))
+        with self._understood():
+            return Model(**self._ask("GET", "/v1/model", params={"challenger": "true"} if challenger else None))
 
     def ready(self) -> Readiness:
         """Return whether the service can caption; it does not raise if it can't be reached."""
         try:
             answer = self._http.get("/readyz", timeout=_READY_SECONDS)
-            content = answer.json()
-        except (httpx.HTTPError, ValueError) as error:
+            with self._understood():
+                reason = str(answer.json().get("reason", ""))
+        except httpx.HTTPError as error:
             return Readiness(False, self._unreachable(error))
-        return Readiness(answer.status_code == 200, str(content.get("reason", "")))
+        except ServiceError as error:
+            return Readiness(False, str(error))
+        return Readiness(answer.status_code == 200, reason)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn what goes wrong while an answer is read into one line: another server may listen there."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ServiceError(
+                f"{self.url}: answers, but not as the captioning service does; check the address"
+            ) from None
 
     def _ask(self, method: str, path: str, **body: Any) -> Any:
         try:
@@ -189,7 +205,8 @@ class Client:
             return answer.json()
         message = f"{self.url}: {_detail(answer)}"
         if answer.status_code == 429:
-            raise BusyError(message, int(answer.headers.get("Retry-After", 1)))
+            wait = answer.headers.get("Retry-After", "")  # a proxy may send a date
+            raise BusyError(message, int(wait) if wait.isdecimal() else 1)
         if answer.status_code == 503:
             raise UnavailableError(message)
         raise ServiceError(message)

@@ -8,7 +8,8 @@ Each complete week is compared once with the validation split, by two-sample tes
 
 Looking every week would raise false alarms sooner or later. So the p-values of a week are multiplied by their number
 (Bonferroni), and the k-th week may use only `ALPHA / (k (k + 1))` of the total error, which sums to `ALPHA` over all
-weeks: the probability that unchanged data ever raise an alarm is at most `ALPHA`, however long one looks.
+weeks: the probability that unchanged data ever raise an alarm about a version is at most `ALPHA`, however long one
+looks. The weeks of each version are counted anew.
 """
 
 from __future__ import annotations

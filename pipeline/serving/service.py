@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from pipeline.config.errors import is_out_of_memory
 from pipeline.config.sections.serving import Serving
@@ -35,6 +36,7 @@ from pipeline.tracking.pyfunc import MAX_BYTES, picture
 
 _DOCS = Path(__file__).with_name("docs.html.jinja")
 _LOADING_SECONDS = 5  # Retry-After while no model is loaded
+_GONE = 499  # nginx's status of a request whose client went away; only the metrics show it
 _PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 
@@ -76,12 +78,13 @@ class ModelDetails(ModelName):
 
 @dataclass(frozen=True)
 class _Key:
-    """Pictures with equal keys share a batch."""
+    """Pictures with equal keys share a batch. `recorded`: whether they are recorded for `image-captioning watch`."""
 
     served: Served
     count: int
     beams: int
     sampling: bool
+    recorded: bool
 
 
 _Item = tuple[torch.Tensor, int]  # a prepared picture and its seed
@@ -96,7 +99,7 @@ def _run(key: _Key, items: list[_Item], recorder: Recorder | None = None) -> lis
         count=key.count,
         beams=key.beams,
         sampling=key.sampling,
-        looks=looks.append if recorder and not key.sampling else None,
+        looks=looks.append if key.recorded else None,
     )
     if recorder and looks:
         about = key.served.found
@@ -138,7 +141,7 @@ class Service:
                 second model takes as much memory again.
         """
         self.follower, self.metrics, self._challenger = follower, metrics, challenger
-        self._beams, self._timeout = beams, settings.timeout_seconds
+        self._beams, self._timeout, self._records = beams, settings.timeout_seconds, settings.watch
         self._bodies, self._budget = Bodies(), budget
         self._decoders = ThreadPoolExecutor(decoders or (os.cpu_count() or 1) + 1, thread_name_prefix="decode")
         self._batcher: Batcher[_Key, _Item, list[Scored]] = Batcher(
@@ -211,7 +214,10 @@ class Service:
         jobs = [loop.run_in_executor(self._decoders, _prepared, served, one, self._budget) for one in sent]
         prepared = await asyncio.gather(*jobs)
         items = [(one, options.seed) for one in prepared if isinstance(one, torch.Tensor)]
-        key = _Key(served, options.n, options.beams or self._beams, options.sampling)
+        beams = options.beams or self._beams
+        # Scores depend on the way of decoding, and `watch` judges the version that people use.
+        recorded = self._records and beams == self._beams and not (options.sampling or options.challenger)
+        key = _Key(served, options.n, beams, options.sampling, recorded)
         answers = iter(await self._batcher.submit(key, items) if items else [])
         return [Problem(error=one) if isinstance(one, str) else _result(next(answers)) for one in prepared]
 
@@ -264,6 +270,7 @@ def create_app(service: Service, token: str = "") -> FastAPI:
 
 def _add_captions(app: FastAPI, service: Service) -> None:
     statuses = {
+        408: "The request was not received in time.",
         413: "The request is too large.",
         429: "Busy; see Retry-After.",
         503: "No model is loaded; see Retry-After.",
@@ -286,6 +293,9 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         except HTTPException as error:
             status = error.status_code
             raise
+        except ClientDisconnect:  # while it sent the pictures
+            status = _GONE
+            return Response(status_code=status)
         finally:
             service.metrics.requests.labels(str(status)).inc()
             service.metrics.seconds.observe(time.perf_counter() - start)

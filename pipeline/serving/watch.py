@@ -67,21 +67,17 @@ class Recorder:
             if week != self._week:
                 self._week, self._known = week, {one.sha256 for one in read_week(self._folder / f"{week}.jsonl")}
             new = {one.sha256: one for one in seen if one.sha256 not in self._known}
-            lines = [_line(one) for one in list(new.values())[: self._most - len(self._known)]]
-            self._known |= new.keys() if len(self._known) < self._most else set()
-            if lines:
-                _append(self._folder / f"{week}.jsonl", lines)
+            kept = list(new.values())[: max(0, self._most - len(self._known))]
+            self._known |= {one.sha256 for one in kept}
+            if kept:
+                write(self._folder / f"{week}.jsonl", kept)
 
 
 def write(file: Path, seen: Sequence[Seen]) -> None:
-    """Write pictures to a file that `read_week` reads."""
-    _append(file, [_line(one) for one in seen])
-
-
-def _append(file: Path, lines: Sequence[str]) -> None:
+    """Append pictures to a file that `read_week` reads."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
-        stream.write("".join(lines))
+        stream.write("".join(map(_line, seen)))
 
 
 def week_of(time: datetime) -> str:

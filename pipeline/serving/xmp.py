@@ -15,6 +15,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 MAX_BYTES = 2**23  # of a sidecar; photo managers write a few thousand
+_MAX_NAMESPACE = 1_000  # characters; the parser repeats the name of the namespace for each element
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
 _META = "adobe:ns:meta/"
@@ -44,16 +45,22 @@ class _Found:
     Attributes:
         path: names of the open elements, from `rdf:RDF` on.
         about: what the properties are about, `rdf:about` of the first `rdf:Description`.
-        text: the text in `dc:description`.
+        pieces: of the text in `dc:description`. The parser calls back for every line, and adding each to a string would
+            take quadratic time.
         described: start and end of the element `dc:description`; None without one.
         end: where `</rdf:RDF>` starts; None without it.
     """
 
     path: list[str] = field(default_factory=list)
     about: str | None = None
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     described: tuple[int, int] | None = None
     end: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The text in `dc:description`, in all its languages."""
+        return "".join(self.pieces).strip()
 
 
 def description(sidecar: bytes) -> str:
@@ -62,7 +69,7 @@ def description(sidecar: bytes) -> str:
     Raises:
         XmpError: it is not XMP, or is refused.
     """
-    return _read(sidecar).text.strip()
+    return _read(sidecar).text
 
 
 def described(caption: str, sidecar: bytes | None = None) -> bytes:
@@ -83,7 +90,7 @@ def described(caption: str, sidecar: bytes | None = None) -> bytes:
     if sidecar is None:
         return _NEW.format(meta=_META, rdf=_RDF, node=_node(prop, "")).encode()
     found = _read(sidecar)
-    if found.text.strip():
+    if found.text:
         raise XmpError("has a description")
     if found.described:
         start, end = found.described
@@ -117,6 +124,10 @@ def _read(sidecar: bytes) -> _Found:
     def refuse(*declaration: object) -> None:
         raise XmpError("has a document type declaration, which is refused")
 
+    def declare(prefix: str | None, namespace: str | None) -> None:
+        if len(namespace or "") > _MAX_NAMESPACE:
+            raise XmpError(f"has a namespace whose name is longer than {_MAX_NAMESPACE:,} characters")
+
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal is_empty
         is_empty = True
@@ -127,7 +138,7 @@ def _read(sidecar: bytes) -> _Found:
         if found.path == _NODE:
             if found.about is None:
                 found.about = attributes.get(f"{_RDF}about", "")
-            found.text += attributes.get(f"{_DC}description", "")  # the short form of a property
+            found.pieces.append(attributes.get(f"{_DC}description", ""))  # the short form of a property
 
     def end(name: str) -> None:
         nonlocal is_empty
@@ -147,9 +158,9 @@ def _read(sidecar: bytes) -> _Found:
         nonlocal is_empty
         is_empty = False
         if found.path[: len(_PROPERTY)] == _PROPERTY:
-            found.text += characters
+            found.pieces.append(characters)
 
-    parser.StartDoctypeDeclHandler = refuse
+    parser.StartDoctypeDeclHandler, parser.StartNamespaceDeclHandler = refuse, declare
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
     try:
         parser.Parse(sidecar, True)

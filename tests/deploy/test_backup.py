@@ -113,8 +113,18 @@ def test_a_damaged_backup_is_found_before_anything_is_written(
     backup.restore(str(tmp_path / "monday"))
 
 
+def test_a_workspace_that_was_cloned_from_a_backup_stays_on_its_branch(deployment: Path, tmp_path: Path) -> None:
+    """Without a git repository, `restore` says to clone the backup's branch; the next backup has the same branch."""
+    git("checkout", "-q", "-b", repository.BRANCH)
+    before = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    backup.back_up(str(tmp_path / "monday"))
+    assert (git("rev-parse", "HEAD"), git("status", "--porcelain")) == before
+    assert git("bundle", "list-heads", str(tmp_path / "monday" / "workspace.bundle")).count(repository.BRANCH) == 1
+
+
 @pytest.mark.parametrize(
-    "name", ["../outside", "/etc/passwd", "artifacts/../../outside", "params.yaml", ".git/hooks/x"]
+    "name",
+    ["../outside", "/etc/passwd", "artifacts/../../outside", "artifacts//etc/passwd", "params.yaml", ".git/hooks/x"],
 )
 def test_a_manifest_that_names_files_elsewhere_is_refused(
     name: str, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,19 @@ def test_the_nearest_pictures_are_exact_for_every_chunk_size(monkeypatch: pytest
     index = some()
     similar = index.features.astype(np.float32) @ index.features.astype(np.float32).T
     assert index.nearest(index.features.astype(np.float32), 5) == np.argsort(-similar, axis=1)[:, :5].tolist()
+
+
+def test_the_memory_of_a_search_does_not_grow_with_the_number_of_pictures() -> None:
+    index = some(4_000)
+    wanted = index.features.astype(np.float32)
+    tracemalloc.start()
+    try:
+        found = index.nearest(wanted, 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == [[i] for i in range(len(wanted))]
+    assert peak < 8 * 2**20, "all similarities at once take 64 MB"
 
 
 def test_equal_pictures_keep_their_order_and_a_small_index_returns_all() -> None:

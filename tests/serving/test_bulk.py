@@ -77,7 +77,9 @@ def test_running_it_again_captions_only_new_pictures(caption, photos: Path) -> N
     assert [(line["file_name"], line["model"]) for line in lines(out)[4:]] == [("5.jpg", "models:/toy/2")]
 
 
-@pytest.mark.parametrize("torn", ['{"file_name": "img/1.jpg", "capt', '{"file_name": "img/1.jpg"', '{"file_name"\xe4'])
+@pytest.mark.parametrize(
+    "torn", ['{"file_name": "img/1.jpg", "capt', '{"file_name": "img/1.jpg"', '{"file_name"\xe4', '{"fi', "\0\0\0"]
+)
 def test_a_torn_last_line_is_cut(caption, photos: Path, torn: str) -> None:
     out = Path("captions.jsonl")
     out.write_bytes(b'{"file_name": "3.png", "caption": "mine"}\n' + torn.encode("latin-1"))
@@ -95,12 +97,15 @@ def test_a_whole_last_line_without_its_line_feed_is_kept(caption, photos: Path) 
     assert len(lines(out)) == 4
 
 
-def test_a_file_of_something_else_is_left_as_it_is(caption, photos: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["my notes\nmore\n", "my notes\nmore", '[\n{"file_name": "1.jpg"}\n]', '{"images": []}']
+)
+def test_a_file_of_something_else_is_left_as_it_is(caption, photos: Path, content: str) -> None:
     out = Path("captions.jsonl")
-    out.write_text("my notes\nmore\n")
+    out.write_text(content)
     with pytest.raises(DataError, match=r"captions\.jsonl:1: is not a JSON object with a file_name"):
         caption(photos, out)
-    assert out.read_text() == "my notes\nmore\n"
+    assert out.read_text() == content
 
 
 def test_text_files_of_people_are_left_alone(caption, photos: Path) -> None:

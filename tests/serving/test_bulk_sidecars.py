@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,61 @@ def test_a_sidecar_is_not_written_through_a_link(caption: Caption, photos: Path,
     last, _ = caption(photos, photos, sidecars=Sidecars.xmp)
     assert elsewhere.read_bytes() == sidecar()
     assert "1 sidecars not readable" in last
+
+
+@pytest.mark.parametrize("sidecars", list(Sidecars))
+def test_nothing_is_written_through_links_that_came_with_the_pictures(
+    caption: Caption, photos: Path, tmp_path: Path, sidecars: Sidecars
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    places = {"xmp": photos / "3.png.xmp", "txt": photos / "3.txt"}
+    (photos / f".{places[sidecars].name}.partial").symlink_to(elsewhere)
+    caption(photos, photos, sidecars=sidecars)
+    assert elsewhere.read_text() == "mine"
+    assert places[sidecars].is_file()
+    assert not places[sidecars].is_symlink()
+    (photos / "captions.jsonl").unlink()
+    (photos / "captions.jsonl").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=r"captions\.jsonl: is a link, which could lead anywhere"):
+        caption(photos, photos, sidecars=sidecars)
+    assert elsewhere.read_text() == "mine"
+
+
+@pytest.mark.parametrize("sidecars", list(Sidecars))
+def test_no_name_of_a_picture_leads_out_of_the_folder(
+    caption: Caption, workspace: Path, tmp_path: Path, pictures: list[bytes], sidecars: Sidecars
+) -> None:
+    """A zip is shown as a folder, so that a colon after `.zip` turns into a slash."""
+    outside = tmp_path / "outside"
+    names = ["...zip:up.jpg", "..zip:../up.jpg", f".zip:{outside}/absolute.jpg", "in.jpg"]
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for name, data in zip(names, pictures, strict=False):
+            archive.writestr(name, data)
+    before = set(tmp_path.rglob("*"))
+    caption(Path("photos.zip"), Path("deep/out"), sidecars=sidecars)
+    new = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert {path for path in new if workspace / "deep/out" in path.parents} == new
+    assert len(new) == 4, "the record, and three sidecars"
+    record = {line["file_name"] for line in lines(Path("deep/out/captions.jsonl"))}
+    assert record == set(names) - {"..zip:../up.jpg"}, "zips with `..` in a path are refused anyway"
+
+
+@pytest.mark.parametrize("sidecars", list(Sidecars))
+def test_pictures_whose_sidecars_would_clash_stop_nothing(
+    caption: Caption, workspace: Path, pictures: list[bytes], sidecars: Sidecars
+) -> None:
+    names = ["a/1.jpg", "b.jpg", "b.png", "b.jpg.png", "c.jpg", "c.jpg.xmp/d.jpg", "c.txt/d.jpg"]
+    for name, data in zip(names, pictures, strict=False):
+        (Path("photos") / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path("photos") / name).write_bytes(data)
+    with zipfile.ZipFile("photos/a.zip", "w") as archive:
+        archive.writestr("1.jpg", pictures[7])
+    last, _ = caption(Path("photos"), Path("out"), sidecars=sidecars)
+    assert last.startswith("8 pictures captioned (")
+    assert "1 sidecars not readable" in last
+    written = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert len(written) == 8, "the record, and a sidecar for each of the other seven"
 
 
 @pytest.mark.parametrize("sidecars", list(Sidecars))

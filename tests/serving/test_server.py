@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -221,6 +221,26 @@ def test_the_client_tells_a_busy_service_from_a_refusal(monkeypatch: pytest.Monk
         assert type(error.value) is kind
         if isinstance(error.value, BusyError):
             assert error.value.retry_after == 7
+
+
+@pytest.mark.parametrize("answer", [{"text": "<html>"}, {"json": []}, {"json": {"a": 1}}])
+def test_another_server_at_the_address_is_one_line(answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("http://127.0.0.1:9")
+    for method in ("request", "get"):
+        monkeypatch.setattr(client._http, method, lambda *a, **k: httpx.Response(200, **answer))
+    for ask in (client.model, lambda: client.caption([b"x"])):
+        with pytest.raises(ServiceError, match=r"^http://127\.0\.0\.1:9: answers, but not as the captioning"):
+            ask()
+    assert client.ready().ready == isinstance(answer.get("json"), dict)
+
+
+def test_a_date_as_retry_after_is_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("http://127.0.0.1:9")
+    late = httpx.Response(429, json={"detail": "busy"}, headers={"Retry-After": "Fri, 27 Nov 2026 12:00:00 GMT"})
+    monkeypatch.setattr(client._http, "request", lambda *a, **k: late)
+    with pytest.raises(BusyError) as error:
+        client.caption([b"x"])
+    assert error.value.retry_after == 1
 
 
 def register(store: object, folder: Path, key: str) -> None:

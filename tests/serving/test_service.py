@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import time
@@ -315,6 +316,34 @@ def test_metrics_count_requests_pictures_and_the_served_version(start: Start, pi
     assert 'captions_pictures_total{outcome="captioned"} 1.0' in text
     assert 'captions_pictures_total{outcome="refused"} 1.0' in text
     assert "captions_queue_pictures 0.0" in text
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_client_that_goes_away_while_it_sends_is_no_error(start: Start, kind: str) -> None:
+    client = start()
+    messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}])
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/captions",
+        "raw_path": b"/v1/captions",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", kind.encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8600),
+    }
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        """Nobody reads it."""
+
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert 'captions_requests_total{status="499"} 1.0' in client.get("/metrics").text
 
 
 def test_the_decoder_is_the_projects_own(pictures: list[bytes], captioner: Captioner) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from dataclasses import replace
@@ -19,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline import build, cli
+from pipeline.commands import watch
 from pipeline.config import params
 from pipeline.data.images import decode
 from pipeline.data.sources.corrections import Correction
@@ -127,6 +130,9 @@ def test_each_picture_of_a_week_is_recorded_once_and_no_picture_is_kept(tmp_path
     again = Recorder(tmp_path / "more", most=6)
     again.record(drawn(rng, 20), MONDAY)
     assert len(read_week(tmp_path / "more/2026-W10.jsonl")) == 6
+    for _ in range(3):
+        again.record(drawn(rng, 20), MONDAY)
+    assert len(read_week(tmp_path / "more/2026-W10.jsonl")) == 6, "a full week takes no more"
     again.record(drawn(rng, 2), datetime(2026, 3, 9, tzinfo=UTC))
     assert len(read_week(tmp_path / "more/2026-W11.jsonl")) == 2
 
@@ -144,6 +150,23 @@ def test_the_service_records_only_if_it_is_asked_to(
     assert sorted(one.caption for one in recorded) == sorted(one["captions"][0] for one in said["results"])
     assert {(one.model, one.version) for one in recorded} == {("toy", 1)}
     assert sorted(path.name for path in Path("data").rglob("*")) == [file.name, "watch"]
+
+
+def test_only_what_the_served_version_says_in_its_usual_way_is_recorded(
+    start: Start, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The challenger's captions would make `watch` judge the wrong version, and other beams shift the scores."""
+    monkeypatch.chdir(tmp_path)
+    client = start(watch=True)
+    for number, options in enumerate(({"challenger": True}, {"beams": 1}, {"sampling": True}, {"n": 2})):
+        end = time.monotonic() + 60
+        while post(client, pictures[number : number + 1], **options).status_code == 503:  # the challenger is loaded
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    (file,) = Path("data/watch").iterdir()
+    (one,) = read_week(file)
+    alone = post(client, pictures[3:4]).json()["results"][0]
+    assert (one.version, one.caption) == (1, alone["captions"][0])
 
 
 def test_people_get_their_captions_if_the_record_cannot_be_written(
@@ -164,6 +187,29 @@ def test_without_a_complete_week_the_command_says_what_to_do(
     done = CliRunner().invoke(cli.app, ["watch"])
     assert done.exit_code == 78
     assert "set serving.watch to true" in done.stderr
+
+
+def test_only_the_weeks_of_the_newest_version_are_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(6)
+    seen = [replace(one, features=np.zeros(8192, np.float32)) for one in drawn(rng, 50)]
+    for number in range(1, 21):
+        version = 1 if number < 19 else 2
+        write(Path(f"data/watch/2026-W{number:02}.jsonl"), [replace(one, version=version) for one in seen])
+    write(Path("data/watch/2026-W20.jsonl"), [replace(seen[0], version=None), replace(seen[1], version=1)])
+    tracemalloc.start()
+    try:
+        newest, weeks = watch._complete_weeks()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (newest, {week: len(found) for week, found in weeks.items()}) == (
+        ("toy", 2),
+        {"2026-W19": 50, "2026-W20": 50},
+    )
+    assert peak < 16 * 2**20, "all weeks take 33 MB"
 
 
 @pytest.fixture
@@ -209,6 +255,16 @@ def test_the_command_compares_complete_weeks_with_the_validation_split_and_tags_
     shutil.rmtree("data/dataset/train")
     assert CliRunner().invoke(cli.app, ["watch"]).output.splitlines()[-1] == done.output.splitlines()[-1]
     assert read_json(Path("data/watch/report.json")) == report
+
+
+def test_the_data_set_is_captioned_in_the_way_of_the_service(recorded: Path) -> None:
+    """Otherwise the words of a prompt, which the service says each time, would be a drift."""
+    for prompt in ("a photo of", "look:"):
+        set_params(recorded, {"evaluate.generation.prompt": prompt})
+        assert CliRunner().invoke(cli.app, ["watch"]).exit_code == 0
+    found = [read_week(file) for file in Path(".work/watch").rglob("reference.jsonl")]
+    starts = [{one.caption.partition(" ")[0] for one in reference} for reference in found]
+    assert sorted(starts, key=str) == [{"a"}, {"look:"}]
 
 
 def test_without_a_prefect_server_the_report_is_written_and_a_line_says_what_is_missing(

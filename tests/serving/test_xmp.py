@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -108,6 +109,7 @@ BOMB = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 100 if k else "x" * 100}">' for
         (b"<html/>", "has no rdf:RDF"),
         (sidecar().replace(b"<x:xmpmeta", b"<!DOCTYPE x [" + BOMB.encode() + b"]><x:xmpmeta"), "document type"),
         (sidecar().replace(b"<x:xmpmeta", b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><x:xmpmeta'), "document type"),
+        (sidecar('<n:a xmlns:n="' + "x" * 4_000_000 + '">' + "<n:b/>" * 400_000 + "</n:a>"), "a namespace whose name"),
         (b" " * (MAX_BYTES + 1), "larger than 8 MB"),
     ],
 )
@@ -115,6 +117,14 @@ def test_what_is_not_xmp_or_unsafe_is_refused(bad: bytes, why: str) -> None:
     for work in (description, lambda xmp: described("a dog", xmp)):
         with pytest.raises(XmpError, match=why):
             work(bad)
+
+
+def test_a_sidecar_of_millions_of_lines_is_read_in_seconds() -> None:
+    """It comes from a stranger, and quadratic time would be minutes."""
+    lines = "\n" * 2_000_000
+    start = time.process_time()
+    assert description(sidecar(f"<d:description>{lines}a dog{lines}</d:description>")) == "a dog"
+    assert time.process_time() - start < 30
 
 
 @pytest.mark.skipif(not shutil.which("exiftool"), reason="needs exiftool (Debian's libimage-exiftool-perl)")

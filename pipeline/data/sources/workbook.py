@@ -31,9 +31,7 @@ def _read(file: CaptionsFile) -> Captions:
                 if columns:
                     return Captions(f"xlsx, {sheet.title}", _rows(file, sheet, header, columns))
     except Exception as error:  # openpyxl and the XML parser raise many types of exceptions on damaged files
-        raise DataError(
-            f"{file.place}: cannot be read as an Excel workbook ({error}); save it as CSV (UTF-8)"
-        ) from None
+        raise _damaged(file, error) from None
     raise DataError(
         f"{file.place}: no sheet has the columns; name them `image` and `caption`, or set ingest.columns in params.yaml"
     )
@@ -41,10 +39,18 @@ def _read(file: CaptionsFile) -> Captions:
 
 def _rows(file: CaptionsFile, sheet: Any, header: int, columns: tuple[int, int]) -> Iterator[CaptionRow]:
     picture, caption = columns
-    for number, fields in enumerate(sheet.iter_rows(min_row=header + 1, values_only=True), start=header + 1):
-        texts = [_text(field) for field in fields] + [""] * (max(columns) + 1 - len(fields))
-        if any(texts):
-            yield file.row(number, texts[picture], texts[caption])
+    try:  # rows are parsed when it is their turn
+        for number, fields in enumerate(sheet.iter_rows(min_row=header + 1, values_only=True), start=header + 1):
+            texts = [_text(field) for field in fields] + [""] * (max(columns) + 1 - len(fields))
+            if any(texts):
+                yield file.row(number, texts[picture], texts[caption])
+    except Exception as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: CaptionsFile, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"{file.place}: cannot be read as an Excel workbook ({reason}); save it as CSV (UTF-8)")
 
 
 def _text(field: object) -> str:

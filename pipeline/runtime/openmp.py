@@ -1,4 +1,4 @@
-"""How threads of the numeric libraries wait for each other."""
+"""How OpenMP threads, which compute for torch and numpy, wait for each other."""
 
 from __future__ import annotations
 
