@@ -30,9 +30,10 @@ from pipeline.data.dataset import (
 )
 from pipeline.data.images import Normalised
 from pipeline.data.normalising import Normaliser
-from pipeline.data.sources.archive import Files, MemberError, open_files
+from pipeline.data.sources.archive import Files, open_files
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.matching import MatchedCaptions
+from pipeline.data.sources.member import MemberError
 from pipeline.engine.base import Engine, Read
 from pipeline.engine.choice import open_engine
 from pipeline.runtime import entrypoint

@@ -6,7 +6,8 @@ from pipeline.config import paths
 from pipeline.config.errors import DataError
 from pipeline.data.dataset import Example
 from pipeline.data.images import identity
-from pipeline.data.sources.archive import MemberError, open_files
+from pipeline.data.sources.archive import open_files
+from pipeline.data.sources.member import MemberError
 from pipeline.serving.corrections import MAX_PICTURE_BYTES
 
 

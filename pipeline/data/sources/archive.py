@@ -17,12 +17,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import DataError
 from pipeline.data.sources.encodings import decode_names
+from pipeline.data.sources.member import ARCHIVES, Member, MemberError, printable, suffix
 from pipeline.data.sources.parquet_file import ParquetReader, member_name, open_parquet
 from pipeline.data.sources.tar_file import TarReader, open_tar
 
@@ -37,53 +37,11 @@ _TOTAL_FREE_BYTES = 2**30  # what a zip may unpack to in addition to `_MAX_TOTAL
 _CHUNK = 2**20
 _UTF_8 = 0x800  # flag of a zip's file whose name is UTF-8
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-
 # What `zipfile` and its decompressors raise on damaged data (found by fuzzing).
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(UnicodeDecodeError, ValueError, NotImplementedError, RuntimeError, OverflowError),
 )
-
-
-class MemberError(Exception):
-    """A file cannot be read; `reason` is a code of `audit.FILE_REASONS`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a source.
-
-    Attributes:
-        name: path within the zip, or within the source's folder, with `/` between folders.
-        archive: path of the zip within the source's folder; "" for a file outside zips.
-        refused: the reason why it is not read (`unsafe_path`, `link`, `duplicate_name`, `encrypted`,
-            `nested_archive`); None if it can be read.
-    """
-
-    name: str
-    archive: str
-    refused: str | None
-
-    @property
-    def base(self) -> str:
-        """The name without folders."""
-        return self.name.rpartition("/")[2]
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of the name in lower case: ".jpg"; "" if there is none."""
-        return suffix(self.name)
-
-    @property
-    def place(self) -> str:
-        """The location: `images.zip:img/1.jpg`, or `img/1.jpg` for a file outside zips."""
-        return f"{self.archive}:{self.name}" if self.archive else self.name
 
 
 class Files:
@@ -100,14 +58,14 @@ class Files:
         self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader, Any]] = []  # and the place in it
 
     def _add_loose(self, path: Path) -> None:
-        name = _printable(path.relative_to(self.folder).as_posix())
-        nested = suffix(name) in _ARCHIVES
+        name = printable(path.relative_to(self.folder).as_posix())
+        nested = suffix(name) in ARCHIVES
         refused = "link" if path.is_symlink() else "nested_archive" if nested else None
         self.members.append(Member(name, "", refused))
         self._opened.append((path, None))
 
     def _add_zip(self, name: str, opened: _Zip) -> None:
-        name = _printable(name)
+        name = printable(name)
         # (`ZipInfo.is_dir` fails on a name that is empty.)
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
         names = _names(infos)
@@ -115,27 +73,27 @@ class Files:
         for place, info in enumerate(infos):
             # If two files have the same name, unpacking the archive leaves the later one.
             refused = "duplicate_name" if last[info.filename] != place else _refused(info)
-            self.members.append(Member(_printable(names[place].replace("\\", "/")), name, refused))
+            self.members.append(Member(printable(names[place].replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
     def _add_tar(self, path: Path, opened: TarReader) -> None:
-        name = _printable(path.relative_to(self.folder).as_posix())
+        name = printable(path.relative_to(self.folder).as_posix())
         infos = [info for info in opened.infos if not info.isdir()]
         last = {info.name: place for place, info in enumerate(infos)}
         for place, info in enumerate(infos):
             refused = "duplicate_name" if last[info.name] != place else _unsafe(info.name)
             if not info.isreg() or info.issparse():
                 refused = refused or "link"
-            elif suffix(info.name) in _ARCHIVES:
+            elif suffix(info.name) in ARCHIVES:
                 refused = refused or "nested_archive"
-            self.members.append(Member(_printable(info.name), name, refused))
+            self.members.append(Member(printable(info.name), name, refused))
             self._opened.append((opened, info))
 
     def _add_parquet(self, path: Path, opened: ParquetReader) -> None:
         self._add_loose(path)  # for its captions
-        name = _printable(path.relative_to(self.folder).as_posix())
+        name = printable(path.relative_to(self.folder).as_posix())
         for row, picture in enumerate(opened.paths):
-            self.members.append(Member(member_name(name, row, suffix(_printable(picture)) or ".jpg"), name, None))
+            self.members.append(Member(member_name(name, row, suffix(printable(picture)) or ".jpg"), name, None))
             self._opened.append((opened, row))
 
     def size(self, index: int) -> int:
@@ -305,7 +263,7 @@ def _refused(info: zipfile.ZipInfo) -> str | None:
         return "link"
     if info.flag_bits & 0x1:
         return "encrypted"
-    return "nested_archive" if suffix(info.filename.replace("\\", "/")) in _ARCHIVES else None
+    return "nested_archive" if suffix(info.filename.replace("\\", "/")) in ARCHIVES else None
 
 
 def _unsafe(name: str) -> str | None:
@@ -325,22 +283,6 @@ def _names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
     for place, name in zip(unsaid, decode_names([names[place] for place in unsaid], raw), strict=True):
         names[place] = name
     return names
-
-
-def suffix(name: str) -> str:
-    """Return the suffix of a file name in lower case, like `pathlib`, which takes seconds for a million paths.
-
-    >>> suffix("img/one.JPG"), suffix("..jpg"), suffix(".jpg"), suffix("img.d/one")
-    ('.jpg', '.jpg', '', '')
-    """
-    base = name.rpartition("/")[2]
-    dot = base.rfind(".")
-    return base[dot:].lower() if 0 < dot < len(base) - 1 else ""
-
-
-def _printable(name: str) -> str:
-    """Replace control characters and lone surrogates, so that tables, pages and terminals can show the name."""
-    return _CONTROLS.sub("\ufffd", name.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _is_disk_error(error: Exception) -> bool:
