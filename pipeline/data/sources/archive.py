@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import DataError
+from pipeline.data.sources.bucket_list import NAME as BUCKET_LIST
+from pipeline.data.sources.bucket_list import READERS, BucketList, BucketReader, read_list, walk_order
 from pipeline.data.sources.encodings import decode_names
 from pipeline.data.sources.member import ARCHIVES, Member, MemberError, printable, suffix
 from pipeline.data.sources.parquet_file import ParquetReader, member_name, open_parquet
 from pipeline.data.sources.tar_file import TarReader, open_tar
+from pipeline.runtime.bucket import is_path
 
 # The list of files in a zip is read into memory at once, with the size that the zip states; this is the limit.
 _MAX_DIRECTORY_BYTES = 2**28
@@ -50,12 +53,14 @@ class Files:
     Attributes:
         folder: the source's folder.
         members: the files.
+        readers: threads that reading pays off with; 0 for as many as the processor keeps busy.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.members: list[Member] = []
-        self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader, Any]] = []  # and the place in it
+        self.readers = 0
+        self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader | BucketReader, Any]] = []  # and place in it
 
     def _add_loose(self, path: Path) -> None:
         name = printable(path.relative_to(self.folder).as_posix())
@@ -96,6 +101,19 @@ class Files:
             self.members.append(Member(member_name(name, row, suffix(printable(picture)) or ".jpg"), name, None))
             self._opened.append((opened, row))
 
+    def _add_bucket(self, listed: BucketList) -> None:
+        """Add the objects of a bucket where they would be if they were files of the folder."""
+        opened = BucketReader(self.folder.name, listed.url)
+        for one in listed.objects:
+            if not one.copied:
+                nested = "nested_archive" if suffix(one.name) in ARCHIVES else None
+                self.members.append(Member(printable(one.name), "", nested if is_path(one.name) else "unsafe_key"))
+                self._opened.append((opened, one))
+        self.readers = READERS
+        order = sorted(range(len(self.members)), key=lambda index: walk_order(self.members[index].outermost))
+        self.members = [self.members[index] for index in order]
+        self._opened = [self._opened[index] for index in order]
+
     def size(self, index: int) -> int:
         """Return the size in bytes of the file at `index` of `members`, as stated; `read` returns no more.
 
@@ -107,6 +125,14 @@ class Files:
         except OSError:
             return 0
 
+    def stamp(self, index: int) -> bytes | None:
+        """Return what identifies the bytes of the file at `index` of `members` without reading them, if anything does.
+
+        Only objects of a bucket have such a stamp.
+        """
+        opened, info = self._opened[index]
+        return opened.stamp(info) if isinstance(opened, BucketReader) else None
+
     def read(self, index: int, limit: int) -> bytes:
         """Return the bytes of the file at `index` of `members`.
 
@@ -115,7 +141,8 @@ class Files:
         Raises:
             MemberError: with the reason of the member's `refused`, `too_many_bytes`, `bomb` (implausible compression
                 ratio), or `damaged` (wrong checksum, truncated, or unknown compression).
-            DataError: its zip as a whole unpacks to implausibly many bytes.
+            DataError: its zip as a whole unpacks to implausibly many bytes; or its object has changed in the bucket.
+            ConfigError, TemporaryError: its bucket denies access, or can't be reached.
         """
         refused = self.members[index].refused
         if refused:
@@ -174,21 +201,25 @@ class _Zip:
 
 @contextmanager
 def open_files(folder: Path) -> Iterator[Files]:
-    """Open all files of a source's folder and of the zips and tars in it for reading; links are not followed.
+    """Open all files of a source's folder, of the zips and tars in it, and of the bucket that it lists, for reading.
+
+    Links are not followed.
 
     Raises:
         DataError: the folder does not exist; a zip is not a zip, is cut off (its list of files is at the end), or
-            lists too many files.
+            lists too many files; a bucket's list is damaged.
     """
     if not folder.is_dir():
         raise DataError(
             f"{folder}: not found; put the .zip of pictures and the .csv of captions there, or `dvc pull {folder}.dvc`"
         )
-    files = Files(folder)
+    files, listed = Files(folder), read_list(folder)
     with ExitStack() as stack:
         for place, folders, names in os.walk(folder):
             folders.sort()
             links = [name for name in folders if Path(place, name).is_symlink()]
+            if listed and Path(place) == folder:
+                names.remove(BUCKET_LIST)
             for path in (Path(place, name) for name in sorted(names + links)):
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
                     name = path.relative_to(folder).as_posix()
@@ -199,6 +230,8 @@ def open_files(folder: Path) -> Iterator[Files]:
                     files._add_parquet(path, stack.enter_context(open_parquet(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
+        if listed:
+            files._add_bucket(listed)
         yield files
 
 

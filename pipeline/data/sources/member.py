@@ -24,7 +24,7 @@ class Member:
     Attributes:
         name: path within the zip, or within the source's folder, with `/` between folders.
         archive: path of the zip within the source's folder; "" for a file outside zips.
-        refused: the reason why it is not read (`unsafe_path`, `link`, `duplicate_name`, `encrypted`,
+        refused: the reason why it is not read (`unsafe_path`, `unsafe_key`, `link`, `duplicate_name`, `encrypted`,
             `nested_archive`); None if it can be read.
     """
 
