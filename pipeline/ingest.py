@@ -1,6 +1,6 @@
 """Ingest a source: data/raw/SOURCE (raw archives) -> data/ingest/SOURCE (checked pictures and records).
 
-Every row and every file is accounted for: it is kept, or set aside with a reason. Pictures that the last run decoded
+Every row and every file is accounted for: it is kept, or set aside with a reason. Pictures that an earlier run decoded
 are not decoded again; they are found by the hash of their raw bytes.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,28 +20,22 @@ from pipeline.config.params import Params
 from pipeline.config.sections.ingest import Ingest
 from pipeline.data import dataset, images
 from pipeline.data.audit import Audit, write_set_aside
-from pipeline.data.dataset import (
-    IngestedPicture,
-    PictureReader,
-    PictureWriter,
-    read_ingested,
-    write_ingested,
-    write_withdrawn,
-)
+from pipeline.data.dataset import IngestedPicture, PictureWriter, write_ingested, write_withdrawn
+from pipeline.data.earlier_runs import EarlierRuns
 from pipeline.data.images import Normalised
 from pipeline.data.normalising import Normaliser
-from pipeline.data.sources.archive import Files, MemberError, open_files
+from pipeline.data.sources.archive import Files, open_files
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.matching import MatchedCaptions
+from pipeline.data.sources.member import MemberError
 from pipeline.engine.base import Engine, Read
 from pipeline.engine.choice import open_engine
 from pipeline.runtime import entrypoint
-from pipeline.runtime.atomic_files import read_json, sha256_of, swapped_in, write_json
+from pipeline.runtime.atomic_files import sha256_of, swapped_in, write_json
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of
 from pipeline.runtime.progress import progress_bar
 
 _MAX_PICTURE_BYTES = 256 * 2**20  # per file; no photo is this large
-_MADE_BY = "made_by.json"  # what the pictures in the folder depend on, beside the raw bytes
 
 
 def run(params: Params, args: argparse.Namespace) -> str:
@@ -56,12 +50,14 @@ def run(params: Params, args: argparse.Namespace) -> str:
         open_engine(params.runtime) as engine,
         open_files(paths.RAW / name) as files,
         swapped_in(folder, report) as (new_folder, new_report),
+        ExitStack() as stack,
     ):
+        earlier = EarlierRuns(name, folder, _made_by(settings))
         audit = Audit()
         matched = MatchedCaptions(name, files, audit, Columns(settings.columns.picture, settings.columns.caption))
-        records = _Source(name, files, matched, audit).ingest_pictures(
-            new_folder, settings, _LastRun(folder, settings), engine, bytes_of(params.runtime.memory_gb)
-        )
+        source = _Source(name, files, matched, audit, earlier)
+        stack.enter_context(source.kept_if_stopped(new_folder))
+        records = source.ingest_pictures(new_folder, settings, engine, bytes_of(params.runtime.memory_gb))
         with audit.listed_if_stopped(name):
             if not (records or matched.may_be_empty):
                 reasons = audit.reasons("file") + audit.reasons("row")
@@ -74,12 +70,13 @@ def run(params: Params, args: argparse.Namespace) -> str:
         write_ingested(new_folder, records)
         if matched.withdrawn is not None:
             write_withdrawn(new_folder, matched.withdrawn)
-        write_json(new_folder / _MADE_BY, _made_by(settings))
+        earlier.sign(new_folder)
         write_set_aside(new_folder / "set_aside.csv", audit.set_aside)
         write_json(
             new_report,
             {**audit.report(), "captions_files": matched.files_read, "foreign_paths": matched.foreign_paths},
         )
+    earlier.finish()
     if matched.foreign_paths:
         print(
             f"ingest: {name}: {matched.foreign_paths:,} rows name paths of another machine, or URLs; their pictures"
@@ -103,42 +100,13 @@ def _made_by(settings: Ingest) -> dict[str, Any]:
     }
 
 
-class _LastRun:
-    """The pictures of this source's last run, if this run would produce the same from the same raw bytes.
-
-    Attributes:
-        pictures: reads the last run's pictures.
-    """
-
-    def __init__(self, folder: Path, settings: Ingest) -> None:
-        self._records: dict[str, IngestedPicture] = {}
-        self.pictures = PictureReader(folder)
-        if (folder / _MADE_BY).is_file() and read_json(folder / _MADE_BY) == _made_by(settings):
-            with suppress(DataError, ValueError):  # damaged files are recreated
-                stored = self.pictures.names()
-                self._records = {r.sha256: r for r in read_ingested(folder) if r.file_name in stored}
-
-    def find(self, sha256: str) -> Normalised | None:
-        """Return the picture with these raw bytes, without its JPEG (which `pictures` has), or None."""
-        record = self._records.get(sha256)
-        if record is None:
-            return None
-        return Normalised(
-            jpeg=b"",
-            width=record.width,
-            height=record.height,
-            phash=int(record.phash, 16),
-            thumbnail=bytes.fromhex(record.thumbnail),
-        )
-
-
 class _Member(NamedTuple):
     """A member that has been read.
 
     Attributes:
         number: the member's index.
         sha256: of its bytes; None if they cannot be read.
-        known: the last run's picture, the reason why the member cannot be read, or None.
+        known: an earlier run's picture, the reason why the member cannot be read, or None.
     """
 
     number: int
@@ -162,17 +130,18 @@ class _Group:
 
 
 class _Source:
-    """A source that is being ingested: its files, the captions of each picture, and the audit of both."""
+    """A source that is being ingested: its files, the captions of each picture, the audit of both, and earlier runs."""
 
-    def __init__(self, name: str, files: Files, matched: MatchedCaptions, audit: Audit) -> None:
+    def __init__(self, name: str, files: Files, matched: MatchedCaptions, audit: Audit, earlier: EarlierRuns) -> None:
         self.name = name
         self.files = files
         self.matched = matched
         self.audit = audit
+        self.earlier = earlier
+        # SHA-256 -> first member with a caption, and its result
+        self.results: dict[str, tuple[int, Normalised | str]] = {}
 
-    def ingest_pictures(
-        self, folder: Path, settings: Ingest, last: _LastRun, engine: Engine, memory: int
-    ) -> list[IngestedPicture]:
+    def ingest_pictures(self, folder: Path, settings: Ingest, engine: Engine, memory: int) -> list[IngestedPicture]:
         """Decode, check and store each picture that has a caption; return the records in order.
 
         Members with the same bytes become one picture with the captions of all.
@@ -180,19 +149,22 @@ class _Source:
         Args:
             folder: for the pictures.
             settings: the params of this stage.
-            last: the last run's pictures.
             engine: where pictures are decoded.
             memory: bytes that files and decoded pictures may take, in each process.
         """
         sha256s: dict[int, str] = {}
         same_bytes: dict[str, list[int]] = {}  # SHA-256 -> the members that have these bytes
-        results: dict[str, tuple[int, Normalised | str]] = {}  # SHA-256 -> first member with a caption, and its result
+        results = self.results
         # Files and decoded pictures have a share each, because a thread that holds a file waits for its picture. The
         # rest is for what libraries and the allocator keep.
         files = MemoryBudget(memory // 4)
         normaliser = Normaliser(settings.image_size, settings.max_pixels, memory * 5 // 8)
-        decoded = engine.map(lambda index: self._read(index, last, files), normaliser, self.matched.captions)
-        with PictureWriter(folder, last.pictures) as writer:
+        decoded = engine.map(
+            lambda index: self._read(index, files), normaliser, self.matched.captions, readers=self.files.readers
+        )
+        with PictureWriter(folder, self.earlier.last) as writer, ExitStack() as stack:
+            if self.files.readers:
+                stack.callback(writer.close)  # `kept_if_stopped` needs whole shards
             for (index, sha256, known), new in progress_bar(
                 decoded, total=len(self.matched.captions), desc=f"ingest {self.name}", unit=" pictures"
             ):
@@ -202,17 +174,36 @@ class _Source:
                     self.matched.set_aside(index, result)
                     continue
                 sha256s[index] = sha256
+                self.earlier.note(self.files.stamp(index), sha256)
                 same_bytes.setdefault(sha256, []).append(index)
                 if result is None or sha256 in results:
                     continue
                 if isinstance(result, Normalised):
-                    result = self._stored(sha256, result, settings.min_side, writer, last)
+                    result = self._stored(sha256, result, settings.min_side, writer)
                 results[sha256] = index, result
         return self._records(same_bytes, results, sha256s)
 
     @contextmanager
-    def _read(self, index: int, last: _LastRun, budget: MemoryBudget) -> Iterator[Read[_Member]]:
-        """Read a member, whose bytes need work if it has a caption and the last run does not know it."""
+    def kept_if_stopped(self, folder: Path) -> Iterator[None]:
+        """If the block fails and the source is in a bucket, keep the pictures in `folder` for the next run."""
+        try:
+            yield
+        except BaseException:
+            if self.files.readers:
+                found = ((sha256, one) for sha256, (_, one) in self.results.items() if isinstance(one, Normalised))
+                with suppress(OSError, DataError):
+                    self.earlier.keep(folder, [_record_of(sha256, one) for sha256, one in found])
+            raise
+
+    @contextmanager
+    def _read(self, index: int, budget: MemoryBudget) -> Iterator[Read[_Member]]:
+        """Read a member, whose bytes need work if it has a caption and no earlier run knows it."""
+        has_captions = bool(self.matched.captions[index])
+        if before := self.earlier.sha256(self.files.stamp(index)):
+            known = self.earlier.find(before)
+            if known or not has_captions:
+                yield Read(_Member(index, before, known if has_captions else None), None)
+                return
         # Reading joins pieces, so it takes the size twice.
         with budget.reserve(2 * min(self.files.size(index), _MAX_PICTURE_BYTES)):
             try:
@@ -221,19 +212,15 @@ class _Source:
                 yield Read(_Member(index, None, error.reason), None)
                 return
             sha256 = images.identity(data)
-            known = last.find(sha256) if self.matched.captions[index] else None
-            is_new = known is None and bool(self.matched.captions[index])
-            yield Read(_Member(index, sha256, known), data if is_new else None)
+            known = self.earlier.find(sha256) if has_captions else None
+            yield Read(_Member(index, sha256, known), data if has_captions and known is None else None)
 
-    @staticmethod
-    def _stored(
-        sha256: str, picture: Normalised, min_side: int, writer: PictureWriter, last: _LastRun
-    ) -> Normalised | str:
+    def _stored(self, sha256: str, picture: Normalised, min_side: int, writer: PictureWriter) -> Normalised | str:
         """Store a picture; return it without its JPEG, or the reason why it is not stored."""
         # Only larger pictures are reduced, and never below this.
         if min(picture.width, picture.height) < min_side:
             return "too_small"
-        writer.add(f"{sha256}.jpg", picture.jpeg or last.pictures)
+        writer.add(f"{sha256}.jpg", picture.jpeg or self.earlier.reader(sha256))
         return picture.without_jpeg() if picture.jpeg else picture
 
     def _records(
@@ -268,19 +255,31 @@ class _Source:
         split_by = {next(sha256s[index] for index in post if index in sha256s) for post in posts}
         if not self.matched.alone.isdisjoint(group.members):
             split_by.add(sha256)
-        return IngestedPicture(
-            sha256=sha256,
-            file_name=f"{sha256}.jpg",
+        return replace(
+            _record_of(sha256, picture),
             origin=self.files.members[group.first].place,
             copies=[self.files.members[index].place for index in group.members if index != group.first],
-            width=picture.width,
-            height=picture.height,
-            phash=f"{picture.phash:016x}",
-            thumbnail=picture.thumbnail.hex(),
             split_by=sorted(split_by),
             splits=sorted({split for index in group.members for split in self.matched.splits.get(index, ())}),
             captions=[caption for index in group.members for caption in self.matched.captions[index]],
         )
+
+
+def _record_of(sha256: str, picture: Normalised) -> IngestedPicture:
+    """Return the part of a picture's record that depends on its bytes alone."""
+    return IngestedPicture(
+        sha256=sha256,
+        file_name=f"{sha256}.jpg",
+        origin="",
+        copies=[],
+        width=picture.width,
+        height=picture.height,
+        phash=f"{picture.phash:016x}",
+        thumbnail=picture.thumbnail.hex(),
+        split_by=[],
+        splits=[],
+        captions=[],
+    )
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ from tests.conftest import ROOT, environment, jpeg, run, set_params
 
 COMMANDS = [
     *("caption", "serve-model", "app", "corrections", "score", "promote", "trained-on", "ui", "status", "doctor"),
-    *("train", "retrain", "serve"),
+    *("train", "retrain", "serve", "init", "add-bucket"),
 ]
 COMMAND = (sys.executable, "-m", "pipeline.cli")
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing answers
@@ -80,6 +80,7 @@ def test_the_shell_completes_commands() -> None:
         (["promote", "--since", "-1"], "Invalid value for '--since'"),
         (["promote", "2"], "unexpected extra argument"),
         (["trained-on"], "Missing argument 'PICTURE...'"),
+        (["add-bucket"], "Missing argument 'NAME'"),
         (["ui", "--port", "0"], "Invalid value for '--port'"),
         (["ui", "--port", "65536"], "Invalid value for '--port'"),
         (["status", "--all"], "No such option"),

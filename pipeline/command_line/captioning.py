@@ -113,11 +113,17 @@ def caption(
         "init ~/Downloads/pictures.zip --captions ~/Downloads/captions.csv",
         "init ~/Downloads/archive.zip --name kaggle",
         "init ~/photos --captions ~/photos.xlsx --for cpu",
+        "init s3://bucket/photos --captions ~/photos.csv",
     )
 )
 def init(
     photos: Annotated[
-        Path, typer.Argument(metavar="PHOTOS", help="A folder, a .zip or a .tar of pictures.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="PHOTOS",
+            help="A folder, a .zip or a .tar of pictures; or s3://BUCKET/PREFIX, whose pictures stay there.",
+            show_default=False,
+        ),
     ],
     captions: Annotated[
         Path | None,
@@ -139,9 +145,42 @@ def init(
         from pipeline.commands import init as command
 
         gpu = None if for_ is None else for_ == Device.gpu
-        return command.init(params, photos.expanduser(), captions and captions.expanduser(), name, gpu)
+        place: Path | str = photos if photos.startswith("s3://") else Path(photos).expanduser()
+        return command.init(params, place, captions and captions.expanduser(), name, gpu)
 
     execute("init", work)
+
+
+@commands.command(
+    "add-bucket",
+    epilog=examples(
+        "add-bucket album s3://bucket/photos",
+        "add-bucket album s3://bucket/photos --captions ~/photos.csv",
+        "add-bucket album",
+    ),
+)
+def add_bucket(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its folder in data/raw.", show_default=False)],
+    url: Annotated[
+        str | None,
+        typer.Argument(metavar="[URL]", help="s3://BUCKET/PREFIX. Default: the one that the source has."),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="The captions, if they are not in the bucket.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a source of pictures that stay in an S3 bucket. Run it again to list what is in the bucket now.
+
+    DVC tracks the list (names, sizes, ETags) and a copy of the captions; the pictures stay in the bucket.
+    """
+
+    def work(params: Params) -> str:
+        from pipeline.commands.add_bucket import add_bucket as add
+
+        return add(params, name, url, captions and captions.expanduser())
+
+    execute("add-bucket", work, lock="add-bucket")
 
 
 @commands.command(

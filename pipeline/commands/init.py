@@ -7,8 +7,6 @@ nothing by what the network answers.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 
+from pipeline.commands.add_bucket import list_bucket
+from pipeline.commands.new_source import check_name, track
 from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.config.params import Params
@@ -24,11 +24,11 @@ from pipeline.data.sources.archive import open_files
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layouts import find_captions_files
 from pipeline.runtime.atomic_files import PARTIAL, remove, swapped_in
+from pipeline.runtime.bucket import S3
 
 _HUB_MODEL = "microsoft/git-base"
 _HUB_SECONDS = 10.0
 _SAMPLE = ["sample"]  # the sources of the demo, which give way to a person's own
-_NAME = r"letters, digits, '_', '-' and '.'"
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Start:
     params: Mapping[str, Any]
 
 
-def init(params: Params, photos: Path, captions: Path | None, name: str, gpu: bool | None) -> str:
+def init(params: Params, photos: Path | str, captions: Path | None, name: str, gpu: bool | None) -> str:
     """Make `data/raw/NAME`, let DVC track it, set the params, and return the last line to print.
 
     Args:
         params: of the workspace.
-        photos: a folder, a zip or a tar.
+        photos: a folder, a zip or a tar, or `s3://BUCKET/PREFIX`, whose pictures stay there.
         captions: a table, if it is not among the photos.
         name: of the source.
         gpu: whether the trainings will run on a GPU; None looks whether this machine has one.
@@ -57,15 +57,19 @@ def init(params: Params, photos: Path, captions: Path | None, name: str, gpu: bo
     Raises:
         ConfigError: the name is taken, or `photos` or `captions` does not exist.
         DataError: no captions are found.
-        TemporaryError: `dvc add` failed.
+        TemporaryError: `dvc add` failed, or the store with the bucket can't be reached.
     """
-    folder = _check(photos, captions, name)
-    pictures = _copy(params, photos, captions, folder)
+    folder = _new_folder(name)
+    if isinstance(photos, str) and photos.startswith(S3):
+        made = list_bucket(params, name, photos, captions)
+    else:
+        _check(Path(photos), captions)
+        made = f"{folder} has {_copy(params, Path(photos), captions, folder):,} files"
     _track(folder)
     start = choose_start(_has_gpu() if gpu is None else gpu)
     sources = [source for source in params.ingest.sources if source not in (*_SAMPLE, name)]
     _set_params({"ingest.sources": [*sources, name], **start.params}, start.reason)
-    print(f"init: {folder} has {pictures:,} files; DVC tracks it by {folder}.dvc")
+    print(f"init: {made}; DVC tracks it by {folder}.dvc")
     print(f"init: {paths.PARAMS} starts from {start.params['finetune.checkpoint']}: {start.reason}")
     first = "" if start.params["finetune.checkpoint"] == _HUB_MODEL else _install_first()
     return (
@@ -115,8 +119,18 @@ def _install_first() -> str:
     return ""
 
 
-def _check(photos: Path, captions: Path | None, name: str) -> Path:
+def _new_folder(name: str) -> Path:
     """Return the source's folder, which does not exist yet."""
+    check_name(name, "--name")
+    folder = paths.RAW / name
+    if folder.exists() or Path(f"{folder}.dvc").exists():
+        raise ConfigError(
+            f"{folder}: exists already; choose another --name, or add files there and run `dvc add {folder}`"
+        )
+    return folder
+
+
+def _check(photos: Path, captions: Path | None) -> None:
     for path in (photos, captions):
         if path is not None and not path.exists():
             raise ConfigError(
@@ -124,16 +138,8 @@ def _check(photos: Path, captions: Path | None, name: str) -> Path:
             )
     if captions is not None and not captions.is_file():
         raise ConfigError(f"{captions}: is a folder; name the table of captions itself")
-    if not name or not all(letter.isalnum() or letter in "_-." for letter in name) or not name[0].isalnum():
-        raise ConfigError(f"--name: found {name[:40]!r}; use {_NAME}, and begin with a letter or digit")
-    folder = paths.RAW / name
-    if folder.resolve().is_relative_to(photos.resolve()):
+    if paths.RAW.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(f"{photos}: contains this workspace's {paths.RAW}; name the folder of your photos alone")
-    if folder.exists() or Path(f"{folder}.dvc").exists():
-        raise ConfigError(
-            f"{folder}: exists already; choose another --name, or add files there and run `dvc add {folder}`"
-        )
-    return folder
 
 
 def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> int:
@@ -157,12 +163,11 @@ def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> 
 
 
 def _track(folder: Path) -> None:
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        track(folder)
+    except TemporaryError:
         remove(folder)
-        why = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise TemporaryError(f"{folder}: `dvc add` failed: {why}; run `image-captioning doctor`, then this again")
+        raise
 
 
 def _hub_commit() -> str | None:

@@ -35,6 +35,7 @@ REGISTER_REPORT = REPORTS / "register.json"
 PROMOTE_REPORT = REPORTS / "promote.json"
 
 WORK = Path(".work")  # locks and caches; nothing here is a stage's output
+STOPPED_INGESTS = WORK / "ingest"  # pictures of sources in buckets, of runs that stopped
 TRAININGS = WORK / "training"  # states of unfinished trainings
 COSTS = WORK / "costs"  # measured durations of trainings
 SAID = WORK / "captions"  # test captions of registered versions

@@ -22,6 +22,7 @@ FILE_REASONS = {
     "damaged": "cut off, or a wrong checksum",
     "encrypted": "encrypted in the zip",
     "unsafe_path": "path traversal: its path leads out of the archive",
+    "unsafe_key": "its key in the bucket can't be the path of a file",
     "link": "a link to another file",
     "duplicate_name": "a later file in the zip has the same name",
     "nested_archive": "an archive within the archive; unpack it, or put it beside the other archive",

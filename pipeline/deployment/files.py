@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
 from pipeline.runtime.atomic_files import PARTIAL, remove
+from pipeline.runtime.bucket import S3, Bucket
 
 
 class Files:
@@ -30,11 +31,15 @@ class Files:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
-        try:
-            self._system, root = url_to_fs(url, **(options or {}))
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{url}: {error}; for S3 run `pip install -e '.[s3]'`") from None
-        self._root = root.rstrip("/")
+        self._bucket = Bucket(url, options, then="mend that, then run it again") if url.startswith(S3) else None
+        if self._bucket:
+            self._system, self._root = self._bucket.system, self._bucket.root
+        else:
+            try:
+                self._system, root = url_to_fs(url, **(options or {}))
+            except (ImportError, ValueError) as error:
+                raise ConfigError(f"{url}: {error}; install the package that reads such URLs") from None
+            self._root = root.rstrip("/")
         self.is_local = "file" in self._system.protocol
 
     def sizes(self) -> dict[str, int]:
@@ -101,7 +106,8 @@ class Files:
     def _reachable(self) -> Iterator[None]:
         """Turn a store's exceptions, of which each kind of store has its own, into ours."""
         try:
-            yield
+            with self._bucket.reached() if self._bucket else nullcontext():
+                yield
         except PipelineError:
             raise
         except Exception as error:

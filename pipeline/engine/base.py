@@ -41,6 +41,7 @@ class Engine(ABC):
         batch: int = 64,
         whole: bool = False,
         needs_gpu: bool = False,
+        readers: int = 0,
     ) -> Iterator[tuple[K, R | None]]:
         """Yield what was kept of each item and the result of its work (None without data), in the order of the items.
 
@@ -54,4 +55,5 @@ class Engine(ABC):
             batch: items that a worker gets at a time, at most. Fewer if they are large.
             whole: whether batches are always as large as `batch`, except for the last one; items without data count.
             needs_gpu: whether a worker takes a GPU, if the engine has GPUs.
+            readers: threads that read at once, at least; more than the engine's own pay off if they wait for a network.
         """

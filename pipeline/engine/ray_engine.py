@@ -65,6 +65,7 @@ class RayEngine(Engine):
         batch: int = 64,
         whole: bool = False,
         needs_gpu: bool = False,
+        readers: int = 0,
     ) -> Iterator[tuple[K, R | None]]:
         """See `Engine.map`.
 
@@ -76,7 +77,7 @@ class RayEngine(Engine):
             with read(item) as found:
                 return found
 
-        batches = enumerate(_batches(parallel_map(read_item, items, _READ_THREADS), batch, whole))
+        batches = enumerate(_batches(parallel_map(read_item, items, max(_READ_THREADS, readers)), batch, whole))
         pool: _Pool[R] = _Pool(make_work, self._workers, needs_gpu)
         ahead: dict[int, _Batch[K]] = {}  # read, and not yielded yet
         try:

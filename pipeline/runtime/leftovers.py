@@ -17,7 +17,7 @@ from pipeline.runtime.atomic_files import PARTIAL, REPLACED, recover, remove
 TEMPORARY = paths.WORK / "tmp"  # temporary folders of ours, each named by its process
 _PLACES = (
     *(paths.RAW, paths.INGEST, paths.INGEST_REPORTS, paths.DATASET.parent, paths.MODEL.parent, paths.REPORTS),
-    *(paths.SAID, paths.FEATURES, paths.TRAININGS),
+    *(paths.SAID, paths.FEATURES, paths.TRAININGS, paths.STOPPED_INGESTS),
 )
 
 

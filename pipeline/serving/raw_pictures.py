@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pipeline.config import paths
-from pipeline.config.errors import DataError
+from pipeline.config.errors import DataError, PipelineError
 from pipeline.data.dataset import Example
 from pipeline.data.images import identity
-from pipeline.data.sources.archive import MemberError, open_files
+from pipeline.data.sources.archive import open_files
+from pipeline.data.sources.member import MemberError
 from pipeline.serving.corrections import MAX_PICTURE_BYTES
 
 
@@ -14,8 +15,9 @@ def raw_picture(example: Example) -> bytes:
     """Return the raw bytes of an example's picture.
 
     Raises:
-        DataError: no source has them (any more).
+        DataError: no source has them (any more), or the bucket that has them can't be read.
     """
+    why = ""
     for source, origin in zip(example.sources, example.origins, strict=True):
         if not (paths.RAW / source).is_dir():
             continue
@@ -27,9 +29,14 @@ def raw_picture(example: Example) -> bytes:
                     data = files.read(index, MAX_PICTURE_BYTES)
                 except MemberError:
                     continue
+                except PipelineError as error:  # of a bucket
+                    why = str(error)
+                    continue
                 if identity(data) == example.sha256:
                     return data
+    source, origin = paths.RAW / example.sources[0], example.origins[0]
     raise DataError(
-        f"{paths.RAW / example.sources[0]}: does not have {example.origins[0]} as it was when the data set was built;"
-        " run `dvc checkout`, or `dvc repro build` if the source changed"
+        why
+        or f"{source}: does not have {origin} as it was when the data set was built; run `dvc checkout`, or `dvc repro"
+        " build` if the source changed"
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pipeline.config.errors import DataError, TemporaryError
 from pipeline.engine.base import Engine, Read
 from pipeline.engine.choice import open_engine
 from pipeline.engine.local import LocalEngine
+from pipeline.runtime.parallel_map import parallel_map
 from tests.conftest import ROOT, run, set_params
 
 needs_ray = [pytest.mark.ray, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")]
@@ -90,6 +92,56 @@ def test_a_source_without_items_is_no_error(engine: Engine) -> None:
 def test_an_error_of_the_work_stays_one_line(engine: Engine) -> None:
     with pytest.raises(DataError, match="^no such luck$"):
         list(engine.map(read, Failing(), range(9)))
+
+
+def test_more_readers_wait_at_once_and_no_more_work(engine: Engine) -> None:
+    waiting = threading.Barrier(12, timeout=60)  # fewer than that at once would fail
+
+    @contextmanager
+    def waits(number: int) -> Iterator[Read[int]]:
+        waiting.wait()
+        yield Read(number, str(number).encode())
+
+    found = list(engine.map(waits, Doubling(), range(24), batch=4, readers=12))
+    assert found == [(number, 2 * number) for number in range(24)]
+
+
+class Together:
+    """Returns how many pieces of work were done at the same time."""
+
+    def __call__(self) -> Callable[[Sequence[bytes]], list[int]]:
+        lock, now = threading.Lock(), [0]
+
+        def work(batch: Sequence[bytes]) -> list[int]:
+            with lock:
+                now[0] += 1
+                found = now[0]
+            time.sleep(0.01)
+            with lock:
+                now[0] -= 1
+            return [found]
+
+        return work
+
+
+def test_many_readers_do_not_mean_many_that_decode() -> None:
+    found = [result for _, result in LocalEngine(2).map(read, Together(), range(60), readers=12) if result]
+    assert max(found) == 2
+
+
+def test_after_a_failure_nothing_more_is_read() -> None:
+    begun: list[int] = []
+
+    def fails(number: int) -> int:
+        begun.append(number)
+        if number == 0:
+            raise DataError("no such luck")
+        time.sleep(0.5)
+        return number
+
+    with pytest.raises(DataError, match="^no such luck$"):
+        list(parallel_map(fails, range(100), 2))
+    assert len(begun) < 9, "as many wait for a thread, or have one"
 
 
 def test_only_a_few_items_are_read_ahead(engine: Engine) -> None:

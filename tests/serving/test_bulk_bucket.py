@@ -2,78 +2,38 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
-import httpx
 import pytest
-from werkzeug.serving import make_server
 
 from pipeline.commands.caption import caption_photos
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.serving import bulk
 from pipeline.serving.bulk_sources import UnreadableError, open_source
+from tests.s3_store import Store, put, running_store
 from tests.serving.conftest import Caption
 from tests.serving.test_bulk import lines
-
-moto = pytest.importorskip("moto.moto_server.werkzeug_app", reason="needs moto[s3]")
 
 NAMES = ["1.jpg", "deep/2.JPG", "deep/more/ü 3+%.png"]
 
 
-class Store:
-    """An S3 store; `fails` decides which requests get an error: method and path -> status and code, or None."""
-
-    def __init__(self) -> None:
-        self.fails: Callable[[str, str], tuple[str, str] | None] = lambda method, path: None
-        self.asked: list[str] = []
-        self._moto = moto.DomainDispatcherApplication(moto.create_backend_app)
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        self.asked.append(f"{method} {path}")
-        if not (failure := self.fails(method, path)):
-            return self._moto(environ, start_response)
-        status, code = failure
-        start_response(status, [("Content-Type", "application/xml")])
-        return [f"<Error><Code>{code}</Code><Message>{code} it is</Message></Error>".encode()]
-
-
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, pictures: list[bytes], tmp_path: Path) -> Iterator[Store]:
-    app = Store()
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=moto.MotoRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    httpx.post(f"http://127.0.0.1:{server.server_port}/moto-api/reset").raise_for_status()  # of the test before
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="album")
-    client.create_bucket(Bucket="bare")
-    for name, picture in zip(NAMES, pictures, strict=False):
-        client.put_object(Bucket="album", Key=f"photos/{name}", Body=picture)
-    client.put_object(Bucket="album", Key="photos/", Body=b"")  # as the console makes a folder
-    client.put_object(Bucket="album", Key="photos/notes.md", Body=b"not a picture")
-    client.put_object(Bucket="album", Key="photos-of-others/9.jpg", Body=pictures[3])
-    app.asked.clear()
-    yield app
-    server.shutdown()
-
-
-def put(key: str, body: bytes) -> None:
-    boto3.client("s3").put_object(Bucket="album", Key=key, Body=body)
+    with running_store(tmp_path, monkeypatch) as app:
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="album")
+        client.create_bucket(Bucket="bare")
+        for name, picture in zip(NAMES, pictures, strict=False):
+            client.put_object(Bucket="album", Key=f"photos/{name}", Body=picture)
+        client.put_object(Bucket="album", Key="photos/", Body=b"")  # as the console makes a folder
+        client.put_object(Bucket="album", Key="photos/notes.md", Body=b"not a picture")
+        client.put_object(Bucket="album", Key="photos-of-others/9.jpg", Body=pictures[3])
+        app.asked.clear()
+        yield app
 
 
 def test_the_pictures_below_a_prefix_are_captioned_one_by_one(
@@ -92,7 +52,7 @@ def test_the_pictures_below_a_prefix_are_captioned_one_by_one(
     read = [asked for asked in store.asked if asked.startswith("GET /album/photos/")]
     assert len(read) == 3
 
-    put("photos/4.jpg", pictures[4])
+    put("album", "photos/4.jpg", pictures[4])
     last, loads = caption("s3://album/photos/", Path("captions.jsonl"))
     assert (loads, "1 pictures captioned" in last, "3 captioned before" in last) == (1, True, True)
     last, loads = caption("s3://album/photos/", Path("captions.jsonl"))
@@ -116,7 +76,7 @@ def test_what_can_not_be_read_is_named_and_the_rest_is_captioned(
         "secret.jpg": b"x",
         "z.zip": b"PK",
     }.items():
-        put(f"photos/{name}", body)
+        put("album", f"photos/{name}", body)
     monkeypatch.setattr(bulk, "_MAX_BYTES", 69_000)
     store.fails = lambda method, path: ("403 Forbidden", "InvalidObjectState") if path.endswith("secret.jpg") else None
     last, _ = caption("s3://album/photos", Path("texts"))
@@ -162,7 +122,6 @@ def test_a_bucket_that_can_not_be_used_is_one_line(
     caption: Caption, workspace: Path, store: Store, monkeypatch: pytest.MonkeyPatch, source: str, fails: Fails | None,
     kind: type[Exception], why: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store.fails = fails or store.fails
     with pytest.raises(kind, match=why) as error:
         caption(source, Path("captions.jsonl"))
@@ -185,7 +144,6 @@ def test_a_store_that_is_busy_for_a_while_is_waited_for(caption: Caption, worksp
 def test_without_credentials_or_a_server_it_is_one_line(
     caption: Caption, workspace: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ConfigError, match="found no credentials; set AWS_ACCESS_KEY_ID"):
@@ -199,7 +157,7 @@ def test_without_credentials_or_a_server_it_is_one_line(
 
 def test_an_object_that_grew_since_the_listing_is_not_read_whole(store: Store, workspace: Path) -> None:
     with open_source("s3://album/photos") as source:
-        put("photos/1.jpg", b"x" * 1_000_000)
+        put("album", "photos/1.jpg", b"x" * 1_000_000)
         with pytest.raises(UnreadableError, match="the file is too large"):
             source.read("1.jpg", 100_000)
 

@@ -17,14 +17,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import DataError
+from pipeline.data.sources.bucket_list import NAME as BUCKET_LIST
+from pipeline.data.sources.bucket_list import READERS, BucketList, BucketReader, read_list, walk_order
 from pipeline.data.sources.encodings import decode_names
+from pipeline.data.sources.member import ARCHIVES, Member, MemberError, printable, suffix
 from pipeline.data.sources.parquet_file import ParquetReader, member_name, open_parquet
 from pipeline.data.sources.tar_file import TarReader, open_tar
+from pipeline.runtime.bucket import is_path
 
 # The list of files in a zip is read into memory at once, with the size that the zip states; this is the limit.
 _MAX_DIRECTORY_BYTES = 2**28
@@ -37,53 +40,11 @@ _TOTAL_FREE_BYTES = 2**30  # what a zip may unpack to in addition to `_MAX_TOTAL
 _CHUNK = 2**20
 _UTF_8 = 0x800  # flag of a zip's file whose name is UTF-8
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-
 # What `zipfile` and its decompressors raise on damaged data (found by fuzzing).
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(UnicodeDecodeError, ValueError, NotImplementedError, RuntimeError, OverflowError),
 )
-
-
-class MemberError(Exception):
-    """A file cannot be read; `reason` is a code of `audit.FILE_REASONS`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a source.
-
-    Attributes:
-        name: path within the zip, or within the source's folder, with `/` between folders.
-        archive: path of the zip within the source's folder; "" for a file outside zips.
-        refused: the reason why it is not read (`unsafe_path`, `link`, `duplicate_name`, `encrypted`,
-            `nested_archive`); None if it can be read.
-    """
-
-    name: str
-    archive: str
-    refused: str | None
-
-    @property
-    def base(self) -> str:
-        """The name without folders."""
-        return self.name.rpartition("/")[2]
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of the name in lower case: ".jpg"; "" if there is none."""
-        return suffix(self.name)
-
-    @property
-    def place(self) -> str:
-        """The location: `images.zip:img/1.jpg`, or `img/1.jpg` for a file outside zips."""
-        return f"{self.archive}:{self.name}" if self.archive else self.name
 
 
 class Files:
@@ -92,22 +53,24 @@ class Files:
     Attributes:
         folder: the source's folder.
         members: the files.
+        readers: threads that reading pays off with; 0 for as many as the processor keeps busy.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.members: list[Member] = []
-        self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader, Any]] = []  # and the place in it
+        self.readers = 0
+        self._opened: list[tuple[Path | _Zip | TarReader | ParquetReader | BucketReader, Any]] = []  # and place in it
 
     def _add_loose(self, path: Path) -> None:
-        name = _printable(path.relative_to(self.folder).as_posix())
-        nested = suffix(name) in _ARCHIVES
+        name = printable(path.relative_to(self.folder).as_posix())
+        nested = suffix(name) in ARCHIVES
         refused = "link" if path.is_symlink() else "nested_archive" if nested else None
         self.members.append(Member(name, "", refused))
         self._opened.append((path, None))
 
     def _add_zip(self, name: str, opened: _Zip) -> None:
-        name = _printable(name)
+        name = printable(name)
         # (`ZipInfo.is_dir` fails on a name that is empty.)
         infos = [info for info in opened.file.infolist() if not info.filename.endswith("/")]
         names = _names(infos)
@@ -115,28 +78,41 @@ class Files:
         for place, info in enumerate(infos):
             # If two files have the same name, unpacking the archive leaves the later one.
             refused = "duplicate_name" if last[info.filename] != place else _refused(info)
-            self.members.append(Member(_printable(names[place].replace("\\", "/")), name, refused))
+            self.members.append(Member(printable(names[place].replace("\\", "/")), name, refused))
             self._opened.append((opened, info))
 
     def _add_tar(self, path: Path, opened: TarReader) -> None:
-        name = _printable(path.relative_to(self.folder).as_posix())
+        name = printable(path.relative_to(self.folder).as_posix())
         infos = [info for info in opened.infos if not info.isdir()]
         last = {info.name: place for place, info in enumerate(infos)}
         for place, info in enumerate(infos):
             refused = "duplicate_name" if last[info.name] != place else _unsafe(info.name)
             if not info.isreg() or info.issparse():
                 refused = refused or "link"
-            elif suffix(info.name) in _ARCHIVES:
+            elif suffix(info.name) in ARCHIVES:
                 refused = refused or "nested_archive"
-            self.members.append(Member(_printable(info.name), name, refused))
+            self.members.append(Member(printable(info.name), name, refused))
             self._opened.append((opened, info))
 
     def _add_parquet(self, path: Path, opened: ParquetReader) -> None:
         self._add_loose(path)  # for its captions
-        name = _printable(path.relative_to(self.folder).as_posix())
+        name = printable(path.relative_to(self.folder).as_posix())
         for row, picture in enumerate(opened.paths):
-            self.members.append(Member(member_name(name, row, suffix(_printable(picture)) or ".jpg"), name, None))
+            self.members.append(Member(member_name(name, row, suffix(printable(picture)) or ".jpg"), name, None))
             self._opened.append((opened, row))
+
+    def _add_bucket(self, listed: BucketList) -> None:
+        """Add the objects of a bucket where they would be if they were files of the folder."""
+        opened = BucketReader(self.folder.name, listed.url)
+        for one in listed.objects:
+            if not one.copied:
+                nested = "nested_archive" if suffix(one.name) in ARCHIVES else None
+                self.members.append(Member(printable(one.name), "", nested if is_path(one.name) else "unsafe_key"))
+                self._opened.append((opened, one))
+        self.readers = READERS
+        order = sorted(range(len(self.members)), key=lambda index: walk_order(self.members[index].outermost))
+        self.members = [self.members[index] for index in order]
+        self._opened = [self._opened[index] for index in order]
 
     def size(self, index: int) -> int:
         """Return the size in bytes of the file at `index` of `members`, as stated; `read` returns no more.
@@ -149,6 +125,14 @@ class Files:
         except OSError:
             return 0
 
+    def stamp(self, index: int) -> bytes | None:
+        """Return what identifies the bytes of the file at `index` of `members` without reading them, if anything does.
+
+        Only objects of a bucket have such a stamp.
+        """
+        opened, info = self._opened[index]
+        return opened.stamp(info) if isinstance(opened, BucketReader) else None
+
     def read(self, index: int, limit: int) -> bytes:
         """Return the bytes of the file at `index` of `members`.
 
@@ -157,7 +141,8 @@ class Files:
         Raises:
             MemberError: with the reason of the member's `refused`, `too_many_bytes`, `bomb` (implausible compression
                 ratio), or `damaged` (wrong checksum, truncated, or unknown compression).
-            DataError: its zip as a whole unpacks to implausibly many bytes.
+            DataError: its zip as a whole unpacks to implausibly many bytes; or its object has changed in the bucket.
+            ConfigError, TemporaryError: its bucket denies access, or can't be reached.
         """
         refused = self.members[index].refused
         if refused:
@@ -216,21 +201,25 @@ class _Zip:
 
 @contextmanager
 def open_files(folder: Path) -> Iterator[Files]:
-    """Open all files of a source's folder and of the zips and tars in it for reading; links are not followed.
+    """Open all files of a source's folder, of the zips and tars in it, and of the bucket that it lists, for reading.
+
+    Links are not followed.
 
     Raises:
         DataError: the folder does not exist; a zip is not a zip, is cut off (its list of files is at the end), or
-            lists too many files.
+            lists too many files; a bucket's list is damaged.
     """
     if not folder.is_dir():
         raise DataError(
             f"{folder}: not found; put the .zip of pictures and the .csv of captions there, or `dvc pull {folder}.dvc`"
         )
-    files = Files(folder)
+    files, listed = Files(folder), read_list(folder)
     with ExitStack() as stack:
         for place, folders, names in os.walk(folder):
             folders.sort()
             links = [name for name in folders if Path(place, name).is_symlink()]
+            if listed and Path(place) == folder:
+                names.remove(BUCKET_LIST)
             for path in (Path(place, name) for name in sorted(names + links)):
                 if path.suffix.lower() == ".zip" and not path.is_symlink() and not path.name.startswith("."):
                     name = path.relative_to(folder).as_posix()
@@ -241,6 +230,8 @@ def open_files(folder: Path) -> Iterator[Files]:
                     files._add_parquet(path, stack.enter_context(open_parquet(path)))
                 elif path.is_symlink() or path.is_file():
                     files._add_loose(path)
+        if listed:
+            files._add_bucket(listed)
         yield files
 
 
@@ -305,7 +296,7 @@ def _refused(info: zipfile.ZipInfo) -> str | None:
         return "link"
     if info.flag_bits & 0x1:
         return "encrypted"
-    return "nested_archive" if suffix(info.filename.replace("\\", "/")) in _ARCHIVES else None
+    return "nested_archive" if suffix(info.filename.replace("\\", "/")) in ARCHIVES else None
 
 
 def _unsafe(name: str) -> str | None:
@@ -325,22 +316,6 @@ def _names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
     for place, name in zip(unsaid, decode_names([names[place] for place in unsaid], raw), strict=True):
         names[place] = name
     return names
-
-
-def suffix(name: str) -> str:
-    """Return the suffix of a file name in lower case, like `pathlib`, which takes seconds for a million paths.
-
-    >>> suffix("img/one.JPG"), suffix("..jpg"), suffix(".jpg"), suffix("img.d/one")
-    ('.jpg', '.jpg', '', '')
-    """
-    base = name.rpartition("/")[2]
-    dot = base.rfind(".")
-    return base[dot:].lower() if 0 < dot < len(base) - 1 else ""
-
-
-def _printable(name: str) -> str:
-    """Replace control characters and lone surrogates, so that tables, pages and terminals can show the name."""
-    return _CONTROLS.sub("\ufffd", name.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _is_disk_error(error: Exception) -> bool:

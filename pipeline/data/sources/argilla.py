@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from pipeline.config.errors import DataError
 from pipeline.data.images import SUFFIXES
-from pipeline.data.sources.archive import Files, MemberError, suffix
+from pipeline.data.sources.archive import Files
 from pipeline.data.sources.layout import CAPTION_FIELD, CaptionRow, Captions, CaptionsFile, Layout
+from pipeline.data.sources.member import MemberError, suffix
 
 _HEAD, _MAX_BYTES = 2**16, 2**28
 # Keys of every record, in the order in which they are written; a picture within the fields may be large.

@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.config.errors import DataError
 from pipeline.data.images import SUFFIXES
-from pipeline.data.sources.archive import Files, MemberError, suffix
+from pipeline.data.sources.archive import Files
 from pipeline.data.sources.layout import CAPTION_FIELD, CaptionRow, Captions, CaptionsFile, Layout
+from pipeline.data.sources.member import MemberError, suffix
 
 _HEAD, _MAX_BYTES = 2**16, 2**28
 # Keys that every task of an export has; JSON-MIN has no `annotations`.

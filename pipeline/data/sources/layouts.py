@@ -23,9 +23,10 @@ from pipeline.data.sources import (
     table,
     workbook,
 )
-from pipeline.data.sources.archive import Files, Member, MemberError
+from pipeline.data.sources.archive import Files
 from pipeline.data.sources.delimited import Columns, is_captions
 from pipeline.data.sources.layout import CaptionRow, Captions, CaptionsFile, Layout
+from pipeline.data.sources.member import Member, MemberError
 
 _MAX_CAPTIONS_BYTES = 2**30
 # One more than 50 for each of the 100,000 words that `build.captions.max_words` can allow, so build sets it aside.

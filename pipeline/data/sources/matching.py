@@ -8,10 +8,11 @@ from typing import Any
 from pipeline.data.audit import Audit
 from pipeline.data.dataset import RawCaption, Withdrawn
 from pipeline.data.images import SUFFIXES
-from pipeline.data.sources.archive import Files, suffix
+from pipeline.data.sources.archive import Files
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layout import CaptionRow
 from pipeline.data.sources.layouts import find_captions_files, is_resource_fork, read_captions
+from pipeline.data.sources.member import suffix
 from pipeline.data.sources.picture_index import UNSUPPORTED, VIDEOS, PictureIndex, most_similar, why_unused
 from pipeline.data.text import clean
 

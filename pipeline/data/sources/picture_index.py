@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote, urlsplit
 
-from pipeline.data.sources.archive import Member
+from pipeline.data.sources.member import Member
 
 UNSUPPORTED = {
     *(".jxl", ".svg", ".psd", ".ai", ".eps", ".pdf", ".ico", ".jp2", ".tga", ".xcf"),

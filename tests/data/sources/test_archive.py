@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.config.errors import DataError
 from pipeline.data.sources import archive
-from pipeline.data.sources.archive import MemberError, open_files
+from pipeline.data.sources.archive import open_files
+from pipeline.data.sources.member import MemberError
 
 
 def put(folder: Path, files: dict[str, bytes], name: str = "a.zip", method: int = zipfile.ZIP_DEFLATED) -> Path:
