@@ -92,6 +92,8 @@ class FeatureEncoder:
 class UncachedFeatures(Dataset[torch.Tensor]):
     """The features of a split's pictures, `(image tokens, width)` each, computed on every access."""
 
+    reads_ahead = False  # see `pipeline.training.loader.batches`
+
     def __init__(self, encoder: FeatureEncoder, pictures: Pictures) -> None:
         self._encoder, self._pictures = encoder, pictures
 

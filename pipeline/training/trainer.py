@@ -246,7 +246,8 @@ class Trainer:
         steps = groups_of(captioned, self.settings.batch_size)
         size = self.part_size(self.settings.accumulation)
         parts_of_steps = [groups_of(step[rank::world] or step[:1], size) for step in steps]
-        loader = batches(self.checkpoint, pictures, [part for parts in parts_of_steps for part in parts])
+        groups = [part for parts in parts_of_steps for part in parts]
+        loader = batches(self.checkpoint, pictures, groups, self.processes.device)
         for step, parts in zip(steps, parts_of_steps, strict=True):
             yield step, list(itertools.islice(loader, len(parts)))
 
