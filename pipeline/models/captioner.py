@@ -25,7 +25,7 @@ from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
 from pipeline.models.neighbours import Neighbours
-from pipeline.models.precision import autocast, compute_dtype
+from pipeline.models.precision import autocast, captioning_dtype
 from pipeline.models.scored import Scored, best
 from pipeline.models.threads import suit_threads
 from pipeline.runtime.progress import progress_bar
@@ -57,7 +57,7 @@ class Captioner:
         if self._device.type == "cpu":
             suit_threads(checkpoint.model.num_parameters())
         self._model = checkpoint.model.to(self._device).eval()
-        self._dtype = compute_dtype("auto", self._device)
+        self._dtype = captioning_dtype(self._device)
         self.generate_by(PLAIN)
         self._decoding: DecodingSettings | None = None
         self.neighbours: Neighbours | None = None

@@ -45,7 +45,7 @@ class FeatureEncoder:
 
     Args:
         checkpoint: its image encoder is frozen here.
-        dtype: dtype of matrix products and of the rows: float32 or bfloat16.
+        dtype: dtype of matrix products and of the rows.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

@@ -28,6 +28,7 @@ class TrainingState:
         samples: for each completed epoch, generated captions of the first validation pictures.
         seconds: duration of the training so far, validation included.
         cross_entropy_epochs: epochs before self-critical training; 0 until that begins.
+        skipped_steps: steps that were skipped because their gradient exceeded the range of float16.
         reward_sum, samples_drawn, advantage_sum: of the current self-critical epoch, see `Sampler.weighted`.
     """
 
@@ -38,6 +39,7 @@ class TrainingState:
     samples: list[list[str]] = field(default_factory=list)
     seconds: float = 0.0
     cross_entropy_epochs: int = 0
+    skipped_steps: int = 0
     reward_sum: float = 0.0
     samples_drawn: float = 0.0
     advantage_sum: float = 0.0
@@ -54,6 +56,7 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
+    scaler: torch.amp.GradScaler,
     processes: Processes,
 ) -> None:
     """Write a state; all processes call it together, and the first writes.
@@ -68,7 +71,7 @@ def save_state(
         save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
         for rank, tensors in enumerate(random_states):
             save_file(tensors, folder / f"random-{rank}.safetensors")
-        content = {"progress": asdict(state), "schedule": schedule.state_dict()}
+        content = {"progress": asdict(state), "schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
         (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
 
     if processes.is_first:
@@ -85,9 +88,14 @@ def is_self_critical(folder: Path) -> bool:
 
 
 def load_state(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, processes: Processes
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    scaler: torch.amp.GradScaler,
+    processes: Processes,
 ) -> TrainingState:
-    """Restore model, optimizer, schedule and random states in place, and return the position."""
+    """Restore model, optimizer, schedule, loss scale and random states in place, and return the position."""
     load_model(model, str(folder / "model.safetensors"), device=str(processes.device))
     tensors: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
@@ -97,6 +105,8 @@ def load_state(
     optimizer.load_state_dict({"state": tensors, "param_groups": groups})
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     schedule.load_state_dict(content["schedule"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(content["scaler"])
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
     _set_random_states(load_file(folder / f"random-{processes.rank}.safetensors"), processes.device)

@@ -27,9 +27,10 @@ def check(trainer: Trainer, dtype: torch.dtype) -> str:
     settings = trainer.settings
     loss = trainer.validation.loss(max_batches=2)
     if not math.isfinite(loss):
+        too_narrow = " or exceed the range of float16: set finetune.precision to float32, or"
         raise ConfigError(
-            f"params.yaml: finetune.checkpoint: {settings.checkpoint} has a loss of {loss} before any step;"
-            " its weights are damaged: download or copy it again"
+            f"params.yaml: finetune.checkpoint: {settings.checkpoint} has a loss of {loss} before any step; its weights"
+            f" are damaged{too_narrow if dtype == torch.float16 else ':'} download or copy it again"
         )
     captioned = epoch_captions(trainer.tokens, settings.seed, 1, trainer.captions_per_picture)
     parts = groups_of(captioned, trainer.part_size(settings.accumulation))

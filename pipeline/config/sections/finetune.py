@@ -88,7 +88,7 @@ class Finetune(Section):
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
     max_tokens: Annotated[int, Field(ge=4, le=1024)]
     best_by: Literal["auto", "cider", "loss"]

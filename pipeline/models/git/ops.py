@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch.nn import LayerNorm, Linear, Module
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
 from torch.nn.functional import dropout as torch_dropout
-from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 from transformers.activations import GELUActivation, QuickGELUActivation
 
 _aten = torch.ops.aten
@@ -26,6 +26,15 @@ _ACTIVATIONS: dict[type, tuple[Callable[..., torch.Tensor], Callable[..., torch.
     GELUActivation: (gelu, _aten.gelu_backward, 1.0),
     QuickGELUActivation: (silu, _aten.silu_backward, 1.702),
 }
+
+
+def _by_hand(x: torch.Tensor) -> bool:
+    """Return whether the backward passes written here compute the gradient of `x`, rather than torch's own.
+
+    Not in float16: there gradients must be scaled while they are computed, and that of `head_cross_entropy` is computed
+    before the loss is scaled.
+    """
+    return _compute_dtype(x) != torch.float16
 
 
 def linear(x: torch.Tensor, layer: Module) -> torch.Tensor:
@@ -62,7 +71,8 @@ def normed_feed_forward(
         outer: from `intermediate` to `hidden`.
     """
     kind = _ACTIVATIONS.get(type(activation))
-    if kind is None or (torch.is_inference_mode_enabled() and kind[2] == 1):  # inference has no backward pass
+    inference = torch.is_inference_mode_enabled()  # has no backward pass
+    if kind is None or not _by_hand(x) or (inference and kind[2] == 1):
         plain = norm(x)
         return plain, linear(activation(linear(plain, inner)), outer)
     dtype = _compute_dtype(x)
@@ -124,7 +134,7 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     """Zero elements with probability `rate` and scale the others, like `torch.nn.functional.dropout`."""
-    if rate == 0 or x.device.type != "cpu":
+    if rate == 0 or x.device.type != "cpu" or not _by_hand(x):
         return torch_dropout(x, rate)
     dropped: torch.Tensor = _Dropout.apply(x, _keep_mask(x.shape, rate), 1 / (1 - rate))  # type: ignore[no-untyped-call]
     return dropped
@@ -162,7 +172,7 @@ def attend(
         mask: `(rows, 1, queries, keys)`, added to the scores; or None.
         rate: of dropout, from 0 to 1.
     """
-    if rate == 0 or queries.device.type != "cpu":
+    if rate == 0 or queries.device.type != "cpu" or not _by_hand(queries):
         return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
     keep = _keep_mask(torch.Size([*queries.shape[:3], keys.shape[2]]), rate)
     attended: torch.Tensor = _DropoutAttention.apply(queries, keys, values, mask, keep, 1 / (1 - rate))  # type: ignore[no-untyped-call]
@@ -238,6 +248,8 @@ def head_cross_entropy(
         targets: `(targets,)`, token ids.
         label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016).
     """
+    if not _by_hand(hidden):
+        return cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
     dtype = _compute_dtype(hidden)
     hidden, weight, bias = hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype)
     loss: torch.Tensor = _CrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
