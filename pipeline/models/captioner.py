@@ -22,6 +22,7 @@ from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettin
 from pipeline.evaluation.consensus import ranked
 from pipeline.models.attention import Attention, by_word
 from pipeline.models.base import Checkpoint, Decoding
+from pipeline.models.device import best_device
 from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
 from pipeline.models.neighbours import Neighbours
@@ -53,7 +54,7 @@ class Captioner:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = best_device()
         if self._device.type == "cpu":
             suit_threads(checkpoint.model.num_parameters())
         self._model = checkpoint.model.to(self._device).eval()

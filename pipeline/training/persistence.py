@@ -12,6 +12,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from pipeline.runtime.state_store import StateStore
 from pipeline.training.history import EpochMetrics
 from pipeline.training.processes import Processes
+from pipeline.training.random_states import random_states, set_random_states
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -64,12 +65,12 @@ def save_state(
     Raises:
         OSError: not enough disk space; nothing was written.
     """
-    random_states = processes.gather([_random_states(processes.device)])
+    states = processes.gather([random_states(processes.device)])
 
     def fill(folder: Path) -> None:
         save_model(model, str(folder / "model.safetensors"))
         save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-        for rank, tensors in enumerate(random_states):
+        for rank, tensors in enumerate(states):
             save_file(tensors, folder / f"random-{rank}.safetensors")
         content = {"progress": asdict(state), "schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
         (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
@@ -109,7 +110,7 @@ def load_state(
         scaler.load_state_dict(content["scaler"])
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
-    _set_random_states(load_file(folder / f"random-{processes.rank}.safetensors"), processes.device)
+    set_random_states(load_file(folder / f"random-{processes.rank}.safetensors"), processes.device)
     progress = content["progress"]
     return TrainingState(**{**progress, "epochs": [EpochMetrics(**epoch) for epoch in progress["epochs"]]})
 
@@ -117,16 +118,3 @@ def load_state(
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     states = optimizer.state_dict()["state"]
     return {f"{i}.{key}": value.contiguous() for i, tensors in states.items() for key, value in tensors.items()}
-
-
-def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -13,6 +13,7 @@ from pipeline.config.errors import ConfigError, is_out_of_memory
 from pipeline.runtime.torch_memory import peak_memory
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
 from pipeline.training.optimization import CaptionLoss
+from pipeline.training.random_states import unchanged_random_states
 from pipeline.training.trainer import Trainer
 
 
@@ -54,10 +55,10 @@ def _try(trainer: Trainer, dtype: torch.dtype, captioned: Sequence[CaptionedPict
     """Return the memory of a forward and a backward pass in bytes (0: unknown), or None if there is not enough."""
     device = trainer.processes.device
     compute_loss = CaptionLoss(trainer.model, dtype)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with unchanged_random_states(device):
         trainer.model.train()
         try:
-            (batch,) = batches(trainer.checkpoint, trainer.data.train_pictures(1), [captioned])
+            (batch,) = batches(trainer.checkpoint, trainer.data.train_pictures(1), [captioned], device)
             with peak_memory(device) as needed:
                 loss, tokens = compute_loss(batch.to(device))
                 (loss / tokens).backward()
