@@ -90,7 +90,7 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path], name: str 
     dtype = compute_dtype(settings.precision, processes.device)
     computed_in = describe(processes.device, dtype, processes.world)
     start = None if factory.is_created(settings.checkpoint) else locate(settings.checkpoint, settings.revision)
-    factory.self_check(start or settings.checkpoint)
+    factory.self_check(start or settings.checkpoint, processes.device)
     train, validation = read_splits(settings.validation_captions)
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True, warn_only=device.type == "mps")  # MPS may lack some

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import transformers
 from transformers import GitConfig
 
 from pipeline.models.base import Decoding
+from pipeline.models.git import ops
 from pipeline.models.git.modeling import GitForCausalLM
 
 PICTURES, BEGIN, END = 3, 1, 2
@@ -44,6 +46,13 @@ def config(dropout: float = 0.0) -> GitConfig:
         eos_token_id=END,
         pad_token_id=0,
     )
+
+
+@pytest.fixture(autouse=True, params=["by hand", "by torch"])
+def operations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test runs with the operations for CPUs, and with torch's own, which GPUs use."""
+    with ops.computed(by_hand=request.param == "by hand"):
+        yield
 
 
 @pytest.fixture
