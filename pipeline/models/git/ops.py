@@ -188,7 +188,7 @@ def attend(
         queries: `(rows, heads, queries, size)`.
         keys: `(rows, heads, keys, size)`.
         values: `(rows, heads, keys, size)`.
-        mask: `(rows, 1, queries, keys)`, added to the scores; or None.
+        mask: `(rows, 1, queries, keys)`, added to the scores; or None; or torch's `CausalBias` unless by hand.
         rate: of dropout, from 0 to 1.
     """
     if rate == 0 or not by_hand(queries):

@@ -36,7 +36,7 @@ def check(device: torch.device) -> None:
     model.to(device).eval()
     mask = (torch.arange(6) < torch.tensor([[6], [3], [4]])).long().to(device)
     for picture_of in (torch.tensor([1, 0, 1], device=device), torch.tensor([1, 0], device=device)):
-        captions = len(picture_of)
+        captions = len(picture_of)  # one each takes another way, see `Packing.mask`
         _compare_losses(stock, model, (pictures, tokens[:captions], mask[:captions], picture_of))
     found, expected = model.caption(pictures, **_SEARCH), stock.generate(pixel_values=pictures, **_SEARCH)
     if not torch.equal(found, expected):
