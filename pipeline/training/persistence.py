@@ -29,6 +29,7 @@ class TrainingState:
         samples: for each completed epoch, generated captions of the first validation pictures.
         seconds: duration of the training so far, validation included.
         cross_entropy_epochs: epochs before self-critical training; 0 until that begins.
+        parts: parts that a step is computed in, one after the other.
         skipped_steps: steps that were skipped because their gradient exceeded the range of float16.
         reward_sum, samples_drawn, advantage_sum: of the current self-critical epoch, see `Sampler.weighted`.
     """
@@ -40,6 +41,7 @@ class TrainingState:
     samples: list[list[str]] = field(default_factory=list)
     seconds: float = 0.0
     cross_entropy_epochs: int = 0
+    parts: int = 1
     skipped_steps: int = 0
     reward_sum: float = 0.0
     samples_drawn: float = 0.0

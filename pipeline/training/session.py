@@ -169,7 +169,10 @@ def write(session: Session, folder: Path, report: Path, metrics: Path | None, hi
         "parameters": trainer.parameters,
         "trained_parameters": trainer.trained_parameters,
     }
-    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch, **sizes, **notices})
+    write_json(
+        folder / paths.TRAINING.name,
+        {**session.facts, "best_epoch": best.epoch, "parts": trainer.state.parts, **sizes, **notices},
+    )
     write_history(history, trainer.state.epochs)
     shown = {
         "best_epoch": best.epoch,

@@ -101,7 +101,7 @@ class Trainer:
         self.validation = Validation(checkpoint, data, settings, processes, dtype, self._stop_if_asked)
         if processes.rank:  # each process has its own dropout masks
             torch.manual_seed(settings.seed + processes.rank)
-        self.state = TrainingState()
+        self.state = TrainingState(parts=1 if settings.accumulation == "auto" else settings.accumulation)
         self._store, self._state_seconds = store, 60 * state_minutes
         self._asked: Callable[[], bool] = lambda: False
         self._written = self._counted = time.monotonic()
@@ -233,7 +233,7 @@ class Trainer:
         """
         rank, world = self.processes.rank, self.processes.world
         steps = groups_of(captioned, self.settings.batch_size)
-        size = self.part_size(self.settings.accumulation)
+        size = self.part_size(self.state.parts)
         parts_of_steps = [groups_of(step[rank::world] or step[:1], size) for step in steps]
         groups = [part for parts in parts_of_steps for part in parts]
         loader = batches(self.checkpoint, pictures, groups, self.processes.device)
@@ -299,7 +299,10 @@ class Trainer:
         return metrics, texts
 
     def resume(self) -> bool:
-        """Resume from the newest undamaged state and remove damaged ones; return whether there was one."""
+        """Resume from the newest undamaged state and remove damaged ones; return whether there was one.
+
+        Steps keep the number of parts they had, so that they stay the same bit for bit, unless memory has shrunk.
+        """
         folder = self._store.newest()
         self.processes.wait()  # before the first process removes anything
         if self.processes.is_first:
@@ -308,7 +311,11 @@ class Trainer:
         if folder:
             if is_self_critical(folder):
                 self._use_self_critical_optimizer()
+            fits_now = self.state.parts
             self.state = load_state(folder, self.model, self.optimizer, self.schedule, self.scaler, self.processes)
+            if fits_now > self.state.parts and self.processes.is_first:
+                print(f"{self.name}: memory has shrunk: steps have {fits_now} parts now, not {self.state.parts}")
+            self.state.parts = max(fits_now, self.state.parts)
         return folder is not None
 
     def write_state(self) -> None:
