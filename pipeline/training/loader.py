@@ -106,10 +106,10 @@ def batches(
         return collated
     pinned = (batch.pinned() for batch in collated)
     # Features that the GPU computes itself would compete with the step for its memory.
-    return _ahead(pinned) if getattr(pictures, "reads_ahead", True) else pinned
+    return ahead(pinned) if getattr(pictures, "reads_ahead", True) else pinned
 
 
-def _ahead(made: Iterator[Batch]) -> Iterator[Batch]:
+def ahead(made: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the batches of an iterator, which a thread runs some batches ahead."""
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, made, None) for _ in range(_AHEAD))
