@@ -22,6 +22,7 @@ from pipeline.models import factory
 from pipeline.models.base import Checkpoint
 from pipeline.models.git.modeling import GitForCausalLM
 from pipeline.models.inputs import caption_tokens, collate
+from pipeline.models.precision import loss_scaler
 from pipeline.training.descent import descend
 from pipeline.training.optimization import CaptionLoss, adamw
 from pipeline.training.processes import Processes
@@ -46,11 +47,12 @@ def step(checkpoint: Checkpoint, pictures: int) -> Callable[[], object]:
     batch = collate(checkpoint, pixels, caption_tokens(checkpoint, [e.captions for e in examples], LENGTH))
     tokens = float(batch.attention_mask[:, 1:].sum())
     optimizer, loss = adamw(checkpoint.model, 1e-6, 0.01), CaptionLoss(checkpoint.model)
+    scaler = loss_scaler(processes.device, torch.float32)
 
     def work() -> None:
         parts, _, _, _ = sampler.weighted(range(pictures), [batch], 1.0, tokens)
         assert len(parts[0].weights) - parts[0].truths == pictures * SETTINGS.samples
-        descend(loss, parts, 1.0, tokens, processes, optimizer, 1.0)
+        descend(loss, parts, 1.0, tokens, processes, optimizer, scaler, 1.0)
         optimizer.step()
 
     return work

@@ -182,9 +182,9 @@ def _hub_commit() -> str | None:
 
 
 def _has_gpu() -> bool:
-    import torch
+    from pipeline.models.device import best_device  # torch takes seconds to import
 
-    return bool(torch.cuda.is_available())
+    return best_device().type != "cpu"
 
 
 def _set_params(values: Mapping[str, Any], reason: str) -> None:

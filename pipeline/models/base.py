@@ -380,8 +380,8 @@ class Architecture(Protocol):
     def scratch(self, sizes: Scratch, captions: Iterable[str], max_tokens: int) -> Checkpoint:
         """Create a model with random weights (torch's seed decides) and a tokenizer trained on `captions`."""
 
-    def self_check(self) -> None:
-        """Check before training that the installed libraries compute what this code expects.
+    def self_check(self, device: torch.device) -> None:
+        """Check before training that the installed libraries compute what this code expects, on this device.
 
         Random states stay as they are.
 

@@ -22,10 +22,11 @@ from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettin
 from pipeline.evaluation.consensus import ranked
 from pipeline.models.attention import Attention, by_word
 from pipeline.models.base import Checkpoint, Decoding
+from pipeline.models.device import best_device
 from pipeline.models.factory import load
 from pipeline.models.inputs import caption_tokens, collate, normalize, resize_and_crop
 from pipeline.models.neighbours import Neighbours
-from pipeline.models.precision import autocast, compute_dtype
+from pipeline.models.precision import autocast, captioning_dtype
 from pipeline.models.scored import Scored, best
 from pipeline.models.threads import suit_threads
 from pipeline.runtime.progress import progress_bar
@@ -53,11 +54,11 @@ class Captioner:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = best_device()
         if self._device.type == "cpu":
             suit_threads(checkpoint.model.num_parameters())
         self._model = checkpoint.model.to(self._device).eval()
-        self._dtype = compute_dtype("auto", self._device)
+        self._dtype = captioning_dtype(self._device)
         self.generate_by(PLAIN)
         self._decoding: DecodingSettings | None = None
         self.neighbours: Neighbours | None = None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -159,17 +160,18 @@ def create(name: str, sizes: Scratch, captions: Iterable[str], max_tokens: int) 
     return _STARTS[name]().scratch(sizes, captions, max_tokens)
 
 
-def self_check(start: Path | str) -> None:
+def self_check(start: Path | str, device: torch.device) -> None:
     """Check before training that the installed libraries compute what the checkpoint's architecture expects.
 
     Args:
         start: the checkpoint's folder, or a name that `create` takes.
+        device: where it will be trained.
 
     Raises:
         ConfigError: they do not; names the library and its version.
     """
     architecture = _STARTS[start] if isinstance(start, str) else _ARCHITECTURES[_model_type(start)]
-    architecture().self_check()
+    architecture().self_check(device)
 
 
 def _model_type(folder: Path) -> str:

@@ -106,6 +106,7 @@ def execute(
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # on Apple's GPUs the CPU does what they can't
     wait_passively()
     result = os.environ.pop(RESULT, None)  # what this starts must not write to it
     try:

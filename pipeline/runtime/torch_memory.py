@@ -31,6 +31,8 @@ def memory_in_use(device: torch.device) -> int:
     """Return the bytes that torch has reserved on a GPU; on a CPU, the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     return int(psutil.Process().memory_info().rss)
 
 
@@ -38,7 +40,7 @@ def memory_in_use(device: torch.device) -> int:
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """Yield a function that returns, after the block, the peak memory in bytes above what was in use before it.
 
-    For a CPU this is known on Linux only; elsewhere it returns 0.
+    For a CPU this is known on Linux only; elsewhere, and for an Apple GPU, it returns 0.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

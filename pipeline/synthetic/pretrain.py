@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from pipeline.config.sections.finetune import Scratch
 from pipeline.models.captioner import Captioner
+from pipeline.models.device import best_device
 from pipeline.models.git.checkpoint import Git, GitCheckpoint
 from pipeline.models.inputs import Batch, collate, resize_and_crop
 from pipeline.runtime.atomic_files import read_json, swapped_in, write_json
@@ -122,7 +123,7 @@ def pretrain(seed: int = SEED, steps: int = STEPS) -> GitCheckpoint:
         DROPOUT  # takes effect when the checkpoint is loaded
     )
     checkpoint.model.set_caption_length(MAX_TOKENS)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = checkpoint.model.to(device).train()
     optimizer = adamw(model, LEARNING_RATE, WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -190,7 +191,7 @@ def card(
         scenes=f"{steps * BATCH:,}",
         minutes=f"{minutes:.0f}",
         dropout=DROPOUT,
-        device="GPU" if torch.cuda.is_available() else "CPU",
+        device="CPU" if best_device().type == "cpu" else "GPU",
         threads=torch.get_num_threads(),
     )
 

@@ -21,6 +21,7 @@ def descend(
     tokens: float,
     processes: Processes,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     clip: float,
 ) -> tuple[float, float]:
     """Compute the clipped gradient of a step.
@@ -32,6 +33,7 @@ def descend(
         tokens: of people's captions, of all processes.
         processes: the processes that train together.
         optimizer: over the trained parameters.
+        scaler: of the loss; the gradient that is left in the parameters is no longer scaled.
         clip: largest norm of the gradient.
 
     Returns:
@@ -44,13 +46,27 @@ def descend(
             # Data-parallel training averages gradients over processes; here they must be summed.
             if isinstance(part, Weighted):
                 weighted, losses = loss(part.batch, part.weights)
-                (weighted * processes.world).backward()
+                scaler.scale(weighted * processes.world).backward()
                 summed += weight * losses[: part.truths].sum().item()
             else:
                 total = weight * loss(part.to(processes.device))[0]
-                (total * (processes.world / tokens)).backward()
+                scaler.scale(total * (processes.world / tokens)).backward()
                 summed += total.item()
+    scaler.unscale_(optimizer)
     return processes.sum(summed), torch.nn.utils.clip_grad_norm_(loss.parameters(), clip).item()
+
+
+def is_overflow(scaler: torch.amp.GradScaler, loss: float, norm: float) -> bool:
+    """Return whether a step's gradient exceeded the range of float16 because the loss was scaled.
+
+    Such a step is skipped, and the next loss is scaled less. All processes have the same gradient, so they agree.
+
+    Args:
+        scaler: of the loss.
+        loss: of the step; if it is not finite, no other scale helps.
+        norm: of the gradient.
+    """
+    return math.isfinite(loss) and not math.isfinite(norm) and scaler.is_enabled() and scaler.get_scale() > 1
 
 
 def check_finite(place: str, loss: float, norm: float, rate: float, pictures: Sequence[str], critical: bool) -> None:

@@ -45,7 +45,7 @@ class FeatureEncoder:
 
     Args:
         checkpoint: its image encoder is frozen here.
-        dtype: dtype of matrix products and of the rows: float32 or bfloat16.
+        dtype: dtype of matrix products and of the rows.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
@@ -91,6 +91,8 @@ class FeatureEncoder:
 
 class UncachedFeatures(Dataset[torch.Tensor]):
     """The features of a split's pictures, `(image tokens, width)` each, computed on every access."""
+
+    reads_ahead = False  # see `pipeline.training.loader.batches`
 
     def __init__(self, encoder: FeatureEncoder, pictures: Pictures) -> None:
         self._encoder, self._pictures = encoder, pictures

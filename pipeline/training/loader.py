@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -22,6 +24,9 @@ from pipeline.models.inputs import Batch, Tokens, collate, resize_and_crop
 from pipeline.runtime.parallel_map import parallel_map
 
 CaptionedPicture = tuple[int, Sequence[Tokens]]  # the index of a picture, and the tokens of some of its captions
+
+_CPU = torch.device("cpu")
+_AHEAD = 2  # batches that wait in pinned memory while a GPU computes
 
 
 class Pictures(Dataset[torch.Tensor]):
@@ -75,9 +80,12 @@ def epoch_captions(
 
 
 def batches(
-    checkpoint: Checkpoint, pictures: Dataset[torch.Tensor], groups: Sequence[Sequence[CaptionedPicture]]
+    checkpoint: Checkpoint,
+    pictures: Dataset[torch.Tensor],
+    groups: Sequence[Sequence[CaptionedPicture]],
+    device: torch.device = _CPU,
 ) -> Iterator[Batch]:
-    """Yield one batch per group, in the given order.
+    """Yield one batch per group in CPU memory, in the given order.
 
     Pictures are read, decoded and resized in threads, some batches ahead of the step that is computed. Worker processes
     would decode them in every epoch, because the pictures that `Pictures` keeps in memory are in this process.
@@ -86,10 +94,28 @@ def batches(
         checkpoint: defines padding and normalisation.
         pictures: pictures or their features.
         groups: the captioned pictures of each batch.
+        device: where the batches will be copied to. For a CUDA GPU they are put together ahead too, in pinned memory,
+            so that `Batch.to` neither waits for the copy nor for the CPU's work on the batch.
     """
     read = _read(pictures, groups)
-    for group in groups:
-        yield collate(checkpoint, torch.stack([*islice(read, len(group))]), [captions for _, captions in group])
+    collated = (
+        collate(checkpoint, torch.stack([*islice(read, len(group))]), [captions for _, captions in group])
+        for group in groups
+    )
+    if device.type != "cuda":
+        return collated
+    pinned = (batch.pinned() for batch in collated)
+    # Features that the GPU computes itself would compete with the step for its memory.
+    return ahead(pinned) if getattr(pictures, "reads_ahead", True) else pinned
+
+
+def ahead(made: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of an iterator, which a thread runs some batches ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, made, None) for _ in range(_AHEAD))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, made, None))
+            yield batch
 
 
 def _read(pictures: Dataset[torch.Tensor], groups: Sequence[Sequence[CaptionedPicture]]) -> Iterator[torch.Tensor]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from pipeline.runtime.state_store import StateStore
 from pipeline.training.history import EpochMetrics
 from pipeline.training.processes import Processes
+from pipeline.training.random_states import random_states, set_random_states
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -28,6 +29,8 @@ class TrainingState:
         samples: for each completed epoch, generated captions of the first validation pictures.
         seconds: duration of the training so far, validation included.
         cross_entropy_epochs: epochs before self-critical training; 0 until that begins.
+        parts: parts that a step is computed in, one after the other.
+        skipped_steps: steps that were skipped because their gradient exceeded the range of float16.
         reward_sum, samples_drawn, advantage_sum: of the current self-critical epoch, see `Sampler.weighted`.
     """
 
@@ -38,6 +41,8 @@ class TrainingState:
     samples: list[list[str]] = field(default_factory=list)
     seconds: float = 0.0
     cross_entropy_epochs: int = 0
+    parts: int = 1
+    skipped_steps: int = 0
     reward_sum: float = 0.0
     samples_drawn: float = 0.0
     advantage_sum: float = 0.0
@@ -54,6 +59,7 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
+    scaler: torch.amp.GradScaler,
     processes: Processes,
 ) -> None:
     """Write a state; all processes call it together, and the first writes.
@@ -61,14 +67,14 @@ def save_state(
     Raises:
         OSError: not enough disk space; nothing was written.
     """
-    random_states = processes.gather([_random_states(processes.device)])
+    states = processes.gather([random_states(processes.device)])
 
     def fill(folder: Path) -> None:
         save_model(model, str(folder / "model.safetensors"))
         save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-        for rank, tensors in enumerate(random_states):
+        for rank, tensors in enumerate(states):
             save_file(tensors, folder / f"random-{rank}.safetensors")
-        content = {"progress": asdict(state), "schedule": schedule.state_dict()}
+        content = {"progress": asdict(state), "schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
         (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
 
     if processes.is_first:
@@ -85,9 +91,14 @@ def is_self_critical(folder: Path) -> bool:
 
 
 def load_state(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, processes: Processes
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    scaler: torch.amp.GradScaler,
+    processes: Processes,
 ) -> TrainingState:
-    """Restore model, optimizer, schedule and random states in place, and return the position."""
+    """Restore model, optimizer, schedule, loss scale and random states in place, and return the position."""
     load_model(model, str(folder / "model.safetensors"), device=str(processes.device))
     tensors: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
@@ -97,9 +108,11 @@ def load_state(
     optimizer.load_state_dict({"state": tensors, "param_groups": groups})
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     schedule.load_state_dict(content["schedule"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(content["scaler"])
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
-    _set_random_states(load_file(folder / f"random-{processes.rank}.safetensors"), processes.device)
+    set_random_states(load_file(folder / f"random-{processes.rank}.safetensors"), processes.device)
     progress = content["progress"]
     return TrainingState(**{**progress, "epochs": [EpochMetrics(**epoch) for epoch in progress["epochs"]]})
 
@@ -107,16 +120,3 @@ def load_state(
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     states = optimizer.state_dict()["state"]
     return {f"{i}.{key}": value.contiguous() for i, tensors in states.items() for key, value in tensors.items()}
-
-
-def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 
@@ -13,13 +12,15 @@ from pipeline.config.errors import ConfigError, is_out_of_memory
 from pipeline.runtime.torch_memory import peak_memory
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
 from pipeline.training.optimization import CaptionLoss
+from pipeline.training.random_states import unchanged_random_states
 from pipeline.training.trainer import Trainer
 
 
 def check(trainer: Trainer, dtype: torch.dtype) -> str:
     """Try two validation batches and the largest training batch; return a forecast of the training for the log.
 
-    Neither weights nor random states change.
+    Neither weights nor random states change. With `finetune.accumulation: auto` the number of parts of a step is chosen
+    here.
 
     Raises:
         ConfigError: the loss is not finite, or a batch does not fit into memory; names the largest that does.
@@ -27,25 +28,60 @@ def check(trainer: Trainer, dtype: torch.dtype) -> str:
     settings = trainer.settings
     loss = trainer.validation.loss(max_batches=2)
     if not math.isfinite(loss):
+        too_narrow = " or exceed the range of float16: set finetune.precision to float32, or"
         raise ConfigError(
-            f"params.yaml: finetune.checkpoint: {settings.checkpoint} has a loss of {loss} before any step;"
-            " its weights are damaged: download or copy it again"
+            f"params.yaml: finetune.checkpoint: {settings.checkpoint} has a loss of {loss} before any step; its weights"
+            f" are damaged{too_narrow if dtype == torch.float16 else ':'} download or copy it again"
         )
     captioned = epoch_captions(trainer.tokens, settings.seed, 1, trainer.captions_per_picture)
-    parts = groups_of(captioned, trainer.part_size(settings.accumulation))
-    largest = max(parts, key=lambda part: (len(part), sum(len(c) for _, captions in part for c in captions)))
-    if (needed := _try(trainer, dtype, largest)) is None:
-        _raise_largest_that_fits(trainer, dtype, largest)
+    largest, needed = _fit(trainer, dtype, captioned)
     start = time.monotonic()
     _try(trainer, dtype, largest)
-    seconds = (time.monotonic() - start) * settings.accumulation * trainer.cross_entropy_steps
+    seconds = (time.monotonic() - start) * trainer.state.parts * trainer.cross_entropy_steps
     duration = f"{seconds / 60:.0f} min" if seconds > 90 else f"{max(1, seconds):.0f} s"
     memory = "" if not needed else f", {needed / 1e9:.2g} GB of memory above the model's own"
     auto = " (auto)" if settings.epochs == "auto" else ""
+    parts = f" in {trainer.state.parts} parts" if trainer.state.parts > 1 else ""
     return (
         f"trains {trainer.trained_parameters / 1e6:.3g} of {trainer.parameters / 1e6:.3g} million parameters in"
-        f" {trainer.cross_entropy_steps:,} steps of {min(settings.batch_size, len(captioned))} pictures,"
+        f" {trainer.cross_entropy_steps:,} steps of {min(settings.batch_size, len(captioned))} pictures{parts},"
         f" {trainer.epochs} epochs{auto} of {trainer.steps_per_epoch:,}; about {duration}{memory}"
+    )
+
+
+def _fit(
+    trainer: Trainer, dtype: torch.dtype, captioned: Sequence[CaptionedPicture]
+) -> tuple[Sequence[CaptionedPicture], int]:
+    """Choose the parts of a step if `finetune.accumulation` is `auto`: as few as fit into the memory of all processes.
+
+    Returns:
+        the largest part of the first epoch, and the bytes that it needs (0: unknown).
+
+    Raises:
+        ConfigError: one picture does not fit; or the parts that `finetune.accumulation` sets do not, but others do.
+    """
+    whole, first = trainer.settings.batch_size, trainer.state.parts
+    too_large: list[int] = []  # pictures
+    for parts in (n for n in range(first, whole + 1) if whole % n == 0):
+        groups = groups_of(captioned, trainer.part_size(parts))
+        largest = max(groups, key=lambda part: (len(part), sum(len(texts) for _, texts in part)))
+        if too_large and len(largest) == too_large[-1]:
+            continue
+        needed = _try(trainer, dtype, largest)
+        if trainer.processes.any(needed is None):
+            too_large.append(len(largest))
+            continue
+        if too_large and trainer.settings.accumulation != "auto":
+            raise ConfigError(
+                f"params.yaml: finetune.batch_size: {too_large[0]} pictures at a time do not fit into memory,"
+                f" {len(largest)} do; set finetune.accumulation to {parts}: a step then takes its {whole} pictures in"
+                f" {parts} parts, with the same result"
+            )
+        trainer.state.parts = parts
+        return largest, needed or 0
+    raise ConfigError(
+        "params.yaml: finetune.captions_per_picture: not even one picture's captions fit into memory; lower it or"
+        " finetune.max_tokens, or set finetune.gradient_checkpointing to true"
     )
 
 
@@ -53,10 +89,15 @@ def _try(trainer: Trainer, dtype: torch.dtype, captioned: Sequence[CaptionedPict
     """Return the memory of a forward and a backward pass in bytes (0: unknown), or None if there is not enough."""
     device = trainer.processes.device
     compute_loss = CaptionLoss(trainer.model, dtype)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    reserved: list[torch.Tensor] = []
+    with unchanged_random_states(device):
         trainer.model.train()
         try:
-            (batch,) = batches(trainer.checkpoint, trainer.data.train_pictures(1), [captioned])
+            if device.type != "cpu":  # a CPU does not take memory that is not used
+                # AdamW keeps two more numbers for each trained one, from the first step on.
+                reserved += [torch.empty_like(p) for p in 2 * trained]
+            (batch,) = batches(trainer.checkpoint, trainer.data.train_pictures(1), [captioned], device)
             with peak_memory(device) as needed:
                 loss, tokens = compute_loss(batch.to(device))
                 (loss / tokens).backward()
@@ -66,20 +107,5 @@ def _try(trainer: Trainer, dtype: torch.dtype, captioned: Sequence[CaptionedPict
             return None
         finally:
             trainer.optimizer.zero_grad()
+            reserved.clear()
     return needed()
-
-
-def _raise_largest_that_fits(trainer: Trainer, dtype: torch.dtype, captioned: Sequence[CaptionedPicture]) -> NoReturn:
-    whole = trainer.settings.batch_size
-    for parts in range(trainer.settings.accumulation + 1, whole + 1):
-        size = trainer.part_size(parts)
-        if whole % parts == 0 and size < len(captioned) and _try(trainer, dtype, captioned[:size]) is not None:
-            raise ConfigError(
-                f"params.yaml: finetune.batch_size: {len(captioned)} pictures at a time do not fit into memory, {size}"
-                f" do; set finetune.accumulation to {parts}: a step then takes its {whole} pictures in {parts}"
-                " parts, with the same result"
-            )
-    raise ConfigError(
-        "params.yaml: finetune.captions_per_picture: not even one picture's captions fit into memory; lower it or"
-        " finetune.max_tokens, or set finetune.gradient_checkpointing to true"
-    )

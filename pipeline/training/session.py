@@ -26,6 +26,7 @@ from pipeline.config.params import Params
 from pipeline.data.dataset import Example
 from pipeline.models import factory
 from pipeline.models.base import Checkpoint
+from pipeline.models.device import best_device
 from pipeline.models.precision import compute_dtype, describe
 from pipeline.models.threads import suit_threads
 from pipeline.models.weights import weights_hash
@@ -79,26 +80,26 @@ def set_up(params: Params, locate: Callable[[str, str | None], Path], name: str 
     """
     keep_freed_memory()
     settings = params.finetune
-    gpu = torch.cuda.is_available()
-    if not gpu:
+    device = best_device()
+    if device.type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     # The first process fills the feature cache for all, and other machines may start hours later.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    accelerator = Accelerator(cpu=not gpu, kwargs_handlers=[patience])
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
     processes = Processes(accelerator)
     dtype = compute_dtype(settings.precision, processes.device)
     computed_in = describe(processes.device, dtype, processes.world)
     start = None if factory.is_created(settings.checkpoint) else locate(settings.checkpoint, settings.revision)
-    factory.self_check(start or settings.checkpoint)
+    factory.self_check(start or settings.checkpoint, processes.device)
     train, validation = read_splits(settings.validation_captions)
     torch.manual_seed(settings.seed)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "mps")  # MPS may lack some
     checkpoint, new_tokens = _load(start, params, train)
     if settings.new_tokens and processes.is_first:
         shown = f": {', '.join(new_tokens[:10])}{', ...' if len(new_tokens) > 10 else ''}" if new_tokens else ""
         print(f"{name}: adds {len(new_tokens):,} tokens for words that {settings.checkpoint} lacks{shown}")
     _check_fits(checkpoint, params)
-    if not gpu:
+    if device.type == "cpu":
         suit_threads(checkpoint.model.num_parameters())
     if processes.is_first:
         print(f"{name}: computes in {computed_in}, {_threads()}")
@@ -168,7 +169,10 @@ def write(session: Session, folder: Path, report: Path, metrics: Path | None, hi
         "parameters": trainer.parameters,
         "trained_parameters": trainer.trained_parameters,
     }
-    write_json(folder / paths.TRAINING.name, {**session.facts, "best_epoch": best.epoch, **sizes, **notices})
+    write_json(
+        folder / paths.TRAINING.name,
+        {**session.facts, "best_epoch": best.epoch, "parts": trainer.state.parts, **sizes, **notices},
+    )
     write_history(history, trainer.state.epochs)
     shown = {
         "best_epoch": best.epoch,

@@ -21,11 +21,11 @@ from pipeline.models import factory
 from pipeline.models.base import Checkpoint
 from pipeline.models.inputs import Batch, caption_tokens
 from pipeline.models.lora import inject_lora, merged_weights, take_merged
+from pipeline.models.precision import loss_scaler
 from pipeline.runtime.progress import progress_bar
 from pipeline.runtime.state_store import StateStore
-from pipeline.runtime.torch_memory import memory_in_use
 from pipeline.training.data import TrainingData
-from pipeline.training.descent import check_finite, descend
+from pipeline.training.descent import check_finite, descend, is_overflow
 from pipeline.training.history import EpochMetrics, flaws, kept_epoch
 from pipeline.training.loader import CaptionedPicture, batches, epoch_captions, groups_of
 from pipeline.training.logger import TrainingLogger
@@ -33,9 +33,9 @@ from pipeline.training.optimization import CaptionLoss, adamw, epoch_count, lear
 from pipeline.training.persistence import TrainingState, is_self_critical, load_state, save_state
 from pipeline.training.processes import Processes
 from pipeline.training.self_critical import EndedError, Sampler, Weighted
+from pipeline.training.step_metrics import StepMetrics, scaling_metrics
 from pipeline.training.validation import Validation
 
-LOG_STEPS = 10  # steps between two logged values of step metrics
 MIN_FOR_CIDER = 50  # captioned validation pictures; with fewer, CIDEr-D is too noisy to choose an epoch by
 SAMPLES = 8  # validation pictures whose captions are shown after each epoch
 _COLLAPSED = 10  # warn if this many pictures or more all get the same caption
@@ -88,6 +88,7 @@ class Trainer:
         self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self._loss = processes.accelerator.prepare_model(CaptionLoss(self.model, dtype, settings.label_smoothing))
         self.optimizer = adamw(self.model, self.learning_rate, settings.weight_decay)
+        self.scaler = loss_scaler(processes.device, dtype)
         self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
         self.epochs = epoch_count(settings, len(data.train))
         self.cross_entropy_steps = self.epochs * self.steps_per_epoch
@@ -100,7 +101,7 @@ class Trainer:
         self.validation = Validation(checkpoint, data, settings, processes, dtype, self._stop_if_asked)
         if processes.rank:  # each process has its own dropout masks
             torch.manual_seed(settings.seed + processes.rank)
-        self.state = TrainingState()
+        self.state = TrainingState(parts=1 if settings.accumulation == "auto" else settings.accumulation)
         self._store, self._state_seconds = store, 60 * state_minutes
         self._asked: Callable[[], bool] = lambda: False
         self._written = self._counted = time.monotonic()
@@ -205,29 +206,17 @@ class Trainer:
         self.model.train()
         done = state.step - (epoch - 1) * self.steps_per_epoch
         captioned = epoch_captions(self.tokens, settings.seed, epoch, self.captions_per_picture)
-        since, pictures, captions = time.monotonic(), 0, 0
+        metrics = StepMetrics(logger, self.processes.device)
         for step, parts in self._batches(self.data.train_pictures(epoch), captioned[done * settings.batch_size :]):
             self._stop_if_asked()
             loss, tokens = self._step(step, parts)
             state.loss_sum += loss
             state.tokens += tokens
             state.step += 1
-            pictures += len(step)
-            captions += sum(len(texts) for _, texts in step)
             bar.update()
-            if state.step % LOG_STEPS == 0:
-                seconds = time.monotonic() - since
-                logger.metrics(
-                    {
-                        "step/train_loss": loss / tokens,
-                        "step/learning_rate": self.schedule.get_last_lr()[0],
-                        "step/pictures_per_second": pictures / seconds,
-                        "step/captions_per_second": captions / seconds,
-                        "step/memory_gb": memory_in_use(self.processes.device) / 1e9,
-                    },
-                    state.step,
-                )
-                since, pictures, captions = time.monotonic(), 0, 0
+            rate = self.schedule.get_last_lr()[0]
+            scaling = scaling_metrics(self.scaler, state.skipped_steps)
+            metrics.log(state.step, step, {"train_loss": loss / tokens, "learning_rate": rate, **scaling})
             self._write_state_if_due()
         if state.cross_entropy_epochs and not state.advantage_sum:
             raise EndedError(
@@ -244,25 +233,34 @@ class Trainer:
         """
         rank, world = self.processes.rank, self.processes.world
         steps = groups_of(captioned, self.settings.batch_size)
-        size = self.part_size(self.settings.accumulation)
+        size = self.part_size(self.state.parts)
         parts_of_steps = [groups_of(step[rank::world] or step[:1], size) for step in steps]
-        loader = batches(self.checkpoint, pictures, [part for parts in parts_of_steps for part in parts])
+        groups = [part for parts in parts_of_steps for part in parts]
+        loader = batches(self.checkpoint, pictures, groups, self.processes.device)
         for step, parts in zip(steps, parts_of_steps, strict=True):
             yield step, list(itertools.islice(loader, len(parts)))
 
     def _step(self, captioned: Sequence[CaptionedPicture], parts: Sequence[Batch]) -> tuple[float, int]:
-        """Take a step on the mean loss per token of all pictures; return the summed loss and the number of tokens."""
-        settings, processes = self.settings, self.processes
+        """Take a step on the mean loss per token of all pictures; return the summed loss and the number of tokens.
+
+        A step whose gradient exceeds the range of float16 is skipped, and the learning rate stays.
+        """
+        settings, processes, scaler = self.settings, self.processes, self.scaler
         weight = float(processes.rank < len(captioned))
         tokens = processes.sum(weight * sum(int(batch.attention_mask[:, 1:].sum()) for batch in parts))
         critical = bool(self.state.cross_entropy_epochs)
         given = self._with_samples(captioned, parts, weight, tokens) if critical else parts
-        loss_sum, norm = descend(self._loss, given, weight, tokens, processes, self.optimizer, settings.gradient_clip)
+        clip = settings.gradient_clip
+        loss_sum, norm = descend(self._loss, given, weight, tokens, processes, self.optimizer, scaler, clip)
         place = f"step {self.state.step + 1}, epoch {len(self.state.epochs) + 1}"
         names = [self.data.train[i].file_name for i, _ in captioned[:3]]
-        check_finite(place, loss_sum / tokens, norm, self.learning_rate, names, critical)
-        self.optimizer.step()
-        self.schedule.step()
+        if is_overflow(scaler, loss_sum, norm):
+            self.state.skipped_steps += 1
+        else:
+            check_finite(place, loss_sum / tokens, norm, self.learning_rate, names, critical)
+            scaler.step(self.optimizer)
+            self.schedule.step()
+        scaler.update()
         return loss_sum, int(tokens)
 
     def _with_samples(
@@ -301,7 +299,10 @@ class Trainer:
         return metrics, texts
 
     def resume(self) -> bool:
-        """Resume from the newest undamaged state and remove damaged ones; return whether there was one."""
+        """Resume from the newest undamaged state and remove damaged ones; return whether there was one.
+
+        Steps keep the number of parts they had, so that they stay the same bit for bit, unless memory has shrunk.
+        """
         folder = self._store.newest()
         self.processes.wait()  # before the first process removes anything
         if self.processes.is_first:
@@ -310,13 +311,17 @@ class Trainer:
         if folder:
             if is_self_critical(folder):
                 self._use_self_critical_optimizer()
-            self.state = load_state(folder, self.model, self.optimizer, self.schedule, self.processes)
+            fits_now = self.state.parts
+            self.state = load_state(folder, self.model, self.optimizer, self.schedule, self.scaler, self.processes)
+            if fits_now > self.state.parts and self.processes.is_first:
+                print(f"{self.name}: memory has shrunk: steps have {fits_now} parts now, not {self.state.parts}")
+            self.state.parts = max(fits_now, self.state.parts)
         return folder is not None
 
     def write_state(self) -> None:
         """Write a state, and remove all but the newest two."""
         self._count_seconds()
-        save_state(self._store, self.state, self.model, self.optimizer, self.schedule, self.processes)
+        save_state(self._store, self.state, self.model, self.optimizer, self.schedule, self.scaler, self.processes)
         self._written = time.monotonic()
 
     def _say(self, bar: tqdm, line: str) -> None:

@@ -109,11 +109,12 @@ class Validation:
         """Yield this process's share of the batches, with their numbers."""
         world = self._processes.world
         mine = list(enumerate(groups))[self._processes.rank :: world]
-        loader = batches(self._checkpoint, self._pictures, [group for _, group in mine])
+        device = self._processes.device
+        loader = batches(self._checkpoint, self._pictures, [group for _, group in mine], device)
         for turn in range(-(-len(groups) // world)):
             self._stop_if_asked()  # a collective operation: also called by processes without a batch in this turn
             if turn < len(mine):
-                yield mine[turn][0], next(loader).to(self._processes.device)
+                yield mine[turn][0], next(loader).to(device)
 
     def _broken(self, captions: Sequence[str]) -> tuple[float, float]:
         """Return the shares of captions that break off, and that repeat themselves."""

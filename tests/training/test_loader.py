@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import GitProcessor
 
 from pipeline.data.dataset import Example, PictureReader, PictureWriter
-from pipeline.models.inputs import caption_tokens, normalize
+from pipeline.models.inputs import Batch, caption_tokens, normalize
 from pipeline.training import loader
 from tests.conftest import jpeg
 from tests.models.git.test_checkpoint import small
@@ -83,6 +83,103 @@ def test_pictures_are_read_ahead_and_keep_their_order() -> None:
     pixels = [batch.pixel_values for batch in loader.batches(checkpoint, Together(), groups)]
     plain = normalize(checkpoint.image_processor, torch.stack([torch.full((3, 32, 32), k) for k in (3, 1, 2, 5, 4, 0)]))
     assert torch.equal(torch.cat(pixels), plain)
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def pins(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The tensors that were copied into pinned memory, which a machine without a GPU does not have."""
+    copies: list[torch.Tensor] = []
+
+    def pin(self: torch.Tensor) -> torch.Tensor:
+        copies.append(self.clone())
+        return copies[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    return copies
+
+
+class Plain(Dataset[torch.Tensor]):
+    """Pictures, each of its own brightness; reading number 99 fails."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 99:
+            raise OSError("picture 99")
+        return torch.full((3, 32, 32), index, dtype=torch.uint8)
+
+
+class Encoded(Plain):
+    """Features that are computed on every access."""
+
+    reads_ahead = False
+
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        return [torch.full((5, 8), float(index)) for index in indices]
+
+
+@pytest.mark.parametrize("kind", [Plain, Encoded])
+def test_batches_for_a_gpu_are_the_same_in_pinned_memory(pins: list[torch.Tensor], kind: type[Plain]) -> None:
+    checkpoint, groups = small(), loader.groups_of([(k, [[1, k + 3, 2], [1, 2]]) for k in range(7)], 2)
+    plain = list(loader.batches(checkpoint, kind(), groups))
+    assert not pins
+    pinned = list(loader.batches(checkpoint, kind(), groups, GPU))
+    assert len(plain) == len(pinned) == 4
+    for one, other in zip(plain, pinned, strict=True):
+        for name, tensor in vars(one).items():
+            copy = vars(other)[name]
+            assert (tensor is None) == (copy is None)
+            assert tensor is None or torch.equal(tensor, copy)
+            assert copy is None or any(copy is pin for pin in pins)
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [(Plain, True), (Encoded, False)])
+def test_batches_for_a_gpu_are_put_together_while_it_computes(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Plain], ahead: bool
+) -> None:
+    second = threading.Event()
+    made: list[Batch] = []
+
+    def pinned(self: Batch) -> Batch:
+        made.append(self)
+        if len(made) == 2:
+            second.set()
+        return self
+
+    monkeypatch.setattr(Batch, "pinned", pinned)
+    groups = loader.groups_of([(k, [[1, 2]]) for k in range(40)], 1)
+    given = loader.batches(small(), kind(), groups, GPU)
+    next(given)
+    assert second.wait(60 if ahead else 0) is ahead  # without asking for the second
+    next(given)
+    assert len(made) <= 5  # not the whole epoch
+
+
+def test_an_error_while_reading_ahead_reaches_the_training(pins: list[torch.Tensor]) -> None:
+    groups = loader.groups_of([(k, [[1, 2]]) for k in (0, 1, 99, 3)], 1)
+    given = loader.batches(small(), Plain(), groups, GPU)
+    next(given), next(given)
+    with pytest.raises(OSError, match="picture 99"):
+        next(given)
+
+
+def test_a_batch_is_copied_without_waiting_to_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[torch.device, bool]] = []
+
+    def to(self: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        asked.append((device, non_blocking))
+        return self
+
+    batch = next(loader.batches(small(), Plain(), [[(1, [[1, 2]])]]))
+    moved = batch.to(torch.device("meta"))
+    tensors = [tensor for tensor in vars(moved).values() if tensor is not None]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 4
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for kind in ("cuda", "cpu", "mps"):
+        asked.clear()
+        batch.to(torch.device(kind))
+        assert asked == [(torch.device(kind), kind == "cuda")] * 4
 
 
 def test_captions_are_truncated_to_max_tokens_with_both_marks() -> None:

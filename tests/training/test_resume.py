@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.models.git.checkpoint import GitCheckpoint
 from pipeline.models.weights import weights_hash
-from pipeline.runtime.atomic_files import sha256_of
+from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.runtime.checksummed import CHECKSUMS, checksummed_folder, is_intact
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import live
-from pipeline.training import session
+from pipeline.training import preflight, session
 from pipeline.training.optimization import CaptionLoss
+from pipeline.training.processes import Processes
 from pipeline.training.trainer import StoppedError, Trainer
 from pipeline.training.validation import Validation
 from tests.conftest import TINY, environment, run, set_params
@@ -313,12 +315,76 @@ def test_a_batch_that_does_not_fit_is_reported_with_a_fitting_accumulation(built
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes")
         return forward(self, batch)
 
+    set_params(built, {"finetune.accumulation": 1})
     monkeypatch.setattr(CaptionLoss, "forward", small_memory)
     message = (
         r"finetune\.batch_size: 16 pictures at a time do not fit into memory, 4 do; set finetune\.accumulation to 4"
     )
     with pytest.raises(ConfigError, match=message):
         train()
+
+
+@contextmanager
+def memory_for(pictures: int) -> Iterator[None]:
+    """A training step of more pictures runs out of memory."""
+    forward = CaptionLoss.forward
+
+    def limited(self: CaptionLoss, batch: Any) -> Any:
+        if self.model.training and len(batch.pixel_values) > pictures:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, batch)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(CaptionLoss, "forward", limited)
+        yield
+
+
+def parts() -> int:
+    return int(read_json(OUTPUTS[0] / "training.json")["parts"])
+
+
+def test_accumulation_is_found_by_itself_and_kept_by_a_resumed_run(built: Path, capsys: Any) -> None:
+    train()
+    assert parts() == 1
+    whole = weights_hash(OUTPUTS[0])
+    with memory_for(5):
+        train()
+    assert parts() == 4
+    assert "9 steps of 16 pictures in 4 parts" in capsys.readouterr().out
+    found = weights_hash(OUTPUTS[0])
+    for step, memory in ((4, 16), (4, 5)):
+        with memory_for(5):
+            crash_in("_step", step)
+        with memory_for(memory):
+            train()
+        assert (parts(), weights_hash(OUTPUTS[0])) == (4, found)
+    with memory_for(5):
+        crash_in("_step", 4)
+    capsys.readouterr()
+    with memory_for(2):
+        train()
+    assert "memory has shrunk: steps have 8 parts now, not 4" in capsys.readouterr().out
+    assert parts() == 8
+    for number, expected in ((1, whole), (4, found)):
+        set_params(built, {"finetune.accumulation": number})
+        train()
+        assert weights_hash(OUTPUTS[0]) == expected
+    with memory_for(0), pytest.raises(ConfigError, match="not even one picture's captions fit"):
+        train()
+
+
+def test_all_processes_split_a_step_if_one_lacks_memory(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def fits(trainer: Trainer, dtype: Any, captioned: Sequence[Any]) -> int:
+        tried.append(len(captioned))
+        return 0
+
+    monkeypatch.setattr(preflight, "_try", fits)
+    monkeypatch.setattr(Processes, "any", lambda self, value: value or len(tried) == 1)
+    train()
+    assert tried == [16, 8, 8]  # the last one is timed
+    assert parts() == 2
 
 
 @pytest.mark.skipif(

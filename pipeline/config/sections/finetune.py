@@ -79,7 +79,7 @@ class Finetune(Section):
     lora: Lora
     epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
-    accumulation: Annotated[int, Field(ge=1, le=65_536)]
+    accumulation: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)]
     captions_per_picture: Literal["all"] | Annotated[int, Field(ge=1, le=1000)]
     augmentation: Augmentation
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)]
@@ -88,7 +88,7 @@ class Finetune(Section):
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
     max_tokens: Annotated[int, Field(ge=4, le=1024)]
     best_by: Literal["auto", "cider", "loss"]
@@ -99,9 +99,10 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _a_step_is_made_of_equal_parts(self) -> Finetune:
-        if self.batch_size % self.accumulation:
+        if self.accumulation != "auto" and self.batch_size % self.accumulation:
             raise ValueError(
-                f"`accumulation: {self.accumulation}` does not divide `batch_size` {self.batch_size}; make it a divisor"
+                f"`accumulation: {self.accumulation}` does not divide `batch_size` {self.batch_size}; make it a"
+                " divisor, or auto"
             )
         return self
 

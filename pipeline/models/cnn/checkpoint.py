@@ -18,7 +18,7 @@ from pipeline.models.cnn import encoder
 from pipeline.models.cnn.configuration import DECODERS, CnnCaptionerConfig, check_encoder
 from pipeline.models.cnn.git import CnnGitConfig, CnnGitForCausalLM, small_config
 from pipeline.models.cnn.modeling import CnnCaptioner
-from pipeline.models.git.parity import check_loss
+from pipeline.models.git.parity import check
 from pipeline.models.wordpiece import train_wordpiece
 
 
@@ -64,7 +64,7 @@ class Recurrent:
         model.encoder.load_state_dict(eyes.state_dict())
         return Checkpoint(model, encoder.image_processor(eyes.config.image_size), tokenizer)
 
-    def self_check(self) -> None:
+    def self_check(self, device: torch.device) -> None:
         """Check that the encoder's weights are installed if a captioner will be created.
 
         Raises:
@@ -118,9 +118,9 @@ class GitOnCnn:
         model.git.image_encoder.load_state_dict(eyes.state_dict())
         return Checkpoint(model, encoder.image_processor(eyes.config.image_size), tokenizer)
 
-    def self_check(self) -> None:
-        """Compare GIT's loss with stock transformers', and check that the encoder's weights are installed."""
-        check_loss()
+    def self_check(self, device: torch.device) -> None:
+        """Compare GIT with stock transformers, and check that the encoder's weights are installed."""
+        check(device)
         if self._creates:
             encoder.check_installed()
 

@@ -107,7 +107,7 @@ class CnnCaptioner(PreTrainedModel, GenerationMixin, CnnEncoded):  # type: ignor
         """Raise a `ConfigError`: the decoder's activations are small."""
         raise ConfigError(
             "params.yaml: finetune.gradient_checkpointing: CNN captioners do not support it; set it to false, and"
-            " raise finetune.accumulation if memory is short"
+            " set finetune.accumulation to auto if memory is short"
         )
 
     def write(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -16,7 +16,7 @@ from pipeline.config.sections.finetune import Scratch
 from pipeline.models import checkpoint_files
 from pipeline.models.base import Checkpoint
 from pipeline.models.git.modeling import GitForCausalLM
-from pipeline.models.git.parity import check_loss
+from pipeline.models.git.parity import check
 from pipeline.models.wordpiece import train_wordpiece
 
 
@@ -110,9 +110,9 @@ class Git:
         )
         return GitCheckpoint(GitForCausalLM(config), image_processor, tokenizer)
 
-    def self_check(self) -> None:
-        """Compare the loss with stock transformers' on a tiny model; see `check_loss`."""
-        check_loss()
+    def self_check(self, device: torch.device) -> None:
+        """Compare with stock transformers on a tiny model; see `check`."""
+        check(device)
 
 
 def _check_config(file: Path, config: Any) -> None:

@@ -30,7 +30,7 @@ def decoder_layer(layer: Any, hidden: torch.Tensor, image_tokens: int, mask: tor
         layer: of transformers' model.
         hidden: `(pictures, image_tokens + width, hidden)`.
         image_tokens: number of image tokens; they attend to each other only.
-        mask: of the text tokens, `(pictures, 1, width, image_tokens + width)`, see `Packing.mask`.
+        mask: of the text tokens, see `Packing.mask`.
     """
     attention = layer.attention.self
     queries = _split_heads(linear(hidden, attention.query), attention.attention_head_size)

@@ -32,7 +32,7 @@ from pipeline.models.git.layers import (
     keys_values,
     last_decoder_layer,
 )
-from pipeline.models.git.ops import head_cross_entropy, linear
+from pipeline.models.git.ops import by_hand, head_cross_entropy, linear
 from pipeline.models.git.packing import packing_of
 
 _DECODER = r"git\.encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)"
@@ -221,7 +221,7 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         image = self.git.visual_projection(features)
         text = self.git.embeddings(input_ids=packing.pack(input_ids[:, :-1]), position_ids=packing.positions)
         hidden, image_tokens = torch.cat([image, text], dim=1), image.shape[1]
-        mask = packing.mask(image_tokens, text.dtype)
+        mask = packing.mask(image_tokens, text.dtype, is_dense=by_hand(text))
         for layer in self.git.encoder.layer[:-1]:
             hidden = self._run(decoder_layer, layer, hidden, image_tokens, mask)
         return packing.unpack(self._run(last_decoder_layer, self.git.encoder.layer[-1], hidden, image_tokens, mask))

@@ -1,21 +1,22 @@
-"""Operations of a transformer layer that save as little as possible for the backward pass.
+"""Operations of a transformer layer that save as little as possible for the backward pass on a CPU.
 
 Torch's modules save the inputs of every operation: the values before, within and after an activation, a floating-point
 mask for dropout, and three copies of the probabilities of attention with dropout. Here cheap values are recomputed and
 masks are bytes, so a training step of GIT-base needs half the memory. Random numbers are drawn four at a time: drawing
-them one by one took 5 % of a step on a CPU.
+them one by one took 5 % of a step on a CPU. Elsewhere torch's own operations compute the same, see `by_hand`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn import LayerNorm, Linear, Module
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
 from torch.nn.functional import dropout as torch_dropout
-from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 from transformers.activations import GELUActivation, QuickGELUActivation
 
 _aten = torch.ops.aten
@@ -28,6 +29,31 @@ _ACTIVATIONS: dict[type, tuple[Callable[..., torch.Tensor], Callable[..., torch.
 }
 
 
+_forced: bool | None = None  # see `computed`
+
+
+def by_hand(x: torch.Tensor) -> bool:
+    """Return whether the operations below compute `x` in the way written here for CPUs; otherwise torch's own do.
+
+    On a GPU torch's kernels are fused and can use flash attention. In float16 gradients must be scaled while they are
+    computed, but that of `head_cross_entropy` is computed before the loss is scaled.
+    """
+    if _compute_dtype(x) == torch.float16:
+        return False
+    return x.device.type == "cpu" if _forced is None else _forced
+
+
+@contextmanager
+def computed(by_hand: bool) -> Iterator[None]:
+    """Choose for all devices in this block, and in all threads: for tests and benchmarks."""
+    global _forced
+    before, _forced = _forced, by_hand
+    try:
+        yield
+    finally:
+        _forced = before
+
+
 def linear(x: torch.Tensor, layer: Module) -> torch.Tensor:
     """Return the output of a linear layer for `(..., features)`.
 
@@ -36,6 +62,7 @@ def linear(x: torch.Tensor, layer: Module) -> torch.Tensor:
     """
     if (
         type(layer) is Linear  # a subclass, such as LoRA's, does more
+        and by_hand(x)
         and torch.is_inference_mode_enabled()
         and torch.backends.mkldnn.is_available()
         and x.device.type == "cpu"
@@ -62,7 +89,8 @@ def normed_feed_forward(
         outer: from `intermediate` to `hidden`.
     """
     kind = _ACTIVATIONS.get(type(activation))
-    if kind is None or (torch.is_inference_mode_enabled() and kind[2] == 1):  # inference has no backward pass
+    inference = torch.is_inference_mode_enabled()  # has no backward pass
+    if kind is None or not by_hand(x) or (inference and kind[2] == 1):
         plain = norm(x)
         return plain, linear(activation(linear(plain, inner)), outer)
     dtype = _compute_dtype(x)
@@ -124,9 +152,9 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     """Zero elements with probability `rate` and scale the others, like `torch.nn.functional.dropout`."""
-    if rate == 0 or x.device.type != "cpu":
+    if rate == 0 or not by_hand(x):
         return torch_dropout(x, rate)
-    dropped: torch.Tensor = _Dropout.apply(x, _keep_mask(x.shape, rate), 1 / (1 - rate))  # type: ignore[no-untyped-call]
+    dropped: torch.Tensor = _Dropout.apply(x, _keep_mask(x.shape, rate, x.device), 1 / (1 - rate))  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -143,10 +171,11 @@ class _Dropout(torch.autograd.Function):
         return torch.mul(gradients[0], mask).mul_(ctx.scale), None, None
 
 
-def _keep_mask(shape: torch.Size, rate: float) -> torch.Tensor:
+def _keep_mask(shape: torch.Size, rate: float, device: torch.device) -> torch.Tensor:
     """Return bytes from torch's generator: 0 with probability `rate` (to 1/65,536), else 1."""
     count = math.prod(shape)
-    random = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    fours = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+    random = fours.view(torch.int16)
     return (random[:count] >= round(rate * 2**16) - 2**15).view(torch.uint8).view(shape)
 
 
@@ -159,12 +188,12 @@ def attend(
         queries: `(rows, heads, queries, size)`.
         keys: `(rows, heads, keys, size)`.
         values: `(rows, heads, keys, size)`.
-        mask: `(rows, 1, queries, keys)`, added to the scores; or None.
+        mask: `(rows, 1, queries, keys)`, added to the scores; or None; or torch's `CausalBias` unless by hand.
         rate: of dropout, from 0 to 1.
     """
-    if rate == 0 or queries.device.type != "cpu":
+    if rate == 0 or not by_hand(queries):
         return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
-    keep = _keep_mask(torch.Size([*queries.shape[:3], keys.shape[2]]), rate)
+    keep = _keep_mask(torch.Size([*queries.shape[:3], keys.shape[2]]), rate, queries.device)
     attended: torch.Tensor = _DropoutAttention.apply(queries, keys, values, mask, keep, 1 / (1 - rate))  # type: ignore[no-untyped-call]
     return attended
 
@@ -177,7 +206,7 @@ def attend_with_lse(
     With the log-sum-exp, attention over two sets of keys can be combined into attention over both (Milakov and
     Gimelshein 2018). The arguments are those of `attend`.
     """
-    if queries.device.type == "cpu":
+    if queries.device.type == "cpu" and by_hand(queries):
         attended, lse = _aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
         return attended, lse[..., None]
     return attend_with_lse_unfused(queries, keys, values, mask)
@@ -238,6 +267,8 @@ def head_cross_entropy(
         targets: `(targets,)`, token ids.
         label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016).
     """
+    if not by_hand(hidden):
+        return cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
     dtype = _compute_dtype(hidden)
     hidden, weight, bias = hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype)
     loss: torch.Tensor = _CrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, torch.is_grad_enabled())  # type: ignore[no-untyped-call]

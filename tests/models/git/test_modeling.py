@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.nn.attention.bias import CausalBias
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import GitConfig
 
 from pipeline.models.base import Decoding
+from pipeline.models.git import ops
 from pipeline.models.git.modeling import GitForCausalLM
 
 PICTURES, BEGIN, END = 3, 1, 2
@@ -44,6 +48,13 @@ def config(dropout: float = 0.0) -> GitConfig:
         eos_token_id=END,
         pad_token_id=0,
     )
+
+
+@pytest.fixture(autouse=True, params=["by hand", "by torch"])
+def operations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test runs with the operations for CPUs, and with torch's own, which GPUs use."""
+    with ops.computed(by_hand=request.param == "by hand"):
+        yield
 
 
 @pytest.fixture
@@ -118,6 +129,37 @@ def test_packed_captions_have_the_loss_of_separate_captions(ours: GitForCausalLM
             for k in range(len(ids))
         )
     assert together.item() == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "is_causal"), [([1, 2, 3], True), ([0, 2, 3], False), ([0, 1, 2, 3], False)])
+def test_one_caption_of_each_picture_needs_no_mask_in_memory(
+    stock: transformers.GitForCausalLM,
+    ours: GitForCausalLM,
+    rows: list[int],
+    is_causal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Captions of pictures 2, 1 and 0; of 0, 1 and 0; of all three and another of 0. A dense mask rules out flash."""
+    masks: list[Any] = []
+
+    def attend(*inputs: Any, attn_mask: Any = None, dropout_p: float = 0.0) -> torch.Tensor:
+        masks.append(attn_mask)
+        return scaled_dot_product_attention(*inputs, attn_mask=attn_mask, dropout_p=dropout_p)
+
+    monkeypatch.setattr(ops, "scaled_dot_product_attention", attend)
+    pixels, ids, mask, picture_of = batch()
+    ids, mask, picture_of = ids[rows], mask[rows], picture_of[rows]
+    loss, tokens = ours.caption_loss(pixels, ids, mask, picture_of)
+    by_torch = "by torch" in request.node.callspec.id
+    assert any(isinstance(mask, CausalBias) for mask in masks) == (is_causal and by_torch)
+    assert any(type(mask) is torch.Tensor for mask in masks) != (is_causal and by_torch)
+    labels = ids.masked_fill(mask == 0, -100)
+    theirs = stock(input_ids=ids, attention_mask=mask, pixel_values=pixels[picture_of], labels=labels).loss
+    assert (loss / tokens).item() == pytest.approx(theirs.item(), abs=1e-5)
+    (loss / tokens).backward()
+    theirs.backward()
+    assert_same_gradients(ours, stock)
 
 
 def test_padding_does_not_change_the_loss(ours: GitForCausalLM) -> None:
