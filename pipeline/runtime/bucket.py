@@ -153,6 +153,7 @@ class Bucket:
             async with found["Body"] as body:
                 return await body.read(), found.get("ETag", "").strip('"')
 
+        data: bytes
         data, has = self._patiently(name, lambda: sync(self.system.loop, get))
         if etag and has != etag:  # a store that ignores conditions
             raise ObjectError("has changed", changed=True)

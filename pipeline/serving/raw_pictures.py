@@ -34,9 +34,9 @@ def raw_picture(example: Example) -> bytes:
                     continue
                 if identity(data) == example.sha256:
                     return data
-    source, origin = paths.RAW / example.sources[0], example.origins[0]
-    raise DataError(
-        why
-        or f"{source}: does not have {origin} as it was when the data set was built; run `dvc checkout`, or `dvc repro"
-        " build` if the source changed"
-    )
+    if not why:
+        why = (
+            f"{paths.RAW / example.sources[0]}: does not have {example.origins[0]} as it was when the data set was built;"
+            " run `dvc checkout`, or `dvc repro build` if the source changed"
+        )
+    raise DataError(why)

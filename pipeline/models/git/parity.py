@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 import torch
 import transformers
@@ -15,7 +16,7 @@ from pipeline.models.git.modeling import GitForCausalLM
 _TOLERANCE = 1e-4  # nats per token; in float32 the difference is about 1e-7
 _GRADIENT_TOLERANCE = 1e-3  # of the largest gradient; in float32 the difference is about 1e-6
 _SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-_SEARCH = {"num_beams": 2, "do_sample": False, "max_length": 8}
+_SEARCH: dict[str, Any] = {"num_beams": 2, "do_sample": False, "max_length": 8}
 
 
 def check(device: torch.device) -> None:
