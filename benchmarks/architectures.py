@@ -3,7 +3,7 @@
 Each of five folds is the test split once; of the other photos, or as many of them as a size says, an eighth is for
 validation. All architectures get the same epochs, and the best epoch by validation CIDEr-D is tested with 3 beams.
 Features of frozen image encoders are computed once. A run is a line of `benchmarks/results/architectures.jsonl`; runs
-that are there are not repeated.
+that are there are not repeated. Checkpoints that other benchmarks start from are kept in `.work/benchmarks`.
 
 `python -m benchmarks.architectures --folds 0 1 --seeds 0 --names cnn-lstm --sizes 100` makes some runs.
 `python -m benchmarks architectures` makes all: five folds and three seeds with all photos, one fold with fewer.
@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -63,6 +65,8 @@ RATES = {
 }
 GIT_DEMO = ROOT / "models/git-demo"
 NAIVE = ("most frequent", "nearest in pixels", "nearest in CNN features", "consensus of 20")
+KEEP = ("cnn-attention",)  # architectures whose checkpoints are kept
+KEPT = ROOT / ".work/benchmarks"
 NEAREST = 20
 SHOWN = ("CIDEr-D", "BLEU-1", "BLEU-4")
 GOAL = 1.15  # times the consensus of the 20 nearest
@@ -196,14 +200,42 @@ def settings(name: str, size: int, seed: int) -> Finetune:
     )
 
 
-def best_checkpoint(
-    photos: Photos, name: str, fold: int, seed: int, size: int = ALL
-) -> tuple[Checkpoint, Trainer, float]:
-    """Train one architecture on one fold; return its best epoch, the trainer, and the CPU seconds."""
-    chosen = settings(name, size, seed)
+@dataclass(frozen=True)
+class Training:
+    """A training in numbers.
+
+    Attributes:
+        best_epoch: its number, from 1.
+        validation_cider: CIDEr-D of the best epoch on the validation photos, greedy search.
+        parameters: that were trained.
+        seconds: CPU seconds, without the encoding of photos.
+    """
+
+    best_epoch: int
+    validation_cider: float
+    parameters: int
+    seconds: float
+
+
+def best_checkpoint(photos: Photos, name: str, fold: int, seed: int, size: int = ALL) -> tuple[Checkpoint, Training]:
+    """Train one architecture on one fold, unless that is kept; return its best epoch, and the training."""
+    place = KEPT / f"{name}-{size}-{fold}-{seed}"
+    if (place / "run.json").exists():
+        return factory.load(place), Training(**json.loads((place / "run.json").read_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        store = StateStore(Path(folder))
+        training = _train(photos, settings(name, size, seed), fold, size, store, name)
+        if name in KEEP:
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(store.best, place)
+            (place / "run.json").write_text(json.dumps(asdict(training)))
+        return factory.load(store.best), training
+
+
+def _train(photos: Photos, chosen: Finetune, fold: int, size: int, store: StateStore, name: str) -> Training:
     train, validation, _ = photos.fold(fold, size)
     examples = photos.examples
-    torch.manual_seed(seed)
+    torch.manual_seed(chosen.seed)
     captions = [caption for i in train for caption in examples[i].captions]
     if name == "git-demo":
         checkpoint = factory.load(GIT_DEMO)
@@ -217,19 +249,18 @@ def best_checkpoint(
         lambda epoch: Rows(inputs, train),
         Rows(inputs, validation),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        store = StateStore(Path(folder))
-        processes = Processes(Accelerator(cpu=True))
-        start = time.process_time()
-        trainer = Trainer(checkpoint, data, chosen, processes, torch.float32, store, state_minutes=1e6)
-        trainer.fit(Silent(), lambda: False)
-        seconds = time.process_time() - start
-        return factory.load(store.best), trainer, seconds
+    processes = Processes(Accelerator(cpu=True))
+    start = time.process_time()
+    trainer = Trainer(checkpoint, data, chosen, processes, torch.float32, store, state_minutes=1e6)
+    trainer.fit(Silent(), lambda: False)
+    seconds = time.process_time() - start
+    best = trainer.best_epoch
+    return Training(best.epoch, best.validation_cider, trainer.trained_parameters, seconds)
 
 
 def trained(photos: Photos, name: str, fold: int, size: int, seed: int) -> dict[str, object]:
     """Train one architecture on one fold; return its scores on the fold's test photos and its cost."""
-    best, trainer, seconds = best_checkpoint(photos, name, fold, seed, size)
+    best, training = best_checkpoint(photos, name, fold, seed, size)
     examples, test = photos.examples, photos.fold(fold, size)[2]
     inputs = photos.inputs(name, best)
     best.model.eval()
@@ -249,10 +280,10 @@ def trained(photos: Photos, name: str, fold: int, size: int, seed: int) -> dict[
         "photos": size,
         "epochs": EPOCHS[size],
         **scores(texts, [examples[i] for i in test]),
-        "validation CIDEr-D": round(trainer.best_epoch.validation_cider, 4),
-        "best epoch": trainer.best_epoch.epoch,
-        "trained parameters": trainer.trained_parameters,
-        "CPU seconds": round(seconds),
+        "validation CIDEr-D": round(training.validation_cider, 4),
+        "best epoch": training.best_epoch,
+        "trained parameters": training.parameters,
+        "CPU seconds": round(training.seconds),
         "captions per CPU second": round(len(test) / spent, 1),
         "captions": texts[:8],
     }

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import Figure
-from benchmarks._workspace import ROOT
-from benchmarks.architectures import FOLDS, RESULTS, SEEDS, Photos, best_checkpoint, opened_photos
+from benchmarks.architectures import FOLDS, KEPT, RESULTS, SEEDS, Photos, best_checkpoint, opened_photos
 from pipeline.config.sections.evaluate import DecodingSettings
 from pipeline.evaluation.bootstrap import Difference, differences
 from pipeline.evaluation.consensus import ranked
@@ -34,7 +33,6 @@ from pipeline.models.captioner import Captioner
 from pipeline.models.neighbours import Neighbours
 
 RUNS, TABLE = RESULTS / "decoding.jsonl", RESULTS / "decoding.md"
-KEPT = ROOT / ".work/benchmarks"
 NAME = "cnn-attention"
 WAYS = ("beam 3", "beam 4", "mbr", "consensus", "both")
 BASE, TIMED = "beam 3", "beam 4"
@@ -46,7 +44,7 @@ GAIN, COPIES, COST = 1.1, 1.2, 4.0  # the goals
 
 def made(photos: Photos, fold: int, seed: int) -> dict[str, object]:
     """Train a model on one fold; return the scores and the cost of each way to choose its captions."""
-    best, trainer, _ = best_checkpoint(photos, NAME, fold, seed)
+    best, training = best_checkpoint(photos, NAME, fold, seed)
     train, _, test = photos.fold(fold)
     captioner = Captioner(best)
     captions = [photos.examples[i].captions for i in train]
@@ -84,7 +82,7 @@ def made(photos: Photos, fold: int, seed: int) -> dict[str, object]:
         }
     KEPT.mkdir(parents=True, exist_ok=True)
     _kept(fold, seed).write_text(json.dumps(texts))
-    by_beams = round(trainer.best_epoch.validation_cider, 4)
+    by_beams = round(training.validation_cider, 4)
     validation = {"greedy search, after the epoch": by_beams, **_by_neighbours(photos, fold, captioner, pixels, index)}
     return {"name": NAME, "fold": fold, "seed": seed, "ways": found, "validation": validation}
 

@@ -36,7 +36,7 @@ def raw_picture(example: Example) -> bytes:
                     return data
     if not why:
         why = (
-            f"{paths.RAW / example.sources[0]}: does not have {example.origins[0]} as it was when the data set was built;"
+            f"{paths.RAW / example.sources[0]}: does not have {example.origins[0]} as the data set has it;"
             " run `dvc checkout`, or `dvc repro build` if the source changed"
         )
     raise DataError(why)
