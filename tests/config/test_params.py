@@ -29,7 +29,7 @@ def test_the_shipped_params_are_valid() -> None:
         ("finetune.checkpoint", "/no/such folder", ["neither", "nor a folder"]),
         ("finetune.captions_per_picture", 0, ["finetune.captions_per_picture", "found 0", "'all'"]),
         ("finetune.freeze", "image_encoder", ["finetune", "random weights of `scratch`", "none"]),
-        ("finetune.precision", "float16", ["finetune.precision", "'bfloat16'"]),
+        ("finetune.precision", "float64", ["finetune.precision", "'bfloat16'"]),
         ("evaluate.named_words", {"a": ["red", ["blue", "Red "]]}, ["evaluate.named_words", "'Red ' twice", "in a"]),
         ("evaluate.named_words", {"a": [" "]}, ["evaluate.named_words.a.0", "found ' '"]),
         ("evaluate.clip_score.checkpoint", "openai/clip", ["evaluate.clip_score", "revision", "40-digit commit"]),

@@ -344,6 +344,7 @@ def parts() -> int:
 
 
 def test_accumulation_is_found_by_itself_and_kept_by_a_resumed_run(built: Path, capsys: Any) -> None:
+    set_params(built, {"finetune.accumulation": "auto"})
     train()
     assert parts() == 1
     whole = weights_hash(OUTPUTS[0])
@@ -374,6 +375,7 @@ def test_accumulation_is_found_by_itself_and_kept_by_a_resumed_run(built: Path, 
 
 
 def test_all_processes_split_a_step_if_one_lacks_memory(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_params(built, {"finetune.accumulation": "auto"})
     tried: list[int] = []
 
     def fits(trainer: Trainer, dtype: Any, captioned: Sequence[Any]) -> int:
