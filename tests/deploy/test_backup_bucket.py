@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.deployment import backup, repository
 from pipeline.deployment.files import Files
 from pipeline.models.weights import weights_hash
+from pipeline.runtime.bucket import Bucket
 from pipeline.tracking import downloads, registry, runs
 from tests.conftest import ROOT, environment
 from tests.deploy.test_backup import CAPTIONS, OBJECT, deployment, emptied, git  # noqa: F401 - a fixture
@@ -150,7 +152,13 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket: Files, monkeypatch: pyte
     def put_file(*paths: str) -> None:
         raise FileNotFoundError("The specified bucket does not exist")
 
-    monkeypatch.setattr(bucket._system, "put_file", put_file)
+    made = Bucket.__init__
+
+    def make(self: Bucket, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.system.put_file = put_file
+
+    monkeypatch.setattr(Bucket, "__init__", make)
     with pytest.raises(ConfigError, match=f"s3://{BUCKET}/new: there is no such bucket; create it"):
         backup.back_up(f"s3://{BUCKET}/new")
 
@@ -158,7 +166,7 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket: Files, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("variables", "url", "kind", "words"),
     [
-        ({"BACKUP_AWS_SECRET_ACCESS_KEY": "wrong"}, f"s3://{BUCKET}/a", ConfigError, "check its keys"),
+        ({"BACKUP_AWS_SECRET_ACCESS_KEY": "wrong"}, f"s3://{BUCKET}/a", ConfigError, "check the AWS credentials"),
         ({"BACKUP_AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, f"s3://{BUCKET}/a", TemporaryError, "run it again"),
         ({}, "gs://bucket/a", ConfigError, "gs is not known; name a folder or s3://BUCKET/PREFIX"),
     ],
