@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline import build, finetune, ingest
+from pipeline import build, ingest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.models import factory
@@ -30,15 +30,11 @@ from pipeline.training.optimization import CaptionLoss, adamw
 from pipeline.training.processes import Processes
 from pipeline.training.trainer import Trainer
 from tests.conftest import run, set_params
+from tests.training.crashes import OUTPUTS, crash_at, train
 
-OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
 CPU, HALF = torch.device("cpu"), torch.float16
 TOO_LARGE = 2.0**23  # a loss scale with which gradients exceed the range of float16
 CAPTIONS = [["a red boat", "the boat"], ["a blue house in town"], ["two dogs run", "dogs in a meadow"]]
-
-
-class CrashError(Exception):
-    pass
 
 
 def created(name: str) -> Checkpoint:
@@ -115,24 +111,6 @@ def built(workspace: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(trainer, "loss_scaler", scaler)
     return workspace
-
-
-def train() -> str:
-    return finetune.run(params.load(), Namespace())
-
-
-def crash_at(step: int) -> None:
-    original = Trainer._step
-
-    def crash(self: Trainer, *args: Any) -> Any:
-        if self.state.step >= step:
-            raise CrashError
-        return original(self, *args)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "_step", crash)
-        with pytest.raises(CrashError):
-            train()
 
 
 def test_a_step_that_overflows_is_skipped_counted_and_logged(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

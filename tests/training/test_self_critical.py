@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline import build, finetune, ingest
+from pipeline import build, ingest
 from pipeline.config import params
 from pipeline.config.sections.finetune import SelfCritical
 from pipeline.evaluation.fluency import Endings, is_loop
@@ -30,17 +30,13 @@ from pipeline.training.processes import Processes
 from pipeline.training.self_critical import END, EndedError, Rewards, Sampler, advantages
 from pipeline.training.trainer import Trainer
 from tests.conftest import run, set_params
+from tests.training.crashes import OUTPUTS, crash_at, train
 
-OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
 STEPS = 3  # an epoch
 CAPTIONS = [["a red boat", "the boat"], ["a blue house in town"], ["two dogs run", "dogs in a meadow"]]
 SETTINGS = SelfCritical(
     epochs=2, samples=4, learning_rate="auto", reward="CIDEr-D", cross_entropy=0.25, least_distinct=0.9
 )
-
-
-class CrashError(Exception):
-    pass
 
 
 def examples() -> list[Any]:
@@ -162,24 +158,6 @@ def built(workspace: Path, mlflow_db: Path) -> Path:
     ingest.run(params.load(), Namespace(source="sample"))
     build.run(params.load(), Namespace())
     return workspace
-
-
-def train() -> str:
-    return finetune.run(params.load(), Namespace())
-
-
-def crash_at(step: int) -> None:
-    original = Trainer._step
-
-    def crash(self: Trainer, *args: Any) -> Any:
-        if self.state.step >= step:
-            raise CrashError
-        return original(self, *args)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "_step", crash)
-        with pytest.raises(CrashError):
-            train()
 
 
 def test_it_resumes_bit_for_bit_and_does_not_change_the_epochs_before(built: Path) -> None:

@@ -44,7 +44,7 @@ class BucketList(NamedTuple):
 
     Attributes:
         url: `s3://BUCKET/PREFIX`.
-        table: the name of the captions table that did not come from the bucket; None if there is none.
+        table: name of the captions table that was given with the bucket, or None.
         objects: sorted by name.
     """
 

@@ -39,7 +39,7 @@ class Member:
 
     @property
     def suffix(self) -> str:
-        """The suffix of the name in lower case: ".jpg"; "" if there is none."""
+        """The suffix in lower case, like ".jpg", or ""."""
         return suffix(self.name)
 
     @property
