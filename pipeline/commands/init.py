@@ -6,6 +6,7 @@ nothing by what the network answers.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.config.params import Params
 from pipeline.data.sources.archive import open_files
+from pipeline.data.sources.bucket_list import NAME as BUCKET_LIST
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layouts import find_captions_files
 from pipeline.runtime.atomic_files import PARTIAL, remove, swapped_in
@@ -55,7 +57,7 @@ def init(params: Params, photos: Path | str, captions: Path | None, name: str, g
         gpu: whether the trainings will run on a GPU; None looks whether this machine has one.
 
     Raises:
-        ConfigError: the name is taken, or `photos` or `captions` does not exist.
+        ConfigError: the name is taken, `photos` or `captions` does not exist, or one of them is the list of a bucket.
         DataError: no captions are found.
         TemporaryError: `dvc add` failed, or the store with the bucket can't be reached.
     """
@@ -140,6 +142,12 @@ def _check(photos: Path, captions: Path | None) -> None:
         raise ConfigError(f"{captions}: is a folder; name the table of captions itself")
     if paths.RAW.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(f"{photos}: contains this workspace's {paths.RAW}; name the folder of your photos alone")
+    for file in (photos / BUCKET_LIST, photos, captions):
+        # Somebody else's list would have us read a bucket of their choice with the keys of this person.
+        if file is not None and file.name == BUCKET_LIST and os.path.lexists(file):
+            raise ConfigError(
+                f"{file}: would be read as the list of a bucket; delete it, or name the bucket, {S3}BUCKET/PREFIX"
+            )
 
 
 def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> int:

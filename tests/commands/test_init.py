@@ -121,6 +121,20 @@ def test_what_is_missing_or_taken_is_said_and_changes_nothing(
     assert Path("params.yaml").read_bytes() == before
 
 
+def test_photos_cannot_bring_the_list_of_a_bucket(
+    workspace: Path, tmp_path: Path, captions: Path, tracked: list[Path]
+) -> None:
+    folder = tmp_path / "from a stranger"
+    folder.mkdir()
+    listed = folder / "bucket.jsonl"
+    listed.write_text('{"bucket": "s3://private/salaries", "table": null}\n', encoding="utf-8")
+    for photos, table in ((folder, captions), (listed, captions), (captions, listed)):
+        with pytest.raises(ConfigError, match=r"bucket\.jsonl: would be read as the list of a bucket; delete it"):
+            init.init(params.load(), photos, table, "mine", False)
+    assert not tracked
+    assert not list(Path("data/raw").glob("*"))
+
+
 def test_if_dvc_fails_nothing_stays(workspace: Path, photos: Path, captions: Path) -> None:
     before = Path("params.yaml").read_bytes()
     with pytest.raises(TemporaryError, match="`dvc add` failed"):  # this workspace is no DVC repository
