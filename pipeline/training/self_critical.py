@@ -163,6 +163,14 @@ class Sampler:
         )
         return weighted, reward, count, advantage
 
+    def longest(self, batch: Batch, length: int) -> Weighted:
+        """Return a part of a step whose samples all have `length` tokens, to try its memory; all weights are 0."""
+        batch, samples = batch.to(self._processes.device), _pictures_in(batch) * self._settings.samples
+        tokens = batch.input_ids.new_full((samples, length), int(batch.input_ids[0, 0]))
+        is_target = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+        weights = torch.zeros(samples, device=tokens.device)
+        return _together(Sampled(batch, tokens, is_target, rewards=weights), 0.0, weights)
+
     def _sample(self, group: Sequence[CaptionedPicture], batch: Batch) -> Sampled:
         """Draw captions for the pictures of a part, and score them."""
         model = self._checkpoint.model

@@ -16,12 +16,13 @@ from accelerate import Accelerator
 
 from pipeline import build, ingest
 from pipeline.config import params
+from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import SelfCritical
 from pipeline.evaluation.fluency import Endings, is_loop
 from pipeline.evaluation.metrics.cider import cider_d
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models import factory
-from pipeline.models.inputs import caption_tokens, collate
+from pipeline.models.inputs import Batch, caption_tokens, collate
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
 from pipeline.training.history import EpochMetrics, flaws, kept_epoch, read_history
@@ -175,6 +176,31 @@ def test_it_resumes_bit_for_bit_and_does_not_change_the_epochs_before(built: Pat
         (e.train_loss, e.validation_loss) for e in with_it[:2]
     ]
     assert "reward" not in OUTPUTS[2].read_text()
+
+
+def test_the_memory_of_its_steps_is_tried_before_the_first_one(
+    built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, pictures = CaptionLoss.forward, 5
+    lengths: list[int] = []
+
+    def limited(self: CaptionLoss, batch: Batch, weights: torch.Tensor | None = None) -> Any:
+        if self.model.training and weights is not None:
+            lengths.append(batch.input_ids.shape[1])
+            if len(batch.picture_of.unique()) > pictures:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, batch, weights)
+
+    monkeypatch.setattr(CaptionLoss, "forward", limited)
+    with pytest.raises(ConfigError, match="16 pictures at a time do not fit into memory, 4 do; set finetune.accumulat"):
+        train()
+    assert set(lengths) == {params.load().finetune.max_tokens}
+    set_params(built, {"finetune.accumulation": "auto"})
+    train()
+    assert "in 4 parts, 2 epochs of 3; about 1 s, then 6 self-critical steps, about" in capsys.readouterr().out
+    pictures = 0
+    with pytest.raises(ConfigError, match=r"self_critical\.samples: 3 samples of \d+ tokens do not fit into memory"):
+        train()
 
 
 def test_a_divergence_keeps_the_best_epoch(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
