@@ -301,22 +301,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_processes_on_one_or_two_machines_train_like_one(built: Path) -> None:
+@pytest.mark.parametrize(
+    "launch", [{"processes": 2}, pytest.param({"processes": 1, "machines": 2}, marks=pytest.mark.slow)]
+)
+def test_two_processes_on_one_or_two_machines_train_like_one(built: Path, launch: dict[str, int]) -> None:
     """Tolerances after 20 steps: 1e-4 of the loss (relative) and 1e-4 of a weight (weights are about 0.1)."""
     same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
     single_losses, weights = steps_of(built, **same)
-    for launch in ({"processes": 2}, {"processes": 1, "machines": 2, "port": free_port()}):
-        changes = {f"launch.{key}": value for key, value in launch.items()}
-        set_params(built, {f"runtime.{key}": value for key, value in changes.items()})
-        other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
-        second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
-        shared_losses, shared = steps_of(built, **same)
-        assert second is None or second.wait(60) == 0
-        assert [step for step, _ in single_losses] == [step for step, _ in shared_losses] == [10, 20]
-        assert [loss for _, loss in shared_losses] == pytest.approx([loss for _, loss in single_losses], rel=1e-4)
-        for name, value in weights.items():
-            assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
-        assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
+    set_params(built, {f"runtime.launch.{key}": value for key, value in {**launch, "port": free_port()}.items()})
+    other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
+    second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
+    shared_losses, shared = steps_of(built, **same)
+    assert second is None or second.wait(60) == 0
+    assert [step for step, _ in single_losses] == [step for step, _ in shared_losses] == [10, 20]
+    assert [loss for _, loss in shared_losses] == pytest.approx([loss for _, loss in single_losses], rel=1e-4)
+    for name, value in weights.items():
+        assert torch.allclose(shared[name], value, rtol=0, atol=1e-4), name
+    assert read_json(Path("models/finetune/training.json"))["computed_in"] == "float32 on cpu, by 2 processes"
 
 
 def test_an_unknown_machine_is_reported(built: Path) -> None:

@@ -236,6 +236,7 @@ def test_a_version_tells_whether_it_was_trained_on_a_picture_or_one_like_it(loop
     assert "lost.jpg: No such file" in missing.stderr
 
 
+@pytest.mark.slow
 def test_promote_says_with_the_registered_checkpoint_what_evaluate_said_and_says_it_once(loop: Path) -> None:
     sha256 = read_json(loop / "reports/register.json")["model_sha256"]
     (number,) = (v.version for v in registered(loop) if v.tags["model_sha256"] == sha256)
@@ -283,6 +284,7 @@ def test_a_model_that_is_not_what_it_says_is_not_registered(loop: Path, file: st
     assert "run `dvc repro`" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_emptied_registry_is_filled_again_from_the_files(loop: Path, tmp_path: Path) -> None:
     empty = f"sqlite:///{tmp_path / 'other.db'}"
     done = run(loop, sys.executable, "-m", "pipeline.register", MLFLOW_TRACKING_URI=empty)

@@ -25,7 +25,6 @@ from tests.conftest import ROOT, TINY, environment, jpeg, set_params
 README = "README.md"
 # In the order in which the test goes through them; each starts where the one before ended.
 GUIDES = [f"docs/{name}.md" for name in ("own-data", "evaluation", "training", "serving")]
-SLOW = ("docs/training.md", "docs/serving.md")  # they start servers; the fast tests of flows/ and serving/ do too
 PAGES = [
     README,
     "CONTRIBUTING.md",
@@ -147,9 +146,7 @@ def reader(clone: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.xdist_group("readme")
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in (README, *GUIDES)]
-)
+@pytest.mark.parametrize("page", [README, *(pytest.param(guide, marks=pytest.mark.slow) for guide in GUIDES)])
 def test_every_command_works_as_written(reader: Reader, page: str, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(reader.end_servers)
     pages = [README, *GUIDES]

@@ -44,9 +44,8 @@ def left_free(disk: Path, free: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    "free", [pytest.param(0, marks=pytest.mark.slow), pytest.param(16 * 1024, marks=pytest.mark.slow), 512 * 1024]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("free", [0, 16 * 1024, 512 * 1024])
 def test_a_full_disk_is_named_and_the_next_registration_cleans_up(loop: Path, small_disk: Path, free: int) -> None:
     """The disk fills up while MLflow writes its database, or while it copies the model."""
     uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{small_disk / 'mlflow.db'}"}
@@ -81,6 +80,7 @@ def test_a_full_disk_in_other_words_is_no_fault_of_a_server(workspace: Path, err
         raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
 
 
+@pytest.mark.slow
 def test_a_version_may_be_registered_without_the_training_captions(loop: Path, tmp_path: Path) -> None:
     private = tmp_path / "private"
     shutil.copytree(loop, private, symlinks=True)

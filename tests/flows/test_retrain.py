@@ -305,6 +305,7 @@ def test_new_params_are_taken_once_they_are_committed_and_the_same_model_is_not_
     assert not {"fetch", "promote"} & set(api.tasks(api.run_of(done.stderr)))
 
 
+@pytest.mark.slow
 def test_changed_code_alone_is_named_and_retrains_only_if_the_params_say_so(
     toy_workspace: Path, prefect: dict[str, str], api: Api
 ) -> None:

@@ -344,6 +344,7 @@ def test_the_name_of_a_deployment_tells_workspaces_of_one_name_apart(monkeypatch
     assert serve.deployment_name(Path("/a/My Photos")) != names[0]
 
 
+@pytest.mark.slow
 def test_two_workspaces_on_one_server_each_run_their_own_and_leave_the_others_runs_alone(
     toy_workspace: Path, start: Start, api: Api, tmp_path: Path
 ) -> None:

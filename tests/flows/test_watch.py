@@ -28,6 +28,7 @@ def retrainings(api: Api, toy_workspace: Path) -> list[dict[str, Any]]:
     return [run for run in api.ask("flow_runs/filter", deployments=deployment) if not run["auto_scheduled"]]
 
 
+@pytest.mark.slow
 def test_an_alarm_starts_one_retraining_only_where_the_param_says_so(
     toy_workspace: Path, start: Start, api: Api, prefect: dict[str, str]
 ) -> None:

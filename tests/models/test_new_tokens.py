@@ -109,7 +109,8 @@ def validation_emoji_recall() -> float:
     return found
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 8])
 def test_a_model_learns_emoji_that_its_tokenizer_lacked(workspace: Path, rank: int, capsys: Any) -> None:
     table = workspace / "data/raw/sample/captions.csv"
     write_sample(table.parent, pictures=60, seed=3)

@@ -210,6 +210,7 @@ def fill(folder: Path) -> list[float]:
     return [features[i].sum().item() for i in range(len(COLOURS))]
 
 
+@pytest.mark.slow
 def test_two_processes_can_fill_the_cache_at_once(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", small(), COLOURS)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:

@@ -149,8 +149,10 @@ def test_a_step_that_overflows_is_skipped_counted_and_logged(built: Path, monkey
 @pytest.mark.parametrize(
     "changes",
     [
-        {"accumulation": 2},
-        {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"},
+        pytest.param({"accumulation": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"}, marks=pytest.mark.slow
+        ),
         {"epochs": 2, "self_critical.epochs": 2, "self_critical.samples": 3},
     ],
 )
@@ -191,6 +193,7 @@ def test_gradients_that_are_never_finite_end_the_training_in_one_line(
         train()
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(built: Path) -> None:
     """The loss scale is that of every user here, because a subprocess is not patched."""
     losses = []

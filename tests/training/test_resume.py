@@ -269,7 +269,7 @@ def test_a_stop_during_validation_resumes_with_that_validation(
 
 
 @pytest.mark.parametrize(
-    "signal_", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "signal_", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGINT))]
 )
 def test_training_resumes_after_a_signal(built: Path, signal_: signal.Signals) -> None:
     set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if signal_ == signal.SIGKILL else 60})
@@ -343,6 +343,7 @@ def parts() -> int:
     return int(read_json(OUTPUTS[0] / "training.json")["parts"])
 
 
+@pytest.mark.slow
 def test_accumulation_is_found_by_itself_and_kept_by_a_resumed_run(built: Path, capsys: Any) -> None:
     set_params(built, {"finetune.accumulation": "auto"})
     train()
@@ -389,6 +390,7 @@ def test_all_processes_split_a_step_if_one_lacks_memory(built: Path, monkeypatch
     assert parts() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a small file system"
 )

@@ -228,6 +228,7 @@ def test_equal_rewards_end_it_in_one_line(built: Path, capsys: pytest.CaptureFix
     assert len(read_history(OUTPUTS[2])) == 2
 
 
+@pytest.mark.slow
 def test_lora_and_an_unfrozen_encoder_with_augmentation_take_self_critical_steps(built: Path) -> None:
     train()
     shutil.copytree(OUTPUTS[0], "base")

@@ -93,6 +93,7 @@ def test_an_alarm_is_one_event_with_its_week_tests_and_p_values(
     }
 
 
+@pytest.mark.slow
 def test_without_a_server_one_line_says_so_and_the_alarm_is_sent_later(
     workspace: Path, report: Report, api: Api, prefect: dict[str, str], tmp_path: Path
 ) -> None:
