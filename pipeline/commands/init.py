@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.nodes import ScalarNode
 
 from pipeline.commands.add_bucket import list_bucket
@@ -210,11 +211,18 @@ def _set_params(values: Mapping[str, Any], reason: str) -> None:
             section[last][:] = value
         else:
             section[last] = value
-    content["finetune"].yaml_add_eol_comment(f"by `image-captioning init`: {reason}", "checkpoint")
+    _comment(content["finetune"], "checkpoint", f"by `image-captioning init`: {reason}")
     place = paths.PARAMS.with_name(f"{paths.PARAMS.name}{PARTIAL}")
     with place.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
     place.replace(paths.PARAMS)
+
+
+def _comment(section: CommentedMap, key: str, words: str) -> None:
+    """Set the comment behind a value; the lines of comments below it stay."""
+    behind = section.ca.items.get(key)
+    below = behind[2].value.partition("\n")[2] if behind and behind[2] else ""
+    section.yaml_add_eol_comment(f"{words}\n{below}", key)
 
 
 def _null(representer: Any, value: None) -> ScalarNode:

@@ -72,6 +72,10 @@ def test_with_the_hub_the_pretrained_model_at_its_newest_commit_is_chosen(
     # Nothing else changes: each new line has one of the keys.
     keys = ("sources:", "emoji:", "checkpoint:", "revision:", "freeze:", "learning_rate:")
     assert all(line.strip().startswith(keys) for line in changed(before))
+    after = Path("params.yaml").read_text().splitlines()
+    assert [line for line in after if line.strip().startswith("#")] == [
+        line for line in before.splitlines() if line.strip().startswith("#")
+    ]
 
 
 def test_without_a_hub_a_model_on_a_cnn_is_chosen_and_other_sources_stay(
