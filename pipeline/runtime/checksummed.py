@@ -7,12 +7,11 @@ renamed to its target.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of
+from pipeline.runtime.atomic_files import PARTIAL, remove, sha256_of, sync
 
 CHECKSUMS = "checksums.json"
 
@@ -29,14 +28,14 @@ def checksummed_folder(folder: Path) -> Iterator[Path]:
     try:
         yield place
         for file in _files(place):
-            _flush(file)
+            sync(file)
         checksums = place / CHECKSUMS
         checksums.write_text(json.dumps(_contents(place), indent=1), encoding="utf-8")
-        _flush(checksums)
+        sync(checksums)
         for below in [place, *(path for path in place.rglob("*") if path.is_dir())]:
-            _flush(below)
+            sync(below)
         place.rename(folder)
-        _flush(folder.parent)
+        sync(folder.parent)
     finally:
         remove(place)
 
@@ -57,12 +56,3 @@ def _files(folder: Path) -> list[Path]:
 def _contents(folder: Path) -> dict[str, str]:
     """Return the hash of every file."""
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

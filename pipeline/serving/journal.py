@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from pipeline.config.errors import TemporaryError
 from pipeline.data.sources.corrections import complete_lines
-from pipeline.runtime.atomic_files import PARTIAL
+from pipeline.runtime.atomic_files import PARTIAL, sync
 
 
 class Journal:
@@ -70,7 +70,7 @@ class Journal:
             except BaseException:
                 file.truncate(end)
                 raise
-        _sync_folder(self.file.parent)
+        sync(self.file.parent)
 
     def rewrite(self, lines: list[bytes]) -> None:
         """Replace the content."""
@@ -99,22 +99,14 @@ def replace(path: Path, data: bytes) -> None:
         place.replace(path)
     finally:
         place.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    _sync_folder(path.parent.parent)
+    sync(path.parent)
+    sync(path.parent.parent)
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
