@@ -11,6 +11,7 @@ from app.session import (
     forget_captions,
     kept_captions,
     load_params,
+    person,
     readiness,
     save,
     say_problem,
@@ -23,7 +24,7 @@ from pipeline.data.images import identity
 from pipeline.serving.client import ServiceError
 from pipeline.serving.corrections import MAX_CHARACTERS, MAX_PICTURE_BYTES, Said
 
-_KINDS = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"]
+_KINDS = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif"]
 _MOST = 64  # photos at once
 
 
@@ -120,13 +121,13 @@ def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params)
     caption = st.text_area("Caption", start, key=f"text-{sha256}-{start}", max_chars=MAX_CHARACTERS, height=80)
     if caption:
         st.code(caption, language=None, wrap_lines=True)  # has a button that copies
-    person = str(st.session_state.get("person", "")).strip()
-    if st.button("Save", key=f"save-{sha256}", type="primary", disabled=not (person and str(caption).strip())):
+    who = person()
+    if st.button("Save", key=f"save-{sha256}", type="primary", disabled=not (who and str(caption).strip())):
         accepted = shown is not None and caption == shown.text
         saved = save("accept" if accepted else "edit", data, params, caption=caption, said=shown)
         if saved:
             st.session_state.setdefault("saved", {})[sha256] = saved
-    if not person:
+    if not who:
         st.caption("Write your name at the top to save captions.")
     if saved := st.session_state.get("saved", {}).get(sha256):
         st.success(f"Saved: {escaped(saved.caption or '')}")

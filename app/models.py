@@ -8,7 +8,7 @@ import streamlit as st
 
 from app.background import RETRAIN_LOG, is_retraining, log_tail, run, start_retraining
 from app.deployment import Deployment, served
-from app.session import client, corrections, escaped, load_params, warn_if_in_use
+from app.session import client, corrections, escaped, load_params, person, warn_if_in_use
 from pipeline.commands.watch import REPORT
 from pipeline.config.params import Params
 from pipeline.runtime.atomic_files import read_json
@@ -159,7 +159,7 @@ def _drift_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _approve(versions: list[dict[str, Any]]) -> None:
     """Show the versions that wait for a person, with what speaks for and against them."""
-    person = str(st.session_state.get("person", "")).strip()
+    who = person()
     for row in versions:
         if not row["waits"]:
             continue
@@ -167,9 +167,9 @@ def _approve(versions: list[dict[str, Any]]) -> None:
             st.text(f"Version {row['version']} waits for approval.\n{row['reasons']}")
             st.text(_said(row) or "Nobody has voted on it yet: compare it with the champion on Caption.")
             label = f"Approve version {row['version']}"
-            if st.button(label, type="primary", disabled=not person):
-                _command("promote", "--approve", f"{row['version']}", f"--by={person}")
-            if not person:
+            if st.button(label, type="primary", disabled=not who):
+                _command("promote", "--approve", f"{row['version']}", f"--by={who}")
+            if not who:
                 st.caption("Write your name at the top to approve it.")
 
 

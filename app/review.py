@@ -12,6 +12,7 @@ from app.session import (
     corrections,
     escaped,
     load_params,
+    person,
     readiness,
     save,
     say_problem,
@@ -36,8 +37,8 @@ def page() -> None:
     st.header("Review captions")
     params = load_params()
     warn_if_in_use()
-    person = str(st.session_state.get("person", "")).strip()
-    if not person:
+    who = person()
+    if not who:
         st.info("Write your name at the top to begin.")
         return
     store = corrections(params)
@@ -47,13 +48,13 @@ def page() -> None:
         st.info(f"No pictures yet. Run `dvc repro` to build `{paths.DATASET}`, or save captions on *Caption*.")
         return
     ready = readiness().ready
-    queue = _queue(unseen(items, found, person), params, ready)
+    queue = _queue(unseen(items, found, who), params, ready)
     skipped: set[str] = st.session_state.setdefault("skipped", set())
     queue = [item for item in queue if item.example.sha256 not in skipped]
     _undo(params)
     if queue:
         st.caption(f"{len(queue):,} pictures to review")
-        _item(queue[0], params, ready, person)
+        _item(queue[0], params, ready, who)
     else:
         st.success("You have seen all pictures of this queue.")
         if skipped and st.button("Show skipped pictures again"):
@@ -93,7 +94,7 @@ def _least_sure(items: Sequence[Item], params: Params) -> list[Item]:
     return sorted(items, key=score)
 
 
-def _item(item: Item, params: Params, ready: bool, person: str) -> None:
+def _item(item: Item, params: Params, ready: bool, who: str) -> None:
     """Show a picture, its captions, and the buttons."""
     picture = item.picture(corrections(params))
     left, right = st.columns([2, 3])  # on a phone one above the other
@@ -103,16 +104,16 @@ def _item(item: Item, params: Params, ready: bool, person: str) -> None:
         st.caption(escaped(f"{where}{f' ({item.split})' if item.split else ''}"))
     with right:
         if fine:
-            _judge(item, picture, params, ready, person)
+            _judge(item, picture, params, ready, who)
         elif st.button("Skip"):
             st.session_state["skipped"].add(item.example.sha256)
             st.rerun()
 
 
-def _judge(item: Item, picture: bytes, params: Params, ready: bool, person: str) -> None:
+def _judge(item: Item, picture: bytes, params: Params, ready: bool, who: str) -> None:
     sha256 = item.example.sha256
     said = _model_says(picture) if ready else None
-    blind = is_blind(sha256, person)
+    blind = is_blind(sha256, who)
     if blind or said is None:
         st.caption("Write what you see. For some pictures the model's words are not shown." if blind else "")
         text = st.text_area("Your caption", key=f"own-{sha256}", max_chars=MAX_CHARACTERS, height=80)

@@ -15,6 +15,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Params
 from pipeline.data import images
 from pipeline.data.sources.corrections import Action, Correction
+from pipeline.data.text import clean
 from pipeline.runtime import process_identity, workspace_lock
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of
 from pipeline.serving.client import DEFAULT_URL, Client, Readiness, Result
@@ -38,6 +39,11 @@ def escaped(text: str) -> str:
 def say_problem(message: str) -> None:
     """Show a problem, whose message may quote what strangers wrote."""
     st.error(escaped(message))
+
+
+def person() -> str:
+    """Return the visitor's name as it is saved; empty if none was written."""
+    return clean(str(st.session_state.get("person", "")))
 
 
 def load_params() -> Params:
@@ -162,9 +168,8 @@ def save(
     done = st.session_state.setdefault("done", 0)  # never less, so that a save after its undo is a new one
     content = f"{visit} {done} {place} {action} {caption} {said}"
     key = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:32]
-    who = st.session_state.get("person", "")
     try:
-        saved = corrections(params).save(who, action, picture, caption=caption, said=said, key=key)
+        saved = corrections(params).save(person(), action, picture, caption=caption, said=said, key=key)
     except PipelineError as error:
         say_problem(f"Not saved: {error}")
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app.session import Captioned, captions_of, escaped, load_params, say_problem
+from app.session import Captioned, captions_of, escaped, load_params, person, say_problem
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Params
 from pipeline.data.images import identity
@@ -60,7 +60,7 @@ def _pair(captioned: Captioned | None, other: Captioned | None) -> Pair | None:
 
 def _ask(data: bytes, pair: Pair) -> Vote | None:
     """Show both captions and the buttons; return the vote if it was cast and saved."""
-    who, sha256 = str(st.session_state.get("person", "")).strip(), identity(data)
+    who, sha256 = person(), identity(data)
     texts = {"champion": pair.said, "challenger": pair.challenger_said}
     first = pair.first(who, sha256)
     order: list[Choice] = ["champion", "challenger"] if first == "champion" else ["challenger", "champion"]

@@ -69,7 +69,9 @@ def list_bucket(params: Params, name: str, url: str | None, table: Path | None) 
         raise ConfigError(f"{url}/{table.name}: is in the bucket too; rename {table}")
     listed = [Listed(one, size, etag) for one, (size, etag) in objects.items()]
     kept = old if old and old.url == bucket.url else None
-    new = BucketList(bucket.url, table.name if table else old.table if old else None, _copied_before(kept, listed))
+    new = BucketList(
+        bucket.url, table.name if table else old.table if old else None, _copied_before(folder, kept, listed)
+    )
     with swapped_in(folder) as (place,):
         place.mkdir(parents=True)
         _copy_own(folder, place, old, new, table)
@@ -103,9 +105,9 @@ def _old_list(name: str, folder: Path, table: Path | None) -> BucketList | None:
     return old
 
 
-def _copied_before(old: BucketList | None, listed: Iterable[Listed]) -> list[Listed]:
+def _copied_before(folder: Path, old: BucketList | None, listed: Iterable[Listed]) -> list[Listed]:
     """Return the objects; those of whose present content the source has a copy are marked."""
-    copies = {one[:3] for one in old.objects if one.copied} if old else set()
+    copies = {one[:3] for one in old.objects if one.copied and (folder / one.name).is_file()} if old else set()
     return [one._replace(copied=one[:3] in copies) for one in listed]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 from pipeline.config.errors import DataError
 from pipeline.config.params import Params
+from pipeline.serving import feedback
 from pipeline.serving.corrections import FOLDER, Corrections
 from pipeline.serving.votes import Votes
 
@@ -25,14 +26,19 @@ def list_corrections(params: Params) -> str:
 
 
 def forget_corrections(params: Params, who: str) -> str:
-    """Delete a person's corrections and votes, and return the last line to print; see `Corrections.forget`."""
+    """Delete a person's corrections and votes, and return the last line to print; see `Corrections.forget`.
+
+    Raises:
+        TemporaryError: MLflow, whose tags count them, can't be reached; nothing was deleted.
+    """
+    feedback.publish(params, without=who)
     votes = Votes().forget(who)
     try:
         lines, pictures = Corrections().forget(who)
     except DataError:
         if not votes:
             raise
-        return f"deleted {votes} votes by {who}, who has no corrections; run `image-captioning votes`"
+        return f"deleted {votes} votes by {who}, who has no corrections"
     return (
         f"deleted {lines} corrections and {votes} votes by {who}, and {pictures} pictures that only they needed; run"
         f" `dvc add {FOLDER}` and `dvc repro`, and `dvc gc -w` to delete them from DVC's cache too"

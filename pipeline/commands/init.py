@@ -6,7 +6,6 @@ nothing by what the network answers.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.config.params import Params
 from pipeline.data.sources.archive import open_files
-from pipeline.data.sources.bucket_list import NAME as BUCKET_LIST
+from pipeline.data.sources.bucket_list import check_no_list
 from pipeline.data.sources.delimited import Columns
 from pipeline.data.sources.layouts import find_captions_files
 from pipeline.runtime.atomic_files import PARTIAL, remove, swapped_in
@@ -143,12 +142,7 @@ def _check(photos: Path, captions: Path | None) -> None:
         raise ConfigError(f"{captions}: is a folder; name the table of captions itself")
     if paths.RAW.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(f"{photos}: contains this workspace's {paths.RAW}; name the folder of your photos alone")
-    for file in (photos / BUCKET_LIST, photos, captions):
-        # Somebody else's list would have us read a bucket of their choice with the keys of this person.
-        if file is not None and file.name == BUCKET_LIST and os.path.lexists(file):
-            raise ConfigError(
-                f"{file}: would be read as the list of a bucket; delete it, or name the bucket, {S3}BUCKET/PREFIX"
-            )
+    check_no_list(photos, *([captions] if captions else []))
 
 
 def _copy(params: Params, photos: Path, captions: Path | None, folder: Path) -> int:

@@ -18,7 +18,7 @@ from pipeline.runtime.atomic_files import swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.serving.corrections import Corrections
 from pipeline.serving.edit_rate import EditRate, edit_rates
-from pipeline.serving.watch import FOLDER, Seen, hash_of, read_week, week_of, write
+from pipeline.serving.watch import FOLDER, Seen, hash_of, made_by, read_week, week_of, write
 
 if TYPE_CHECKING:
     from pipeline.serving.drift import Look
@@ -36,7 +36,7 @@ def watch(params: Params) -> Done:
         the last line to print, and the content of the report.
 
     Raises:
-        ConfigError: nothing was recorded, or the version can't caption as the service does.
+        ConfigError: nothing was recorded with today's settings, or the version can't caption as the service does.
         DataError: there is no validation split.
         TemporaryError: MLflow can't be reached.
     """
@@ -49,7 +49,14 @@ def watch(params: Params) -> Done:
             " the service, and come back next week"
         )
     name, version = newest
-    found = drift.looks(weeks, _reference(params, name, version))
+    key = _made_by(params, name, version)
+    weeks = {week: same for week, seen in weeks.items() if (same := [one for one in seen if one.made_by == key])}
+    if not weeks:
+        raise ConfigError(
+            f"{FOLDER}: no complete week was captioned by version {version} with evaluate.generation and"
+            " evaluate.decoding as they are in params.yaml; restart the service, and come back next week"
+        )
+    found = drift.looks(weeks, _reference(params, name, version, key))
     rates = edit_rates(Corrections().counting(), name, version)
     changed = {one.week: one for one in rates}
     for look in found:
@@ -106,26 +113,24 @@ def _in_words(one: EditRate) -> str:
     return f"changed {one.rate:.0%} ({one.low:.0%} to {one.high:.0%}) of {one.judged} captions"
 
 
-def _reference(params: Params, name: str, version: int) -> list[Seen]:
+def _made_by(params: Params, name: str, version: int) -> str:
+    from pipeline.tracking import registry, runs
+
+    with runs.reachable():
+        tags = registry.tags(runs.client(), name, version)
+    return made_by(tags.get(registry.MODEL_SHA256), params.evaluate.generation, params.evaluate.decoding)
+
+
+def _reference(params: Params, name: str, version: int, key: str) -> list[Seen]:
     """Caption pictures of the validation split, which trains no weights, as the service does; kept in `.work/watch`."""
     from pipeline.data.dataset import PictureReader
-    from pipeline.tracking import registry, runs
     from pipeline.tracking.captioners import load_captioner
 
     folder = paths.DATASET / "validation"
     examples = sorted(read_examples(folder) if folder.is_dir() else [], key=lambda one: one.sha256)[:_MOST]
     if not examples:
         raise DataError(f"{folder}: has no pictures to compare with; set build.validation in params.yaml")
-    with runs.reachable():
-        tags = registry.tags(runs.client(), name, version)  # in a new registry the number may be another model's
-    deciding = [
-        name,
-        version,
-        tags.get(registry.MODEL_SHA256),
-        params.evaluate.generation.model_dump(),
-        params.evaluate.decoding.model_dump(),
-        [one.sha256 for one in examples],
-    ]
+    deciding = [name, version, key, [one.sha256 for one in examples]]
     kept = Path(hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32])
     if found := read_week(_REFERENCE / kept / "reference.jsonl"):
         return found
@@ -147,7 +152,7 @@ def _reference(params: Params, name: str, version: int) -> list[Seen]:
             looks=looks.append,
         )
         seen += [
-            Seen(hash_of(picture), name, version, captions[0].text, captions[0].score, features)
+            Seen(hash_of(picture), name, version, captions[0].text, captions[0].score, features, key)
             for picture, captions, features in zip(pictures, said, looks[0].numpy(), strict=True)
         ]
     with swapped_in(_REFERENCE / kept) as (place,):

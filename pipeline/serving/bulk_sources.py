@@ -14,6 +14,7 @@ from pipeline.config.errors import ConfigError
 from pipeline.data.audit import FILE_REASONS
 from pipeline.data.images import SUFFIXES
 from pipeline.data.sources.archive import Files, open_files, open_zip
+from pipeline.data.sources.bucket_list import check_no_list
 from pipeline.data.sources.member import MemberError, suffix
 from pipeline.runtime.bucket import S3, Bucket, ObjectError, is_path
 
@@ -51,7 +52,8 @@ def open_source(source: Path | str) -> Iterator[Source]:
     """Open a folder, a zip, or `s3://BUCKET/PREFIX` for reading.
 
     Raises:
-        ConfigError: it is something else; or the bucket does not exist or denies access.
+        ConfigError: it is something else, or a folder with the list of a bucket; or the bucket does not exist or
+            denies access.
         DataError: a zip can't be read.
         TemporaryError: the store can't be reached.
     """
@@ -60,6 +62,7 @@ def open_source(source: Path | str) -> Iterator[Source]:
         return
     path = Path(source)
     if path.is_dir():
+        check_no_list(path)
         with open_files(path) as files:
             yield _Files(files)
     elif path.suffix.lower() == ".zip" and path.is_file():

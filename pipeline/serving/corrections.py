@@ -151,6 +151,9 @@ class Corrections:
                 self._journal.rewrite([line for line, _ in kept])
             needed = {one.picture for _, one in kept if one}
             gone = [file for file in self._pictures() if f"{PICTURES}/{file.name}" not in needed]
+            if any(one is None for _, one in kept):  # a damaged line may need any of the others
+                own = {one.picture for _, one in lines if one and one.who == who}
+                gone = [file for file in gone if f"{PICTURES}/{file.name}" in own]
             for file in gone:  # also those that an interrupted `forget` left
                 file.unlink()
             if len(kept) == len(lines):

@@ -39,16 +39,25 @@ def in_words(votes: Iterable[Vote], found: Iterable[Correction], model: str) -> 
     return tags
 
 
-def publish(params: Params) -> dict[int, dict[str, str]]:
+def publish(params: Params, without: str | None = None) -> dict[int, dict[str, str]]:
     """Bring the tags of all versions up to date with what people saved here, and return them.
 
     Versions about which nobody here said anything keep their tags: they may come from another workspace.
+
+    Args:
+        params: all of params.yaml.
+        without: a person whose votes and corrections do not count; what only they said of a version is removed.
 
     Raises:
         TemporaryError: MLflow can't be reached.
     """
     model = params.register_.model
-    wanted = in_words(Votes().counting(), Corrections().counting(), model)
+    votes, found = Votes().counting(), Corrections().counting()
+    wanted = in_words(votes, found, model)
+    if without is not None:
+        judged = wanted.keys()
+        votes, found = [one for one in votes if one.who != without], [one for one in found if one.who != without]
+        wanted = {number: {} for number in judged} | in_words(votes, found, model)
     if wanted:
         from pipeline.tracking import runs
 

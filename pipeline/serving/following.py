@@ -19,6 +19,7 @@ from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
 from pipeline.models.captioner import Captioner
 from pipeline.serving.choice import Choice, choose, choose_challenger
+from pipeline.serving.watch import made_by
 
 _RETRY_SECONDS = 60.0  # until a version that could not be loaded is tried again
 
@@ -35,6 +36,7 @@ class Found:
         source: `models:/NAME/VERSION`, or the checkpoint's folder.
         aliases: all aliases of the version.
         tags: the version's tags: data, git commit, scores, ...
+        made_by: identifies what captions, for `image-captioning watch`.
         state: changes when the files of an unregistered checkpoint change.
     """
 
@@ -45,6 +47,7 @@ class Found:
     source: str
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    made_by: str = ""
     state: str = ""
 
     @property
@@ -82,7 +85,9 @@ class ModelSource:
             choice = self._choose()
             if choice is not None:
                 aliases, tags = registry.aliases_and_tags(self._store, choice.name, choice.version)
-                return Found(choice.name, choice.version, choice.alias, choice.why, choice.uri, aliases, tags)
+                evaluate = self._params.evaluate
+                key = made_by(tags.get(registry.MODEL_SHA256), evaluate.generation, evaluate.decoding)
+                return Found(choice.name, choice.version, choice.alias, choice.why, choice.uri, aliases, tags, key)
         return self._unregistered()
 
     def _choose(self) -> Choice | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.config import paths
 from pipeline.config.errors import DataError, PipelineError
+from pipeline.data.audit import FILE_REASONS
 from pipeline.data.dataset import Example
 from pipeline.data.images import identity
 from pipeline.data.sources.archive import open_files
@@ -27,7 +28,10 @@ def raw_picture(example: Example) -> bytes:
                     continue
                 try:
                     data = files.read(index, MAX_PICTURE_BYTES)
-                except MemberError:
+                except MemberError as error:
+                    why = f"{paths.RAW / source}: {origin}: {FILE_REASONS[error.reason]}"
+                    if error.reason == "too_many_bytes":
+                        why += f"; a correction's picture may have {MAX_PICTURE_BYTES / 1e6:.0f} MB"
                     continue
                 except PipelineError as error:  # of a bucket
                     why = str(error)

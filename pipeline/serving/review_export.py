@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ class Queued:
 
     Attributes:
         example: the picture in the data set.
-        data: its raw bytes.
+        data: its bytes: as stored in the data set, and for those that are written the raw ones.
         caption: what the model says.
         score: mean log-likelihood of the caption per token.
     """
@@ -110,6 +110,7 @@ def export(params: Params, kind: Format, out: Path, count: int, find: Callable[[
     model = find()
     pool = sorted(waiting, key=lambda pair: _draw(pair[1]))[: count * _POOL]
     queue = sorted(_captioned(params, model.load(), pool), key=lambda one: (one.score, one.example.sha256))[:count]
+    queue = [replace(one, data=_raw(one.example, one.data)) for one in queue]
     with swapped_in(out) as (place,):
         (place / PICTURES).mkdir(parents=True)
         for one in queue:
@@ -146,7 +147,7 @@ def _captioned(params: Params, captioner: Captioner, pool: Sequence[tuple[str, E
         said = captioner.scored(prepared, [0] * len(part), count=1, beams=params.evaluate.beams, sampling=False)
         for (_, example), data, captions in zip(part, stored, said, strict=True):
             text, score = (captions[0].text, captions[0].score) if captions else ("", -math.inf)
-            yield Queued(example, _raw(example, data), text, score)
+            yield Queued(example, data, text, score)
 
 
 def _raw(example: Example, stored: bytes) -> bytes:

@@ -104,7 +104,7 @@ def _run(key: _Key, items: list[_Item], recorder: Recorder | None = None) -> lis
     if recorder and looks:
         about = key.served.found
         seen = [
-            Seen(hash_of(picture), about.name, about.version, said[0].text, said[0].score, features)
+            Seen(hash_of(picture), about.name, about.version, said[0].text, said[0].score, features, about.made_by)
             for picture, said, features in zip(pictures, found, looks[0].numpy(), strict=True)
             if said
         ]

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +39,7 @@ class Seen:
         caption: what the model said.
         score: mean log-likelihood of the caption per token.
         features: the encoder's features, averaged over the picture, `(hidden,)`.
+        made_by: see `made_by`.
     """
 
     sha256: str
@@ -45,6 +48,18 @@ class Seen:
     caption: str
     score: float
     features: np.ndarray
+    made_by: str = ""  # lines from before it was recorded
+
+
+def made_by(weights: str | None, generation: GenerationSettings, decoding: DecodingSettings) -> str:
+    """Return a key that changes with what decides captions and their scores; only equal ones are comparable.
+
+    Args:
+        weights: hash of the version's weights. A new registry may give its number to another model.
+        generation, decoding: how it captions.
+    """
+    deciding = [weights, generation.model_dump(), decoding.model_dump()]
+    return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
 
 
 class Recorder:

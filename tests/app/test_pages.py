@@ -319,6 +319,15 @@ def test_review_saves_the_raw_picture_of_the_data_set_and_goes_on(
     assert [one.action for one in Corrections().counting()] == ["edit", "accept", "reject"], "as before the undo"
 
 
+def test_a_name_is_compared_as_it_is_saved(data_set: Path, service: Service, sighted: None) -> None:
+    app = opened("review", person="Jose\u0301  Lee")
+    before = shown(app)
+    app.text_area[0].set_value("my words").run()
+    button(app, "Save edit").click().run()
+    assert [one.who for one in Corrections().read()] == ["Jos\u00e9 Lee"]
+    assert shown(app) != before, "the next picture"
+
+
 def test_a_caption_of_the_data_can_be_called_wrong(data_set: Path, service: Service, sighted: None) -> None:
     app = opened("review")
     wrong = labels(app).count("Wrong")

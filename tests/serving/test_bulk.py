@@ -63,6 +63,13 @@ def test_pictures_are_decoded_under_the_memory_budget(
     assert min(asked) > len(pictures[0])
 
 
+def test_a_folder_with_the_list_of_a_bucket_is_refused(caption, photos: Path) -> None:
+    (photos / "bucket.jsonl").write_text('{"bucket": "s3://private/photos", "table": null}\n')
+    with pytest.raises(ConfigError, match=r"bucket\.jsonl: would be read as the list of a bucket"):
+        caption(photos, Path("captions.jsonl"))
+    assert not Path("captions.jsonl").exists()
+
+
 def test_running_it_again_captions_only_new_pictures(caption, photos: Path) -> None:
     out = Path("captions.jsonl")
     caption(photos, out)

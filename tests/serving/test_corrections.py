@@ -255,6 +255,17 @@ def test_one_persons_corrections_and_their_pictures_can_be_deleted(corrections: 
     assert b"hers" not in (corrections.folder / "corrections.jsonl").read_bytes()
 
 
+def test_nobody_else_loses_a_picture_because_a_line_is_damaged(corrections: Corrections) -> None:
+    corrections.save("bob", "add", RED, caption="his")
+    file = corrections.folder / "corrections.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"who"', b'"whose"'))
+    with pytest.raises(DataError, match="no corrections by 'annn'"):
+        corrections.forget("annn")
+    corrections.save("ann", "add", BLUE, caption="hers")
+    assert corrections.forget("ann") == (1, 1)
+    assert [file.name for file in (corrections.folder / "pictures").iterdir()] == [f"{sha(RED)}.jpg"]
+
+
 # Corrections as a source
 
 

@@ -20,6 +20,7 @@ from pipeline.data.images import identity
 from pipeline.data.split import SPLITS
 from pipeline.models.scored import Scored
 from pipeline.runtime.atomic_files import read_json
+from pipeline.serving import review_export
 from pipeline.serving.bulk_work import NamedModel
 from pipeline.serving.corrections import Corrections
 from pipeline.serving.raw_pictures import raw_picture
@@ -130,6 +131,18 @@ def test_the_least_sure_come_first_with_the_models_words_and_what_was_reviewed_s
 def exported_all() -> list[dict[str, Any]]:
     shutil.rmtree("queue")
     return exported("label-studio", count=1000)
+
+
+def test_raw_pictures_are_read_of_the_chosen_ones_only(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(example: Example) -> bytes:
+        read.append(example.sha256)
+        return raw_picture(example)
+
+    monkeypatch.setattr(review_export, "raw_picture", counted)
+    exported("argilla", 2)
+    assert len(read) == 2, "not of all that the model has captioned"
 
 
 def test_a_folder_that_exists_is_not_touched_and_an_empty_queue_is_one_line(data_set: Path) -> None:

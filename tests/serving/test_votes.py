@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline import cli
 from pipeline.config import params
-from pipeline.config.errors import DataError
+from pipeline.config.errors import DataError, TemporaryError
 from pipeline.data.images import identity
 from pipeline.serving import feedback, journal
 from pipeline.serving.choice import choose_challenger
@@ -93,6 +93,10 @@ def test_the_tally_counts_both_sides_with_an_interval(workspace: Path) -> None:
     )
 
 
+def unreachable(*words: object) -> None:
+    raise TemporaryError("MLflow can't be reached")
+
+
 def test_votes_and_corrections_become_tags_of_the_versions_and_a_dead_mlflow_loses_none(
     workspace: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,9 +121,19 @@ def test_votes_and_corrections_become_tags_of_the_versions_and_a_dead_mlflow_los
     with monkeypatch.context() as patch:
         patch.setattr(registry, "note", lambda *words: pytest.fail("the tags are up to date"))
         feedback.publish(params.load())
+    Votes().cast("bob", PHOTOS[0], PAIR, "champion")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "note", unreachable)
+        assert CliRunner().invoke(cli.app, ["corrections", "forget", "ann"]).exit_code == 75
+    assert (len(Votes().read()), len(Corrections().read())) == (3, 2), "nothing was deleted"
     said = CliRunner().invoke(cli.app, ["corrections", "forget", "ann"]).output
     assert "deleted 2 corrections and 2 votes by ann" in said
+    assert [vote.who for vote in Votes().read()] == ["bob"]
+    assert registry.tags(store, MODEL, 2)["people.votes"].startswith("against version 1: 0 better, 1 worse")
+    assert "people.corrections" not in registry.tags(store, MODEL, 1)
+    CliRunner().invoke(cli.app, ["corrections", "forget", "bob"])
     assert Votes().read() == []
+    assert not {"people.votes", "people.corrections"} & registry.tags(store, MODEL, 2).keys()
 
 
 def test_the_challenger_is_the_newest_version_that_is_newer_than_the_champion(workspace: Path, mlflow_db: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 import tracemalloc
@@ -125,7 +126,7 @@ def test_each_picture_of_a_week_is_recorded_once_and_no_picture_is_kept(tmp_path
     assert read[0].caption == seen[0].caption
     assert np.allclose(read[0].features, seen[0].features, rtol=2e-3)
     assert set(json.loads(file.read_text().splitlines()[0])) == {
-        "sha256", "model", "version", "caption", "score", "features",
+        "sha256", "model", "version", "caption", "score", "features", "made_by",
     }  # fmt: skip
     again = Recorder(tmp_path / "more", most=6)
     again.record(drawn(rng, 20), MONDAY)
@@ -222,14 +223,18 @@ def recorded(data_set: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(downloads, "checkpoint_of", lambda uri, cache_gb: ROOT / "models" / "git-demo")
     set_params(data_set, {"build.validation": 0.3, "evaluate.generation.beams": 1})
     build.run(params.load(), Namespace())
-    rng = np.random.default_rng(4)
-    other = [
-        replace(one, version=1, features=np.resize(one.features, 128), caption="a spaceship") for one in drawn(rng, 80)
-    ]
-    write(Path("data/watch/2026-W09.jsonl"), other[:40])
-    write(Path("data/watch/2026-W10.jsonl"), other[40:])
-    write(Path("data/watch/9999-W01.jsonl"), other)  # a week that is not over
+    record()
     return data_set
+
+
+def record() -> None:
+    """Two weeks in which the service captions with the params of today, and a week that is not over."""
+    shutil.rmtree("data/watch", ignore_errors=True)
+    rng, key = np.random.default_rng(4), watch._made_by(params.load(), "toy", 1)
+    seen = [replace(one, version=1, caption="a spaceship", made_by=key) for one in drawn(rng, 80)]
+    seen = [replace(one, features=np.resize(one.features, 128)) for one in seen]
+    for week, part in (("2026-W09", seen[:40]), ("2026-W10", seen[40:]), ("9999-W01", seen)):
+        write(Path(f"data/watch/{week}.jsonl"), part)
 
 
 def test_the_command_compares_complete_weeks_with_the_validation_split_and_tags_the_version(recorded: Path) -> None:
@@ -261,10 +266,26 @@ def test_the_data_set_is_captioned_in_the_way_of_the_service(recorded: Path) -> 
     """Otherwise the words of a prompt, which the service says each time, would be a drift."""
     for prompt in ("a photo of", "look:"):
         set_params(recorded, {"evaluate.generation.prompt": prompt})
+        record()
         assert CliRunner().invoke(cli.app, ["watch"]).exit_code == 0
     found = [read_week(file) for file in Path(".work/watch").rglob("reference.jsonl")]
     starts = [{one.caption.partition(" ")[0] for one in reference} for reference in found]
     assert sorted(starts, key=str) == [{"a"}, {"look:"}]
+
+
+@pytest.mark.parametrize("change", ["generation", "weights", "a line without a key"])
+def test_weeks_of_other_settings_or_weights_are_not_compared(recorded: Path, change: str) -> None:
+    if change == "generation":
+        set_params(recorded, {"evaluate.generation.beams": 4})
+    elif change == "weights":  # a new registry has given the number to another model
+        registry.note(runs.client(), "toy", 1, {registry.MODEL_SHA256: "f" * 64})
+    else:
+        for file in Path("data/watch").iterdir():
+            file.write_text(re.sub(', "made_by": "[0-9a-f]*"', "", file.read_text()))
+    done = CliRunner().invoke(cli.app, ["watch"])
+    assert done.exit_code == 78
+    assert "no complete week was captioned by version 1 with evaluate.generation" in done.output
+    assert not Path("data/watch/report.json").exists()
 
 
 def test_without_a_prefect_server_the_report_is_written_and_a_line_says_what_is_missing(

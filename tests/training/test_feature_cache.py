@@ -179,6 +179,9 @@ def test_files_stay_within_the_limit(caches: Caches) -> None:
     assert not caches.files()  # the files present before are deleted too
     caches.open(COLOURS, small(), torch.bfloat16)
     old = caches.files()
+    with pytest.raises(NoRoomError, match="11 pictures"):
+        caches.open(COLOURS, small(), limit=11 * ROW - 1)
+    assert caches.files() == old  # those of others stay if there is no room in any case
     caches.open(COLOURS, small(), limit=13 * ROW)  # no room for both
     assert len(caches.files()) == 1
     assert caches.files() != old

@@ -215,7 +215,7 @@ def open_files(folder: Path) -> Iterator[Files]:
         )
     files, listed = Files(folder), read_list(folder)
     with ExitStack() as stack:
-        for place, folders, names in os.walk(folder):
+        for place, folders, names in os.walk(folder, onerror=_raise):
             folders.sort()
             links = [name for name in folders if Path(place, name).is_symlink()]
             if listed and Path(place) == folder:
@@ -233,6 +233,11 @@ def open_files(folder: Path) -> Iterator[Files]:
         if listed:
             files._add_bucket(listed)
         yield files
+
+
+def _raise(error: OSError) -> None:
+    """Let `os.walk` stop at a folder that can't be read; by itself it leaves it out."""
+    raise error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ the prefix, its bytes, and its ETag. What is read has that ETag, or the run stop
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterable
@@ -95,6 +96,19 @@ def read_list(folder: Path) -> BucketList | None:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{file}: line {number}: {reason}; {mend}") from None
     return BucketList(url, table, objects)
+
+
+def check_no_list(*places: Path) -> None:
+    """Refuse a list that comes with pictures: a stranger's would have us read any bucket with this person's keys.
+
+    Raises:
+        ConfigError: one of the places is a list, or a folder with one.
+    """
+    for file in (file for place in places for file in (place / NAME, place)):
+        if file.name == NAME and os.path.lexists(file):
+            raise ConfigError(
+                f"{file}: would be read as the list of a bucket; delete it, or name the bucket, {S3}BUCKET/PREFIX"
+            )
 
 
 class BucketReader:

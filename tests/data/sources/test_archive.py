@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -32,6 +33,20 @@ def outcome(folder: Path, limit: int = 10**9) -> dict[str, bytes | str]:
             except MemberError as error:
                 found[member.place] = error.reason
     return found
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s" / "deep").mkdir(parents=True)
+    scandir = os.scandir
+
+    def failing(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="deep"), open_files(tmp_path / "s"):
+        pass
 
 
 def test_files_inside_and_outside_zips_are_found(tmp_path: Path) -> None:

@@ -216,6 +216,15 @@ def test_again_it_says_what_has_changed_and_only_new_pictures_are_read(
     assert "nothing has changed" in capsys.readouterr().out
 
 
+def test_a_copy_of_captions_that_was_deleted_is_made_again(store: Store) -> None:
+    fill({"metadata.jsonl": METADATA.encode()})
+    add()
+    before = sha256_of(FOLDER)
+    (FOLDER / "metadata.jsonl").unlink()
+    add()
+    assert sha256_of(FOLDER) == before
+
+
 def test_the_table_that_was_given_is_kept_until_another_one_is(store: Store, table: Path) -> None:
     add(table=table)
     add(None)
