@@ -117,8 +117,8 @@ def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params)
         text = st.radio("Suggestions", result.captions, format_func=escaped, key=key)
         st.caption(escaped(f"by {said.model}, {_version(said)}"))
         shown = Said(str(text), said.model, said.version)
-    start = shown.text if shown else ""
-    caption = st.text_area("Caption", start, key=f"text-{sha256}-{start}", max_chars=MAX_CHARACTERS, height=80)
+    key = _text_key(sha256, shown.text if shown else "")
+    caption = st.text_area("Caption", key=key, max_chars=MAX_CHARACTERS, height=80)
     if caption:
         st.code(caption, language=None, wrap_lines=True)  # has a button that copies
     who = person()
@@ -134,6 +134,19 @@ def _choose(name: str, data: bytes, captioned: Captioned | None, params: Params)
         if st.button("Undo", key=f"undo-{sha256}") and undo(saved, params):
             del st.session_state["saved"][sha256]
             st.rerun()
+
+
+def _text_key(sha256: str, suggested: str) -> str:
+    """Return the key of a photo's text area, after putting a new suggestion there.
+
+    A suggestion replaces an earlier one with its edits, but not what the visitor wrote while there was none yet.
+    """
+    key, shown = f"text-{sha256}", st.session_state.setdefault("suggested", {})
+    before, text = shown.get(sha256, ""), st.session_state.get(key)
+    if text is None or (suggested != before and (before or not text)):
+        st.session_state[key] = suggested
+    shown[sha256] = suggested
+    return key
 
 
 def _version(said: Said) -> str:

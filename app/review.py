@@ -8,6 +8,7 @@ import streamlit as st
 
 from app.review_queue import Item, all_items, is_blind, rates, sample, unseen
 from app.session import (
+    OWN_WORDS,
     captions_of,
     corrections,
     escaped,
@@ -116,7 +117,7 @@ def _judge(item: Item, picture: bytes, params: Params, ready: bool, who: str) ->
     blind = is_blind(sha256, who)
     if blind or said is None:
         st.caption("Write what you see. For some pictures the model's words are not shown." if blind else "")
-        text = st.text_area("Your caption", key=f"own-{sha256}", max_chars=MAX_CHARACTERS, height=80)
+        text = st.text_area("Your caption", key=f"{OWN_WORDS}{sha256}", max_chars=MAX_CHARACTERS, height=80)
     else:
         st.text(f"The model ({said.model} {said.version or ''}) says:")
         text = st.text_area("Caption", said.text, key=f"said-{sha256}", max_chars=MAX_CHARACTERS, height=80)

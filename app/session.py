@@ -24,6 +24,8 @@ from pipeline.serving.limits import TOKEN
 
 SERVICE = "IMAGE_CAPTIONING_SERVICE"  # environment: address of the captioning service
 ASK_TOKEN = "IMAGE_CAPTIONING_ASK_TOKEN"  # noqa: S105  # environment: set if the page asks visitors for the token
+OWN_WORDS = "own-"  # start of the keys of text areas that are shown in place of the model's words
+_ASK_SECONDS = 2.0  # between two questions whether a model is loaded
 _SIDE = 800  # pixels of a picture on the page
 _BATCH = 8  # pictures per request; a large photo has several MB
 
@@ -79,7 +81,16 @@ def readiness() -> Readiness:
             "- You can still write captions yourself and save them."
         )
         st.button("Try again", key="again")
+        _show_again_when_ready()
     return ready
+
+
+@st.fragment(run_every=_ASK_SECONDS)
+def _show_again_when_ready() -> None:
+    """Ask the service now and then; show the page again once it can caption, unless somebody is writing on *Review*."""
+    writes = any(str(key).startswith(OWN_WORDS) and value for key, value in st.session_state.items())
+    if not writes and client().ready().ready:
+        st.rerun()
 
 
 def warn_if_in_use() -> None:

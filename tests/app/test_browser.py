@@ -107,6 +107,21 @@ def test_three_photos_are_uploaded_one_caption_is_edited_and_the_record_is_on_th
     assert page.end() == 0
 
 
+def test_photos_that_were_dropped_before_the_model_was_loaded_are_captioned_without_a_click(
+    workspace: Path, service: Service, browser: Any
+) -> None:
+    service.ready = False
+    page = Page(workspace, "--service", service.url)
+    tab, _ = visit(browser, page.address)
+    tab.set_input_files("input[type=file]", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": jpeg("red")})
+    tab.get_by_label("Caption", exact=True).wait_for()
+    assert tab.get_by_text("No model can caption now.").is_visible()
+    service.ready = True
+    tab.get_by_text("Suggestions", exact=True).wait_for()
+    assert tab.get_by_label("Caption", exact=True).input_value() == "a red car"
+    assert page.end() == 0
+
+
 def test_the_page_ends_with_its_command_even_if_that_is_killed(workspace: Path, service: Service) -> None:
     page = Page(workspace, "--service", service.url)
     port = int(page.address.rpartition(":")[2])

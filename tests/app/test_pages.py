@@ -131,6 +131,19 @@ def test_without_a_model_the_page_says_what_to_do_and_own_captions_can_be_saved(
     assert (saved.action, saved.caption, saved.said) == ("edit", "a square", None)
 
 
+def test_what_was_written_before_there_was_a_model_stays_and_empty_fields_get_its_words(
+    workspace: Path, service: Service, photos: list
+) -> None:
+    service.ready = False
+    app = dropped(photos[:2])
+    app.text_area[0].set_value("a square").run()
+    service.ready = True
+    button(app, "Try again").click().run()
+    assert [area.value for area in app.text_area] == ["a square", "a red car"]
+    app.radio[0].set_value(app.radio[0].options[1]).run()
+    assert app.text_area[0].value == app.radio[0].options[1], "a suggestion that is picked replaces it"
+
+
 def test_a_service_that_is_down_is_a_message(
     workspace: Path, service: Service, photos: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
