@@ -95,6 +95,7 @@ def choose_start(gpu: bool) -> Start:
                 "finetune.label_smoothing": 0.1,
                 "finetune.best_by": "cider",
                 "evaluate.generation.beams": 3,
+                "evaluate.generation.no_repeat_ngram_size": 2,  # captions of few photos' models go round in circles
             },
         )
     where = "a GPU trains all of it" if gpu else "without a GPU its image encoder stays fixed"
