@@ -197,8 +197,8 @@ _TEXT = """# How to choose a caption, on 500 photographs
 `{name}` on the folds of [architectures.md](architectures.md): about 350 training photos with five captions each, and
 100 test photos a fold. Candidates of `mbr`, `consensus` and `both`: {samples} samples (temperature {temperature}) and
 the {beams} beams; {neighbours} nearest training photos. No two words in a row occur twice in a caption
-(`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test photos of all runs together, with
-paired 95 % intervals. *Copied*: share of captions that equal a training caption. Milliseconds are CPU time of one
+(`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test photos of all runs together,
+with paired 95 % intervals. *Copied*: share of captions that equal a training caption. Milliseconds are CPU time of one
 thread per photo, from the resized picture to the caption, on a loaded machine; *cost* is in units of beam 4.
 
 Runs (folds): {runs}.{rest}
