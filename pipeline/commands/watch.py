@@ -142,18 +142,18 @@ def _reference(params: Params, name: str, version: int, key: str) -> list[Seen]:
             captioner.prepare(decode(reader.read(example.file_name), params.ingest.max_pixels))
             for example in examples[start : start + size]
         ]
-        looks: list[Any] = []
+        averaged: list[Any] = []
         said = captioner.scored(
             pictures,
             [0] * len(pictures),
             count=1,
             beams=params.evaluate.beams,
             sampling=False,
-            looks=looks.append,
+            on_features=averaged.append,
         )
         seen += [
             Seen(hash_of(picture), name, version, captions[0].text, captions[0].score, features, key)
-            for picture, captions, features in zip(pictures, said, looks[0].numpy(), strict=True)
+            for picture, captions, features in zip(pictures, said, averaged[0].numpy(), strict=True)
         ]
     with swapped_in(_REFERENCE / kept) as (place,):
         write(place / "reference.jsonl", seen)

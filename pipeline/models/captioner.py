@@ -208,7 +208,7 @@ class Captioner:
         beams: int,
         sampling: bool,
         diverse: bool = False,
-        looks: Callable[[torch.Tensor], None] | None = None,
+        on_features: Callable[[torch.Tensor], None] | None = None,
     ) -> list[list[Scored]]:
         """Return up to `count` different captions per picture with their scores. A batch doesn't change an answer.
 
@@ -223,12 +223,12 @@ class Captioner:
             beams: width of beam search.
             sampling: whether no caption comes from beam search.
             diverse: whether sampled captions share few words, see `several`.
-            looks: receives the encoder's features, averaged over each picture, `(pictures, hidden)` float32.
+            on_features: receives the encoder's features, averaged over each picture, `(pictures, hidden)` float32.
         """
         resized = torch.stack(list(prepared))
         features = self._encode(resized)
-        if looks:
-            looks(features.float().mean(dim=1).cpu())
+        if on_features:
+            on_features(features.float().mean(dim=1).cpu())
         found: list[list[Scored]] = [[] for _ in seeds]
         if self._decoding is not None and not sampling:
             chosen = [texts[:count] for texts in self._chosen(features, beams, None)]

@@ -25,7 +25,7 @@ _RETRY_SECONDS = 60.0  # until a version that could not be loaded is tried again
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelToServe:
     """The model to serve.
 
     Attributes:
@@ -61,7 +61,7 @@ class Served:
     """A loaded model. `found` is refreshed when aliases or tags change."""
 
     captioner: Captioner
-    found: Found
+    found: ModelToServe
 
 
 class ModelSource:
@@ -71,7 +71,7 @@ class ModelSource:
         self._name, self._alias, self._params = name, alias, params
         self._store: Any = None  # MLflow's client
 
-    def look_up(self) -> Found:
+    def look_up(self) -> ModelToServe:
         """Return the model to serve now.
 
         Raises:
@@ -87,13 +87,15 @@ class ModelSource:
                 aliases, tags = registry.aliases_and_tags(self._store, choice.name, choice.version)
                 evaluate = self._params.evaluate
                 key = made_by(tags.get(registry.MODEL_SHA256), evaluate.generation, evaluate.decoding)
-                return Found(choice.name, choice.version, choice.alias, choice.why, choice.uri, aliases, tags, key)
+                return ModelToServe(
+                    choice.name, choice.version, choice.alias, choice.why, choice.uri, aliases, tags, key
+                )
         return self._unregistered()
 
     def _choose(self) -> Choice | None:
         return choose(self._store, self._name, self._alias)
 
-    def _unregistered(self) -> Found:
+    def _unregistered(self) -> ModelToServe:
         weights = sorted(paths.MODEL.glob("*.safetensors"))
         if not weights:
             raise ConfigError(
@@ -101,9 +103,9 @@ class ModelSource:
             )
         state = " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights)
         why = "the checkpoint of this workspace: no version is registered"
-        return Found(self._name, None, None, why, str(paths.MODEL), state=state)
+        return ModelToServe(self._name, None, None, why, str(paths.MODEL), state=state)
 
-    def load(self, found: Found) -> Captioner:
+    def load(self, found: ModelToServe) -> Captioner:
         """Load the model that was looked up.
 
         Raises:
@@ -121,7 +123,7 @@ class ChallengerSource(ModelSource):
     def _choose(self) -> Choice | None:
         return choose_challenger(self._store, self._name, self._alias)
 
-    def _unregistered(self) -> Found:
+    def _unregistered(self) -> ModelToServe:
         raise ConfigError(
             f"models:/{self._name} has no challenger: no version is newer than the champion; register a new version,"
             " or give one the alias `challenger`"
@@ -137,7 +139,7 @@ class Follower:
         seconds: float,
         *,
         say: Callable[[str], None],
-        loaded: Callable[[Found], None],
+        loaded: Callable[[ModelToServe], None],
         keeps: bool = True,
     ) -> None:
         """Create a follower; `start` starts it.
@@ -192,7 +194,7 @@ class Follower:
         else:
             self.problem = None
 
-    def _swap_in(self, found: Found) -> None:
+    def _swap_in(self, found: ModelToServe) -> None:
         captioner = self._source.load(found)
         size = captioner.image_size
         # The first pass allocates memory and is slow.

@@ -13,7 +13,7 @@ import uvicorn
 from pipeline.config.errors import ConfigError
 from pipeline.config.params import Params
 from pipeline.runtime.memory_budget import MemoryBudget, bytes_of, return_large_blocks
-from pipeline.serving.following import ChallengerSource, Follower, Found, ModelSource
+from pipeline.serving.following import ChallengerSource, Follower, ModelSource, ModelToServe
 from pipeline.serving.limits import token_for
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
@@ -63,7 +63,7 @@ def serve(params: Params, *, host: str, port: int, model: str | None, alias: str
     def say(line: str) -> None:
         print(f"serve-model: {line}", flush=True)
 
-    def loaded(found: Found) -> None:
+    def loaded(found: ModelToServe) -> None:
         metrics.model_loaded(found.name, "" if found.version is None else str(found.version))
 
     source = ModelSource(model or params.register_.model, alias, params)

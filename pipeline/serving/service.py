@@ -27,7 +27,7 @@ from pipeline.models.scored import Scored
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.templates import render
 from pipeline.serving.batching import Batcher, QueueFullError
-from pipeline.serving.following import Follower, Found, Served
+from pipeline.serving.following import Follower, ModelToServe, Served
 from pipeline.serving.limits import Bodies, Gate
 from pipeline.serving.metrics import CONTENT_TYPE, Metrics
 from pipeline.serving.requests_in import Options, Sent, openapi_body, read_request
@@ -92,20 +92,20 @@ _Item = tuple[torch.Tensor, int]  # a prepared picture and its seed
 
 def _run(key: _Key, items: list[_Item], recorder: Recorder | None = None) -> list[list[Scored]]:
     pictures, seeds = zip(*items, strict=True)
-    looks: list[torch.Tensor] = []
+    averaged: list[torch.Tensor] = []
     found = key.served.captioner.scored(
         pictures,
         seeds,
         count=key.count,
         beams=key.beams,
         sampling=key.sampling,
-        looks=looks.append if key.recorded else None,
+        on_features=averaged.append if key.recorded else None,
     )
-    if recorder and looks:
+    if recorder and averaged:
         about = key.served.found
         seen = [
             Seen(hash_of(picture), about.name, about.version, said[0].text, said[0].score, features, about.made_by)
-            for picture, said, features in zip(pictures, found, looks[0].numpy(), strict=True)
+            for picture, said, features in zip(pictures, found, averaged[0].numpy(), strict=True)
             if said
         ]
         try:
@@ -305,7 +305,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", response_model=ModelDetails)
     async def model(challenger: bool = False) -> Any:
         """Describe the served version, or the challenger."""
-        found: Found = service.served(challenger).found
+        found: ModelToServe = service.served(challenger).found
         return ModelDetails(
             name=found.name,
             version=found.version,

@@ -19,7 +19,7 @@ _MODEL = "models:/"
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelFiles:
     """Where the files of a model are on this machine. It can be pickled, and loaded in any process without MLflow.
 
     Attributes:
@@ -54,16 +54,16 @@ class Found:
         return captioner
 
 
-def find_captioner(model: str, params: Params, checkpoint: Path | None = None) -> Found:
+def find_captioner(model: str, params: Params, checkpoint: Path | None = None) -> ModelFiles:
     """Find a model's files, downloaded if necessary; for the arguments and errors see `load_captioner`."""
     registered, cache_gb = model.startswith(_MODEL), params.runtime.model_cache_gb
     folder = checkpoint or (downloads.checkpoint_of(model, cache_gb) if registered else Path(model))
     generation, decoding = params.evaluate.generation, params.evaluate.decoding
     if not decoding.compares:
-        return Found(folder.absolute(), None, generation, decoding, frozenset())
+        return ModelFiles(folder.absolute(), None, generation, decoding, frozenset())
     place = downloads.neighbours_of(model, cache_gb) if registered else folder.with_name(paths.NEIGHBOURS.name)
     excluded = frozenset(excluded_sha256s(params.ingest.exclude))
-    return Found(folder.absolute(), place.absolute(), generation, decoding, excluded)
+    return ModelFiles(folder.absolute(), place.absolute(), generation, decoding, excluded)
 
 
 def load_captioner(model: str, params: Params, checkpoint: Path | None = None) -> Captioner:

@@ -21,7 +21,7 @@ from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.serving import bulk
 from pipeline.serving.bulk_sidecars import Sidecars
 from pipeline.serving.bulk_work import NamedModel
-from pipeline.serving.following import Follower, Found
+from pipeline.serving.following import Follower, ModelToServe
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.service import Service, create_app
 from pipeline.synthetic.scenes import draw, random_scene
@@ -46,13 +46,15 @@ class FakeRegistry:
         self.captioner, self.version = captioner, version
         self.failure: Exception | None = None
 
-    def look_up(self) -> Found:
+    def look_up(self) -> ModelToServe:
         if self.version is None:
             raise ConfigError("models:/toy has no version in MLflow; run `dvc repro`")
         source = f"models:/toy/{self.version}"
-        return Found("toy", self.version, "champion", "the champion", source, ("champion",), {"git_commit": "abc"})
+        return ModelToServe(
+            "toy", self.version, "champion", "the champion", source, ("champion",), {"git_commit": "abc"}
+        )
 
-    def load(self, found: Found) -> Captioner:
+    def load(self, found: ModelToServe) -> Captioner:
         if self.failure:
             raise self.failure
         return self.captioner
@@ -83,7 +85,7 @@ def registry(captioner: Captioner) -> FakeRegistry:
 class FakeChallenger(FakeRegistry):
     """Serve a challenger; None: no challenger."""
 
-    def look_up(self) -> Found:
+    def look_up(self) -> ModelToServe:
         if self.version is None:
             raise ConfigError("models:/toy has no challenger")
         return super().look_up()

@@ -326,7 +326,9 @@ def captioned(captioner: Captioner, images: list[Image.Image]) -> list[Seen]:
     """What the recorder keeps of pictures."""
     prepared = [captioner.prepare(image) for image in images]
     features: list[torch.Tensor] = []
-    said = captioner.scored(prepared, [0] * len(prepared), count=1, beams=1, sampling=False, looks=features.append)
+    said = captioner.scored(
+        prepared, [0] * len(prepared), count=1, beams=1, sampling=False, on_features=features.append
+    )
     return [
         Seen(hash_of(picture), "toy", 1, texts[0].text, texts[0].score, row)
         for picture, texts, row in zip(prepared, said, features[0].numpy(), strict=True)
