@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from pipeline.config.errors import ConfigError, TemporaryError
+from pipeline.runtime import process_identity
 
 LOOPBACK = "127.0.0.1"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's loopback
@@ -96,7 +97,7 @@ class LocalServer:
         with self.log.open(mode) as file:
             self._process = subprocess.Popen(
                 self._command,
-                env={**os.environ, **self._environment},
+                env={**os.environ, process_identity.STARTER: process_identity.identity(), **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+# Environment: the process that starts this one. A process whose parent is killed before it can ask gets another parent.
+STARTER = "IMAGE_CAPTIONING_STARTER"
 _WATCH_SECONDS = 0.5
 _SHELLS = {"bash", "dash", "fish", "ksh", "sh", "zsh"}
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -84,6 +86,7 @@ def has_children(pid: int) -> bool:
 def starters() -> list[str]:
     """Return the parent of this process; if it is a one-command shell (`sh -c`), also its parent, and so on.
 
+    The process that `STARTER` names comes first.
     DVC starts a stage through a shell. If that shell stays between the two, it outlives a killed DVC. The last entry
     is the process that really started this one. After `nohup` that is not the shell in which a person typed it: the
     list leaves it out, so that the process may outlive its terminal.
@@ -91,7 +94,7 @@ def starters() -> list[str]:
     Raises:
         psutil.NoSuchProcess: one of these processes is already gone.
     """
-    found = []
+    found = [given] if (given := os.environ.pop(STARTER, "")) else []  # what this one starts has another
     parent = psutil.Process().parent()
     try:
         while parent is not None and not _is_shell_after_nohup(parent):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +51,22 @@ def test_the_one_who_started_a_process_is_found_behind_shells() -> None:
     *shells, last = done.stdout.split()
     assert len(shells) == 2
     assert process_identity.pid_of(last) == psutil.Process().pid
+
+
+def test_a_process_whose_starter_was_killed_before_it_could_ask_ends(tmp_path: Path) -> None:
+    """Its parent is another process by then, which goes on."""
+    code = """
+import os, time
+from pipeline.runtime import process_identity
+process_identity.end_with(process_identity.starters(), 1)
+assert process_identity.STARTER not in os.environ
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as starter:
+        environment = {**os.environ, process_identity.STARTER: process_identity.identity(psutil.Process(starter.pid))}
+        starter.kill()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("nohup", [True, False])
