@@ -145,6 +145,7 @@ def reader(clone: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) 
     return Reader(folder, tmp_path_factory.mktemp("home"))
 
 
+@pytest.mark.timeout(1800)  # trains three times; on a busy machine each step takes minutes
 @pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize("page", [README, *(pytest.param(guide, marks=pytest.mark.slow) for guide in GUIDES)])
 def test_every_command_works_as_written(reader: Reader, page: str, request: pytest.FixtureRequest) -> None:
