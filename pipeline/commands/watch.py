@@ -118,7 +118,7 @@ def _made_by(params: Params, name: str, version: int) -> str:
 
     with runs.reachable():
         tags = registry.tags(runs.client(), name, version)
-    return made_by(tags.get(registry.MODEL_SHA256), params.evaluate.generation, params.evaluate.decoding)
+    return made_by(tags.get(registry.MODEL_SHA256), params.evaluate)
 
 
 def _reference(params: Params, name: str, version: int, key: str) -> list[Seen]:

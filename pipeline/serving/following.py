@@ -85,8 +85,7 @@ class ModelSource:
             choice = self._choose()
             if choice is not None:
                 aliases, tags = registry.aliases_and_tags(self._store, choice.name, choice.version)
-                evaluate = self._params.evaluate
-                key = made_by(tags.get(registry.MODEL_SHA256), evaluate.generation, evaluate.decoding)
+                key = made_by(tags.get(registry.MODEL_SHA256), self._params.evaluate)
                 return ModelToServe(
                     choice.name, choice.version, choice.alias, choice.why, choice.uri, aliases, tags, key
                 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
+from pipeline.config.sections.evaluate import Evaluate
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +51,14 @@ class Seen:
     made_by: str = ""  # lines from before it was recorded
 
 
-def made_by(weights: str | None, generation: GenerationSettings, decoding: DecodingSettings) -> str:
+def made_by(weights: str | None, evaluate: Evaluate) -> str:
     """Return a key that changes with what decides captions and their scores; only equal ones are comparable.
 
     Args:
         weights: hash of the version's weights. A new registry may give its number to another model.
-        generation, decoding: how it captions.
+        evaluate: how it captions: `generation` and `decoding`.
     """
-    deciding = [weights, generation.model_dump(), decoding.model_dump()]
+    deciding = [weights, evaluate.generation.model_dump(), evaluate.decoding.model_dump()]
     return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
 
 

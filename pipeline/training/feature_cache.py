@@ -193,8 +193,8 @@ class FeatureCache(Dataset[torch.Tensor]):
             self._data.unlink(missing_ok=True)
             self._index.unlink(missing_ok=True)
             mine = len(set(self._hashes)) * (self._encoder.row_bytes + _LINE)
-        if mine > limit:  # they will not be cached, so others need not give way
-            mine = 0
+            if mine > limit:  # they will not be cached, so others need not give way
+                mine = 0
         others = sorted(self._data.parent.glob("*.rows"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others:
             if path != self._data:
