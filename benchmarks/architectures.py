@@ -12,7 +12,6 @@ that are there are not repeated. Checkpoints that other benchmarks start from ar
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import statistics
@@ -25,27 +24,18 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from PIL import Image
-from torch.utils.data import Dataset
 
 from benchmarks import Figure, UnavailableError
+from benchmarks._training import RATES, Pictures, Silent, captioned, prepared, settings
 from benchmarks._workspace import ROOT, run, workspace
-from pipeline.config.sections.finetune import Augmentation, Finetune, Lora, Scratch, SelfCritical
-from pipeline.data.dataset import Example, PictureReader, read_examples
+from pipeline.data.dataset import Example
 from pipeline.evaluation import baselines
 from pipeline.evaluation.consensus import Utility
 from pipeline.evaluation.metrics.scoring import statistics as statistics_of
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models import factory
 from pipeline.models.base import Checkpoint, Decoding
-from pipeline.models.cnn.encoder import encode, image_processor, imagenet_encoder
-from pipeline.models.inputs import normalize, resize_and_crop
 from pipeline.runtime.state_store import StateStore
-from pipeline.training.data import TrainingData
-from pipeline.training.feature_cache import ENCODE_BATCH, FeatureEncoder
-from pipeline.training.processes import Processes
-from pipeline.training.trainer import Trainer
 
 PHOTOS = ROOT.parent / "shared/data/flickr8k_500"
 RESULTS = Path(__file__).parent / "results"
@@ -54,16 +44,6 @@ FOLDS, SEEDS, BEAMS = 5, 3, 3
 ALL = 400  # photos beside the test fold
 # Photos to train and validate with -> epochs: fewer photos are seen more often, because an epoch has fewer steps.
 EPOCHS = {50: 40, 100: 30, 200: 20, ALL: 12}
-# The start, and the peak learning rate that suits it.
-RATES = {
-    "cnn-attention": 3e-3,
-    "cnn-lstm": 3e-3,
-    "cnn-rnn": 2e-3,
-    "cnn-git": 1e-3,
-    "git-demo": 1e-3,
-    "scratch": 1e-3,
-}
-GIT_DEMO = ROOT / "models/git-demo"
 NAIVE = ("most frequent", "nearest in pixels", "nearest in CNN features", "consensus of 20")
 KEEP = ("cnn-attention",)  # architectures whose checkpoints are kept
 KEPT = ROOT / ".work/benchmarks"
@@ -72,132 +52,13 @@ SHOWN = ("CIDEr-D", "BLEU-1", "BLEU-4")
 GOAL = 1.15  # times the consensus of the 20 nearest
 
 
-class Photos:
-    """All photos with their captions, and what is computed of them once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.examples: list[Example] = []
-        self.bytes: list[bytes] = []
-        for split in ("train", "validation", "test"):
-            reader = PictureReader(folder / split)
-            for example in read_examples(folder / split):
-                self.examples.append(example)
-                self.bytes.append(reader.read(example.file_name))
-        order = sorted(range(len(self.examples)), key=lambda i: self.examples[i].file_name)  # the name is a hash
-        self.examples, self.bytes = [self.examples[i] for i in order], [self.bytes[i] for i in order]
-        self._inputs: dict[str, torch.Tensor] = {}
+class Photos(Pictures):
+    """The photos, in folds."""
 
     def fold(self, number: int, size: int = ALL) -> tuple[list[int], list[int], list[int]]:
         """Return the indices of the training, validation and test photos; the first two have `size` together."""
         rest = [i for i in range(len(self.examples)) if i % FOLDS != number][:size]
         return [i for k, i in enumerate(rest) if k % 8], rest[::8], list(range(number, len(self.examples), FOLDS))
-
-    @torch.inference_mode()
-    def features(self) -> torch.Tensor:
-        """Return the CNN's features, `(photos, cells, width)`."""
-        if "cnn" not in self._inputs:
-            eyes, processor = imagenet_encoder().eval(), image_processor()
-            start = time.process_time()
-            resized = self._resized(processor)
-            rows = [encode(eyes, normalize(processor, part)) for part in resized.split(8)]
-            self._inputs["cnn"] = torch.cat(rows).contiguous().clone()
-            print(f"encoded {len(self.bytes)} photos in {time.process_time() - start:.0f} CPU seconds", flush=True)
-        return self._inputs["cnn"]
-
-    def features_of(self, checkpoint: Checkpoint) -> torch.Tensor:
-        """Return the features of a checkpoint's own frozen image encoder, `(photos, image tokens, width)`."""
-        if "own" not in self._inputs:
-            encoder = FeatureEncoder(checkpoint, torch.float32)
-            rows = [row for part in self.pixels(checkpoint).split(ENCODE_BATCH) for row in encoder.rows([*part])]
-            self._inputs["own"] = torch.stack([encoder.features(row) for row in rows])
-        return self._inputs["own"]
-
-    def inputs(self, name: str, checkpoint: Checkpoint) -> torch.Tensor:
-        """Return what an architecture is trained on: pixels or features."""
-        if name == "scratch":
-            return self.pixels(checkpoint)
-        return self.features_of(checkpoint) if name == "git-demo" else self.features()
-
-    def pixels(self, checkpoint: Checkpoint) -> torch.Tensor:
-        """Return the photos at a checkpoint's size, `(photos, 3, height, width)` uint8."""
-        key = f"{checkpoint.image_size} pixels"
-        if key not in self._inputs:
-            self._inputs[key] = self._resized(checkpoint.image_processor)
-        return self._inputs[key]
-
-    def _resized(self, processor: object) -> torch.Tensor:
-        opened = (Image.open(io.BytesIO(data)).convert("RGB") for data in self.bytes)
-        return torch.cat([resize_and_crop(processor, [image]) for image in opened])  # type: ignore[arg-type]
-
-
-class Rows(Dataset[torch.Tensor]):
-    """Some rows of a tensor."""
-
-    def __init__(self, tensor: torch.Tensor, indices: Sequence[int]) -> None:
-        self._tensor, self._indices = tensor, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self._tensor[self._indices[index]]
-
-
-class Silent:
-    """A `TrainingLogger` that logs nothing."""
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Log nothing."""
-
-    def samples(self, captions: Sequence[Sequence[str]], best_epoch: int) -> None:
-        """Show nothing."""
-
-
-def settings(name: str, size: int, seed: int) -> Finetune:
-    """Return the same settings for every architecture, except the rate and what is frozen."""
-    return Finetune(
-        checkpoint=str(GIT_DEMO) if name == "git-demo" else name,
-        revision=None,
-        scratch=Scratch(
-            image_size=96,
-            patch_size=12,
-            hidden_size=128,
-            heads=4,
-            image_layers=3,
-            text_layers=2,
-            vocabulary=2000,
-            dropout=0.1,
-        ),
-        freeze="none" if name == "scratch" else "image_encoder",
-        lora=Lora(rank=0, alpha=16.0, dropout=0.0),
-        epochs=EPOCHS[size],
-        batch_size=8,
-        accumulation=1,
-        captions_per_picture="all",
-        new_tokens=0,
-        augmentation=Augmentation(crop=0.0, colour=0.0, mirror=False),
-        learning_rate=RATES[name],
-        schedule="cosine",
-        warmup=0.1,
-        weight_decay=0.01,
-        label_smoothing=0.1,
-        gradient_clip=1.0,
-        precision="float32",
-        gradient_checkpointing=False,
-        max_tokens=48,
-        best_by="cider",
-        validation_captions=100,
-        patience=0,
-        self_critical=SelfCritical(
-            epochs=0,
-            samples=5,
-            learning_rate="auto",
-            reward="CIDEr-D",
-            cross_entropy=0.1,
-            least_distinct=0.9,
-        ),
-        seed=seed,
-    )
 
 
 @dataclass(frozen=True)
@@ -224,7 +85,7 @@ def best_checkpoint(photos: Photos, name: str, fold: int, seed: int, size: int =
         return factory.load(place), Training(**json.loads((place / "run.json").read_text()))
     with tempfile.TemporaryDirectory() as folder:
         store = StateStore(Path(folder))
-        training = _train(photos, settings(name, size, seed), fold, size, store, name)
+        training = _train(photos, name, fold, seed, size, store)
         if name in KEEP:
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(store.best, place)
@@ -232,26 +93,10 @@ def best_checkpoint(photos: Photos, name: str, fold: int, seed: int, size: int =
         return factory.load(store.best), training
 
 
-def _train(photos: Photos, chosen: Finetune, fold: int, size: int, store: StateStore, name: str) -> Training:
+def _train(photos: Photos, name: str, fold: int, seed: int, size: int, store: StateStore) -> Training:
     train, validation, _ = photos.fold(fold, size)
-    examples = photos.examples
-    torch.manual_seed(chosen.seed)
-    captions = [caption for i in train for caption in examples[i].captions]
-    if name == "git-demo":
-        checkpoint = factory.load(GIT_DEMO)
-    else:
-        checkpoint = factory.create(name, chosen.scratch, captions, chosen.max_tokens)
-    checkpoint.model.set_caption_length(chosen.max_tokens)
-    inputs = photos.inputs(name, checkpoint)
-    data = TrainingData(
-        [examples[i] for i in train],
-        [examples[i] for i in validation],
-        lambda epoch: Rows(inputs, train),
-        Rows(inputs, validation),
-    )
-    processes = Processes(Accelerator(cpu=True))
+    trainer = prepared(photos, name, settings(name, EPOCHS[size], seed), train, validation, store)
     start = time.process_time()
-    trainer = Trainer(checkpoint, data, chosen, processes, torch.float32, store, state_minutes=1e6)
     trainer.fit(Silent(), lambda: False)
     seconds = time.process_time() - start
     best = trainer.best_epoch
@@ -262,16 +107,9 @@ def trained(photos: Photos, name: str, fold: int, size: int, seed: int) -> dict[
     """Train one architecture on one fold; return its scores on the fold's test photos and its cost."""
     best, training = best_checkpoint(photos, name, fold, seed, size)
     examples, test = photos.examples, photos.fold(fold, size)[2]
-    inputs = photos.inputs(name, best)
-    best.model.eval()
-    start, texts = time.process_time(), []
-    with torch.inference_mode():
-        for part in torch.tensor(test).split(25):
-            shown = inputs[part]
-            pixels = normalize(best.image_processor, shown) if name == "scratch" else None
-            features = None if name == "scratch" else shown
-            tokens = best.model.generate_captions(pixels, features, Decoding(beams=BEAMS))
-            texts += best.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    photos.inputs(name, best)  # computed once, before the clock starts
+    start = time.process_time()
+    texts = captioned(photos, name, best, test, Decoding(beams=BEAMS))
     spent = time.process_time() - start
     return {
         "name": name,
