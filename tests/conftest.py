@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from pipeline import build, ingest
+from pipeline.config import params
 from pipeline.synthetic.sample import write_sample
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +129,32 @@ def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         runs.client()
     return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def bring_data_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Brings a built data set of drawn pictures into a workspace: `bring_data_set(folder, pictures, changed params)`.
+
+    It takes seconds, and many tests start from the same one, so it is made once and copied.
+    """
+    made: dict[str, Path] = {}
+
+    def bring(folder: Path, pictures: int = 60, changes: Mapping[str, Any] | None = None) -> None:
+        key = f"{pictures} {changes}"
+        if key not in made:
+            made[key] = new = tmp_path_factory.mktemp("data set")
+            shutil.copy(ROOT / "params.yaml", new)
+            set_params(new, {**TINY, **(changes or {})})
+            write_sample(new / "data/raw/sample", pictures, seed=3)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(new)
+                ingest.run(params.load(), Namespace(source="sample"))
+                build.run(params.load(), Namespace())
+            (new / "params.yaml").unlink()
+        shutil.copytree(made[key], folder, dirs_exist_ok=True)
+        set_params(folder, changes or {})
+
+    return bring
 
 
 def jpeg(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:

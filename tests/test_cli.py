@@ -368,9 +368,8 @@ def test_ui_leaves_the_pages_to_a_server_of_its_own(workspace: Path) -> None:
     assert "secret" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("how", "code"), [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 75)])
 def test_ui_prints_its_address_when_it_answers_and_ends_with_its_server(
     workspace: Path, mlflow_db: Path, how: signal.Signals, code: int
 ) -> None:

@@ -5,12 +5,13 @@ import shutil
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import build, compare, evaluate, finetune, ingest, register
+from pipeline import compare, evaluate, finetune, register
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.evaluation import architectures, pages
@@ -19,7 +20,6 @@ from pipeline.models.cnn import encoder
 from pipeline.models.weights import weights_hash
 from pipeline.runtime import costs
 from pipeline.runtime.atomic_files import read_json, sha256_of
-from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import comparison, runs
 from pipeline.training.optimization import learning_rate
 from tests.conftest import ROOT, TINY, run, set_params
@@ -28,7 +28,7 @@ from tests.training.test_resume import start, wait_for_state
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path, bring_data_set: Callable[..., None]) -> Path:
     """A workspace with a trained model (`scratch`) and one compared architecture (`cnn-lstm`)."""
     folder = tmp_path_factory.mktemp("compared")
     shutil.copy(ROOT / "params.yaml", folder)
@@ -39,9 +39,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(encoder, "imagenet_encoder", tiny_encoder)
         patch.setattr(encoder, "check_installed", lambda: None)
-        write_sample(folder / "data/raw/sample", pictures=60, seed=3)
-        ingest.run(params.load(), Namespace(source="sample"))
-        build.run(params.load(), Namespace())
+        bring_data_set(folder)
         finetune.run(params.load(), Namespace())
         train("cnn-lstm")
     return folder

@@ -403,6 +403,7 @@ def served(loop: Path, tmp_path: Path) -> Iterator[Callable[[dict], dict]]:
         server.wait(timeout=20)
 
 
+@pytest.mark.slow
 def test_the_model_is_served_outside_the_repository_and_reads_no_file_of_its_host(
     loop: Path, served: Callable[[dict], dict]
 ) -> None:

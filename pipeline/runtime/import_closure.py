@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 _PACKAGE = "pipeline"
@@ -31,9 +32,17 @@ def closure(module: str) -> list[Path]:
         if name in found or not file.is_file():
             continue
         found[name] = file.relative_to(root)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.startswith(f"{_PACKAGE}.")]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _PACKAGE:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        waiting += _imported(file.read_text(encoding="utf-8"))
     return sorted(found.values())
+
+
+@cache
+def _imported(source: str) -> list[str]:
+    """Return what may be a module of ours among the names that a source imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.startswith(f"{_PACKAGE}.")]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _PACKAGE:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,10 +13,6 @@ from typing import Any
 import pytest
 
 from app import session
-from pipeline import build, ingest
-from pipeline.config import params
-from pipeline.synthetic.sample import write_sample
-from tests.conftest import set_params
 
 
 class Service:
@@ -111,10 +106,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 @pytest.fixture
-def data_set(workspace: Path) -> Path:
+def data_set(workspace: Path, bring_data_set: Callable[..., None]) -> Path:
     """The workspace with a data set of 40 drawn pictures."""
-    write_sample(workspace / "data/raw/sample", pictures=40, seed=3)
-    set_params(workspace, {"ingest.sources": ["sample"]})
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
+    bring_data_set(workspace, 40, {"ingest.sources": ["sample"]})
     return workspace

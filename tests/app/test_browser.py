@@ -83,7 +83,7 @@ def visit(browser: Any, address: str, width: int = 1100) -> tuple[Any, list[str]
     return tab, foreign
 
 
-@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize("width", [1100, pytest.param(390, marks=pytest.mark.slow)])
 def test_three_photos_are_uploaded_one_caption_is_edited_and_the_record_is_on_the_disk(
     workspace: Path, service: Service, browser: Any, width: int
 ) -> None:
@@ -136,6 +136,7 @@ def test_the_page_ends_with_its_command_even_if_that_is_killed(workspace: Path, 
     pytest.fail("the page still listens")
 
 
+@pytest.mark.slow
 def test_beyond_this_machine_the_page_needs_a_token_and_asks_for_it(
     workspace: Path, service: Service, browser: Any
 ) -> None:

@@ -148,6 +148,7 @@ def test_if_dvc_fails_nothing_stays(workspace: Path, photos: Path, captions: Pat
     assert Path("params.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_command_makes_what_dvc_repro_takes(clone: Callable[[], Path], photos: Path, captions: Path) -> None:
     folder = clone()
     command = (sys.executable, "-m", "pipeline.cli", "init", str(photos), "--captions", str(captions), "--for", "cpu")

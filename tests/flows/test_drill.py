@@ -403,7 +403,8 @@ def ends_well(drill: Drill) -> float:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 10])
 def test_two_flows_and_a_dvc_repro_at_once(toy_workspace: Path, prefect: dict[str, str], times: int) -> None:
     for time_ in range(times):
         file = toy_workspace / "data/raw/mine/captions.csv"

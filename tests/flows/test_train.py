@@ -140,9 +140,8 @@ def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(
     assert train(toy_workspace, prefect).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGINT)), signal.SIGKILL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_flow_that_is_ended_leaves_no_process_behind_and_the_next_one_ends_well(
     toy_workspace: Path, prefect: dict[str, str], start: Start, how: signal.Signals
 ) -> None:

@@ -32,7 +32,6 @@ from pipeline.models.cnn import encoder
 from pipeline.models.cnn.decoder import Decoder
 from pipeline.models.inputs import Batch, caption_tokens, collate
 from pipeline.runtime.atomic_files import sha256_of
-from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import registry, runs
 from pipeline.training.trainer import Trainer
 from tests.conftest import jpeg, run, set_params
@@ -82,14 +81,12 @@ def batch_of(checkpoint: Checkpoint, captions: list[list[str]]) -> Batch:
 
 
 @pytest.fixture
-def built(workspace: Path, mlflow_db: Path) -> Path:
+def built(workspace: Path, mlflow_db: Path, bring_data_set: Callable[..., None]) -> Path:
     """A workspace with a small data set; its training writes a state after each step."""
     shutil.copy(mlflow_db, workspace)
-    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
+    bring_data_set(workspace)
     start = {"finetune.checkpoint": "cnn-attention", "finetune.freeze": "image_encoder", "finetune.epochs": 3}
     set_params(workspace, {**start, "runtime.state_minutes": 0})
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
     return workspace
 
 
@@ -229,7 +226,7 @@ def test_a_saved_captioner_is_a_hugging_face_model(name: str, workspace: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["cnn-attention", "cnn-git", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn-lstm", "cnn-rnn"))]
+    "name", ["cnn-git", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn-attention", "cnn-lstm", "cnn-rnn"))]
 )
 def test_training_learns_and_its_result_does_not_depend_on_the_feature_cache(name: str, built: Path) -> None:
     set_params(built, {"runtime.feature_cache_gb": 1})
@@ -285,6 +282,7 @@ def test_five_kills_do_not_change_the_result(built: Path) -> None:
     assert sha256_of(*OUTPUTS) == expected
 
 
+@pytest.mark.slow
 def test_a_trained_captioner_is_the_start_of_another_training(built: Path) -> None:
     train(built, checkpoint="cnn-attention", epochs=1)
     shutil.copytree("models/finetune", "base")
@@ -295,6 +293,7 @@ def test_a_trained_captioner_is_the_start_of_another_training(built: Path) -> No
         train(built, lora={"rank": 4, "alpha": 8.0, "dropout": 0.0})
 
 
+@pytest.mark.slow
 def test_gits_decoder_on_a_cnn_learns_by_lora_and_with_gradient_checkpointing(built: Path) -> None:
     train(built, checkpoint="cnn-git", epochs=1)
     shutil.copytree("models/finetune", "base")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from pipeline import build, finetune, ingest
+from pipeline import finetune
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import Scratch
@@ -25,7 +25,6 @@ from pipeline.models import factory
 from pipeline.models.base import CaptionModel, Checkpoint, Decoding
 from pipeline.models.captioner import Captioner
 from pipeline.models.wordpiece import train_wordpiece
-from pipeline.synthetic.sample import write_sample
 from pipeline.training.history import read_history
 from tests.conftest import set_params
 
@@ -139,14 +138,12 @@ class Toy:
 
 
 @pytest.fixture
-def toy(workspace: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy(workspace: Path, mlflow_db: Path, bring_data_set: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with a small data set that fine-tunes a toy checkpoint in the folder `base`."""
     shutil.copy(mlflow_db, workspace)
     monkeypatch.setattr(factory, "_ARCHITECTURES", dict(factory._ARCHITECTURES))
     factory.register("toy", Toy)
-    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
+    bring_data_set(workspace)
     torch.manual_seed(0)
     sizes = params.load().finetune.scratch
     captions = [caption for example in read_examples(Path("data/dataset/train")) for caption in example.captions]

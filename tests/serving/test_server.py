@@ -201,6 +201,7 @@ def test_the_client_asks_once_more_if_its_connection_was_just_closed() -> None:
     assert len(Drops.asked) == 5
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_kept(served: Callable[..., Process]) -> None:
     connection = HTTPConnection("127.0.0.1", served().port)
     for idle in (0, 7):  # uvicorn's own limit is 5 s

@@ -28,6 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("made") / "git-demo", "--seed", "1", "--compare", str(other))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_checkpoint_and_another_seed_another(made: Path, tmp_path: Path) -> None:
     again, other = (make(tmp_path / name, "--seed", seed) for name, seed in (("again", "1"), ("other", "2")))
     assert weights_hash(made) == weights_hash(again)

@@ -132,7 +132,7 @@ def skewed(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("draw", [exchangeable, nearly_the_same, skewed])
-@pytest.mark.parametrize("pictures", [60, 150, 300])
+@pytest.mark.parametrize("pictures", [60, *(pytest.param(n, marks=pytest.mark.slow) for n in (150, 300))])
 def test_a_challenger_that_is_no_better_is_promoted_in_at_most_five_of_a_hundred_cases(
     draw: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]],
     pictures: int,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import build, ingest
+from pipeline import build
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.dataset import Example, read_examples
@@ -20,7 +20,6 @@ from pipeline.data.fingerprints import PictureFingerprints, fingerprints_of, wri
 from pipeline.data.near_duplicates import Fingerprints
 from pipeline.evaluation.metrics.registry import score_names
 from pipeline.runtime.atomic_files import read_json, write_json
-from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import promotion, registry, runs
 from tests.conftest import set_params
 
@@ -30,13 +29,11 @@ Say = Callable[[Example], str]
 
 
 @pytest.fixture
-def store(workspace: Path, mlflow_db: Path) -> Any:
+def store(workspace: Path, mlflow_db: Path, bring_data_set: Callable[..., None]) -> Any:
     """A workspace with a data set of which about half is for testing, and an empty registry."""
     shutil.copy(mlflow_db, workspace)
-    write_sample(workspace / "data/raw/sample", pictures=120, seed=3)
-    set_params(workspace, {"build.test": 0.5, "evaluate.max_pictures": 500})
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
+    bring_data_set(workspace, 120, {"build.test": 0.5})
+    set_params(workspace, {"evaluate.max_pictures": 500})
     found = runs.client()
     found.create_registered_model(MODEL)
     return found

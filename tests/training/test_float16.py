@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline import build, ingest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.models import factory
@@ -21,7 +20,6 @@ from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.inputs import Batch, caption_tokens, collate
 from pipeline.models.precision import autocast, loss_scaler
 from pipeline.runtime.atomic_files import read_json, sha256_of
-from pipeline.synthetic.sample import write_sample
 from pipeline.tracking import live
 from pipeline.training import trainer
 from pipeline.training.descent import descend, is_overflow
@@ -63,7 +61,14 @@ def gradient(checkpoint: Checkpoint, dtype: torch.dtype, tokens: float, is_scale
     return torch.cat([p.grad.flatten() for p in checkpoint.model.parameters() if p.grad is not None]) * tokens
 
 
-@pytest.mark.parametrize("name", ["scratch", "cnn-rnn", "cnn-lstm", "cnn-attention", "cnn-git"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scratch",
+        "cnn-attention",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn-rnn", "cnn-lstm", "cnn-git")),
+    ],
+)
 def test_every_architecture_has_nearly_the_gradient_and_captions_of_float32(workspace: Path, name: str) -> None:
     checkpoint = created(name)
     exact, half = gradient(checkpoint, torch.float32, 15.0), gradient(checkpoint, HALF, 15.0)
@@ -98,13 +103,13 @@ def test_only_an_overflow_that_less_scaling_may_mend_is_one() -> None:
 
 
 @pytest.fixture
-def built(workspace: Path, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built(
+    workspace: Path, mlflow_db: Path, bring_data_set: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A workspace whose training in float16 starts with too large a loss scale, so that its first steps are skipped."""
     shutil.copy(mlflow_db, workspace)
-    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
+    bring_data_set(workspace)
     set_params(workspace, {"finetune.epochs": 4, "finetune.precision": "float16", "runtime.state_minutes": 0})
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
 
     def scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(device.type, TOO_LARGE, growth_interval=4, enabled=dtype == HALF)
@@ -149,11 +154,11 @@ def test_a_step_that_overflows_is_skipped_counted_and_logged(built: Path, monkey
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"accumulation": 2}, marks=pytest.mark.slow),
+        {"accumulation": 2},
         pytest.param(
             {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"}, marks=pytest.mark.slow
         ),
-        {"epochs": 2, "self_critical.epochs": 2, "self_critical.samples": 3},
+        pytest.param({"epochs": 2, "self_critical.epochs": 2, "self_critical.samples": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_resuming_restores_the_loss_scale_bit_for_bit(built: Path, changes: dict[str, Any]) -> None:

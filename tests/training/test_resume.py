@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import build, finetune, ingest
+from pipeline import finetune
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.models.git.checkpoint import GitCheckpoint
@@ -43,13 +43,11 @@ class CrashError(Exception):
 
 
 @pytest.fixture
-def built(workspace: Path, mlflow_db: Path) -> Path:
+def built(workspace: Path, mlflow_db: Path, bring_data_set: Callable[..., None]) -> Path:
     """A workspace with a small data set, whose training writes a state after each step and has dropout."""
     shutil.copy(mlflow_db, workspace)
-    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
+    bring_data_set(workspace)
     set_params(workspace, {"finetune.epochs": 3, "runtime.state_minutes": 0})
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
     return workspace
 
 
@@ -100,7 +98,10 @@ def test_training_resumes_after_a_crash_bit_for_bit(
     "changes",
     [
         {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}, "freeze": "image_encoder"},
-        {"new_tokens": 20, "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "freeze": "image_encoder"},
+        pytest.param(
+            {"new_tokens": 20, "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "freeze": "image_encoder"},
+            marks=pytest.mark.slow,
+        ),
         {"augmentation": {"crop": 0.3, "colour": 0.2, "mirror": True}, "accumulation": 2},
     ],
 )
@@ -272,14 +273,14 @@ def test_a_stop_during_validation_resumes_with_that_validation(
     "signal_", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGINT))]
 )
 def test_training_resumes_after_a_signal(built: Path, signal_: signal.Signals) -> None:
-    set_params(built, {"finetune.epochs": 20, "runtime.state_minutes": 0 if signal_ == signal.SIGKILL else 60})
+    set_params(built, {"finetune.epochs": 12, "runtime.state_minutes": 0 if signal_ == signal.SIGKILL else 60})
     command = (sys.executable, "-m", "pipeline.finetune")
     process = start(built, *command)
     if signal_ == signal.SIGKILL:
         wait_for_state(built, 10, process)
     else:
         assert process.stdout
-        line = next(line for line in process.stdout if "epoch   3/20" in line)
+        line = next(line for line in process.stdout if "epoch   3/12" in line)
         assert line
     os.killpg(process.pid, signal_)
     output = process.communicate(timeout=60)[0]

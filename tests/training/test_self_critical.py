@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline import build, ingest
 from pipeline.config import params
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.finetune import SelfCritical
@@ -25,7 +25,6 @@ from pipeline.evaluation.ptb.tokens import ptb_tokenize
 from pipeline.models import factory
 from pipeline.models.inputs import Batch, caption_tokens, collate
 from pipeline.runtime.atomic_files import sha256_of
-from pipeline.synthetic.sample import write_sample
 from pipeline.training.history import EpochMetrics, flaws, kept_epoch, read_history
 from pipeline.training.optimization import CaptionLoss
 from pipeline.training.processes import Processes
@@ -151,14 +150,12 @@ def test_a_self_critical_epoch_is_kept_only_if_it_is_better_and_sound() -> None:
 
 
 @pytest.fixture
-def built(workspace: Path, mlflow_db: Path) -> Path:
+def built(workspace: Path, mlflow_db: Path, bring_data_set: Callable[..., None]) -> Path:
     """A workspace with a small data set, two epochs with cross-entropy and two self-critical ones."""
     shutil.copy(mlflow_db, workspace)
-    write_sample(workspace / "data/raw/sample", pictures=60, seed=3)
+    bring_data_set(workspace)
     changes = {"epochs": 2, "learning_rate": 0.01, "self_critical.epochs": 2, "self_critical.samples": 3}
     set_params(workspace, {f"finetune.{k}": v for k, v in changes.items()} | {"runtime.state_minutes": 0})
-    ingest.run(params.load(), Namespace(source="sample"))
-    build.run(params.load(), Namespace())
     return workspace
 
 
@@ -248,6 +245,7 @@ def test_lora_and_an_unfrozen_encoder_with_augmentation_take_self_critical_steps
         assert sha256_of(*OUTPUTS) == expected
 
 
+@pytest.mark.slow
 def test_two_processes_take_self_critical_steps(built: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -59,6 +59,7 @@ def sent(workspace: Path, **environment: str) -> subprocess.CompletedProcess[str
     return done
 
 
+@pytest.mark.slow
 def test_an_alarm_is_one_event_with_its_week_tests_and_p_values(
     workspace: Path, report: Report, api: Api, prefect: dict[str, str]
 ) -> None:

@@ -328,6 +328,7 @@ def test_checkpoints_are_interchangeable_with_stock(
         assert torch.equal(stock_loss(back), stock_loss(stock))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_compiled_loss_equals_the_eager_one() -> None:
     torch.manual_seed(0)

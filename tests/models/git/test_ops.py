@@ -265,6 +265,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_kept_memory_is_reused_without_page_faults() -> None:
     keeping, plain = (
