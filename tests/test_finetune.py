@@ -275,19 +275,15 @@ def test_precision_smoothing_captions_and_checkpointing_follow_params(
     assert weights_hash(Path("models/finetune")) == weights
 
 
-def steps_of(folder: Path, **changes: object) -> tuple[list[tuple[int, float]], dict[str, torch.Tensor]]:
-    """Train in a subprocess; return the loss at every tenth step, and the weights."""
-    set_params(folder, {f"finetune.{key}": value for key, value in changes.items()})
-    done = run(folder, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("models/finetune holds") == 1  # only the first process prints
+def steps() -> tuple[list[tuple[int, float]], dict[str, torch.Tensor]]:
+    """Return the loss at every tenth step of the last training, and the weights."""
     store = runs.client()
     (mlflow_run,) = store.search_runs(
         [runs.experiment(store, "image-captioning")],
-        f"tags.training_key = '{read_json(folder / 'models/finetune/training.json')['training_key']}'",
+        f"tags.training_key = '{read_json(Path('models/finetune/training.json'))['training_key']}'",
     )
     history = store.get_metric_history(mlflow_run.info.run_id, "step/train_loss")
-    return [(m.step, m.value) for m in history], factory.load(folder / "models/finetune").model.state_dict()
+    return [(m.step, m.value) for m in history], factory.load(Path("models/finetune")).model.state_dict()
 
 
 def free_port() -> int:
@@ -301,12 +297,15 @@ def free_port() -> int:
 )
 def test_two_processes_on_one_or_two_machines_train_like_one(built: Path, launch: dict[str, int]) -> None:
     """Tolerances after 20 steps: 1e-4 of the loss (relative) and 1e-4 of a weight (weights are about 0.1)."""
-    same = {"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3}
-    single_losses, weights = steps_of(built, **same)
+    train(**{"epochs": 7, "batch_size": 14, "scratch.dropout": 0.0, "learning_rate": 1e-3})
+    single_losses, weights = steps()
     set_params(built, {f"runtime.launch.{key}": value for key, value in {**launch, "port": free_port()}.items()})
     other = [sys.executable, "-m", "pipeline.finetune", "--machine", "1"]
     second = subprocess.Popen(other, env=environment(OMP_NUM_THREADS="1")) if "machines" in launch else None
-    shared_losses, shared = steps_of(built, **same)
+    done = run(built, sys.executable, "-m", "pipeline.finetune", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("models/finetune holds") == 1  # only the first process prints
+    shared_losses, shared = steps()
     assert second is None or second.wait(60) == 0
     assert [step for step, _ in single_losses] == [step for step, _ in shared_losses] == [10, 20]
     assert [loss for _, loss in shared_losses] == pytest.approx([loss for _, loss in single_losses], rel=1e-4)
