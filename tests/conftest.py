@@ -11,7 +11,8 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,27 @@ def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess
     )
 
 
+def tiny_workspace(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """Make `folder` a workspace with the shipped params.yaml, made tiny, and with changed params."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, {**TINY, **(changes or {})})
+    return folder
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Make a workspace the current folder, for a fixture that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield patch
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty workspace with the shipped params.yaml, made tiny; the current folder while the test runs."""
-    folder = tmp_path / "work space"
-    folder.mkdir()
-    shutil.copy(ROOT / "params.yaml", folder)
-    set_params(folder, TINY)
+    folder = tiny_workspace(tmp_path / "work space")
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
@@ -124,9 +139,7 @@ def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.tracking import runs  # MLflow is slow to import, and many tests need none
 
     folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with inside(folder):
         runs.client()
     return folder / "mlflow.db"
 
@@ -142,12 +155,9 @@ def bring_data_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., No
     def bring(folder: Path, pictures: int = 60, changes: Mapping[str, Any] | None = None) -> None:
         key = f"{pictures} {changes}"
         if key not in made:
-            made[key] = new = tmp_path_factory.mktemp("data set")
-            shutil.copy(ROOT / "params.yaml", new)
-            set_params(new, {**TINY, **(changes or {})})
+            made[key] = new = tiny_workspace(tmp_path_factory.mktemp("data set"), changes)
             write_sample(new / "data/raw/sample", pictures, seed=3)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(new)
+            with inside(new):
                 ingest.run(params.load(), Namespace(source="sample"))
                 build.run(params.load(), Namespace())
             (new / "params.yaml").unlink()
@@ -155,6 +165,21 @@ def bring_data_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., No
         set_params(folder, changes or {})
 
     return bring
+
+
+@pytest.fixture(scope="session")
+def trained_once(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path, bring_data_set: Callable[..., None]
+) -> Path:
+    """A workspace with a trained model, to be copied."""
+    from pipeline import finetune  # as above
+
+    folder = tiny_workspace(tmp_path_factory.mktemp("trained"))
+    shutil.copy(mlflow_db, folder)
+    bring_data_set(folder)
+    with inside(folder):
+        finetune.run(params.load(), Namespace())
+    return folder
 
 
 def jpeg(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:

@@ -5,13 +5,12 @@ import shutil
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import compare, evaluate, finetune, register
+from pipeline import compare, evaluate, register
 from pipeline.config import params
 from pipeline.config.errors import ConfigError, DataError
 from pipeline.evaluation import architectures, pages
@@ -22,37 +21,29 @@ from pipeline.runtime import costs
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.tracking import comparison, runs
 from pipeline.training.optimization import learning_rate
-from tests.conftest import ROOT, TINY, run, set_params
+from tests.conftest import ROOT, inside, run, set_params
 from tests.models.test_cnn_captioner import tiny_encoder
 from tests.training.test_resume import start, wait_for_state
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path, bring_data_set: Callable[..., None]) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, trained_once: Path) -> Path:
     """A workspace with a trained model (`scratch`) and one compared architecture (`cnn-lstm`)."""
     folder = tmp_path_factory.mktemp("compared")
-    shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copy(mlflow_db, folder)
-    set_params(folder, {**TINY, "compare.architectures": ["cnn-lstm"], "compare.epochs": 1})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(trained_once, folder, dirs_exist_ok=True)
+    set_params(folder, {"compare.architectures": ["cnn-lstm"], "compare.epochs": 1})
+    with inside(folder) as patch:
         patch.setattr(encoder, "imagenet_encoder", tiny_encoder)
         patch.setattr(encoder, "check_installed", lambda: None)
-        bring_data_set(folder)
-        finetune.run(params.load(), Namespace())
         train("cnn-lstm")
     return folder
 
 
 @pytest.fixture
-def compared(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def compared(once: Path, workspace: Path) -> Path:
     """A copy of that workspace, the current folder while the test runs."""
-    folder = tmp_path / "work space"
-    shutil.copytree(once, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return folder
+    shutil.copytree(once, workspace, dirs_exist_ok=True)
+    return workspace
 
 
 def train(architecture: str) -> str:

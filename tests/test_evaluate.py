@@ -21,7 +21,7 @@ from pipeline.models.neighbours import read_neighbours
 from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.tracking.captioners import load_captioner
-from tests.conftest import ROOT, TINY, run, set_params
+from tests.conftest import run, set_params
 from tests.evaluation.test_clip_score import clip  # noqa: F401
 
 
@@ -30,25 +30,10 @@ def run_evaluate() -> dict:
     return read_json(Path("reports/evaluate.json"))
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory, bring_data_set: Callable[..., None], mlflow_db: Path) -> Path:
-    """A workspace with a trained model."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copy(mlflow_db, folder)
-    set_params(folder, TINY)
-    bring_data_set(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        finetune.run(params.load(), Namespace())
-    return folder
-
-
 @pytest.fixture
-def trained(once: Path, workspace: Path) -> Path:
-    """A copy of that workspace, the current folder while the test runs."""
-    shutil.copytree(once, workspace, dirs_exist_ok=True)
+def trained(trained_once: Path, workspace: Path) -> Path:
+    """A workspace with a trained model, the current folder while the test runs."""
+    shutil.copytree(trained_once, workspace, dirs_exist_ok=True)
     return workspace
 
 

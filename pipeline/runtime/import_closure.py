@@ -37,7 +37,7 @@ def closure(module: str) -> list[Path]:
 
 
 @cache
-def _imported(source: str) -> list[str]:
+def _imported(source: str) -> tuple[str, ...]:
     """Return what may be a module of ours among the names that a source imports."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
@@ -45,4 +45,4 @@ def _imported(source: str) -> list[str]:
             names += [alias.name for alias in node.names if alias.name.startswith(f"{_PACKAGE}.")]
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _PACKAGE:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+    return tuple(names)
