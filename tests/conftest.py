@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,12 @@ def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess
     return subprocess.run(
         command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def tiny_workspace(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -23,7 +22,7 @@ from pipeline.tracking import live, runs
 from pipeline.training import session
 from pipeline.training.history import EpochMetrics, best_by_cider, read_history
 from pipeline.training.trainer import Trainer
-from tests.conftest import environment, run, set_params
+from tests.conftest import environment, free_port, run, set_params
 
 RUNTIME = {"feature_cache_gb"}
 OUTPUTS = [Path("models/finetune"), Path("reports/finetune.json"), Path("reports/finetune.csv")]
@@ -284,12 +283,6 @@ def steps() -> tuple[list[tuple[int, float]], dict[str, torch.Tensor]]:
     )
     history = store.get_metric_history(mlflow_run.info.run_id, "step/train_loss")
     return [(m.step, m.value) for m in history], factory.load(Path("models/finetune")).model.state_dict()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ def open_engine(runtime: Runtime) -> Iterator[Engine]:
     """Yield the engine that the params choose; nothing of Ray is imported for `local`.
 
     Raises:
-        ConfigError: Ray is not installed.
-        TemporaryError: Ray does not start.
+        ConfigError: Ray is not installed, or the cluster has another version of it.
+        TemporaryError: Ray does not start, or its cluster does not answer.
     """
     if runtime.engine == "local":
         yield LocalEngine(runtime.decode_threads)
@@ -24,5 +24,5 @@ def open_engine(runtime: Runtime) -> Iterator[Engine]:
     from pipeline.engine.ray_engine import RayEngine
     from pipeline.engine.ray_session import started
 
-    with started(runtime.ray_workers):
+    with started(runtime.ray_workers, runtime.ray_address):
         yield RayEngine(runtime.ray_workers)

@@ -1,27 +1,40 @@
-"""The engine `ray`: workers in other processes of this machine.
+"""The engine `ray`: workers in other processes, of this machine or of a cluster.
 
-The items are read in this process, in order, so that an archive's limits count as with `local`. A worker that dies is
-replaced, and its batches go to others.
+The items are read in this process, in order, so that an archive's limits count as with `local`. A worker that dies, be
+it with its machine, is replaced, and its batches go to others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic
 
-from pipeline.config.errors import PipelineError, TemporaryError
+import pipeline
+from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
 from pipeline.engine.base import Engine, K, R, Read, T, Work
 from pipeline.runtime.parallel_map import parallel_map
 
+_CLUSTER = "params.yaml: runtime.ray_address"
 _READ_THREADS = 4
 _BATCH_BYTES = 8 * 2**20
 _QUEUED = 2  # batches that a worker has, so that it does not wait for the next one
 _ATTEMPTS = 5  # of a batch, if the worker dies each time
 _GROW_SECONDS = 5.0  # between looks at whether a worker is missing
 _NO_WORKER_SECONDS = 300.0
+
+
+def code_hash() -> str:
+    """Return the hash of all modules of this package."""
+    package = Path(pipeline.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 class _Worker(Generic[R]):
@@ -31,8 +44,9 @@ class _Worker(Generic[R]):
         self._make_work = make_work
         self._work: Work[R] | None = None
 
-    def ready(self) -> None:
-        """Answer, which shows that the process has started."""
+    def code(self) -> str:
+        """Return the hash of the code that this process runs, which also shows that it has started."""
+        return code_hash()
 
     def run(self, data: Sequence[bytes]) -> Sequence[R]:
         self._work = self._work or self._make_work()
@@ -70,6 +84,7 @@ class RayEngine(Engine):
         """See `Engine.map`.
 
         Raises:
+            ConfigError: a machine of the cluster has other code.
             TemporaryError: the workers of a batch died again and again, or no worker starts.
         """
 
@@ -133,6 +148,7 @@ class _Pool(Generic[R]):
         share = {"num_gpus": 1} if self._resource == "GPU" else {"num_cpus": 1}
         self._actor = ray.remote(_Worker).options(max_restarts=0, **share)
         self._make_work = ray.put(make_work)
+        self._code = code_hash()
         self._starting: dict[Any, Any] = {}  # reference to the first answer -> worker
         self._load: dict[Any, int] = {}  # worker that answers -> batches that it has
         self._running: dict[Any, tuple[Any, int]] = {}  # reference to results -> worker, number of the batch
@@ -144,7 +160,7 @@ class _Pool(Generic[R]):
     @property
     def window(self) -> int:
         """How many batches to read ahead of the results."""
-        return 2 + (_QUEUED + 1) * (len(self._load) + len(self._starting))
+        return 2 + (_QUEUED + 1) * max(1, len(self._load))
 
     def submit(self, number: int, batch: _Batch[Any]) -> None:
         """Give a batch to a worker as soon as one is free."""
@@ -188,7 +204,7 @@ class _Pool(Generic[R]):
         wanted = min(self._most or room, room)
         for _ in range(wanted - len(self._load) - len(self._starting)):
             worker = self._actor.remote(self._make_work)
-            self._starting[worker.ready.remote()] = worker
+            self._starting[worker.code.remote()] = worker
 
     def _assign(self) -> None:
         while self._waiting and self._load:
@@ -203,9 +219,19 @@ class _Pool(Generic[R]):
     def _started(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
         try:
-            self._ray.get(reference)
-        except self._ray.exceptions.RayError:  # `_grow` starts another
-            return
+            code = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            if "No module named" in str(error):
+                raise ConfigError(
+                    f"{_CLUSTER}: a machine of the cluster has no image-captioning; install the version of this machine"
+                    " on all"
+                ) from None
+            return  # `_grow` starts another
+        if code != self._code:
+            raise ConfigError(
+                f"{_CLUSTER}: a machine of the cluster has another version of image-captioning, which may give other"
+                " results; install the version of this machine on all"
+            )
         self._load[worker] = 0
 
     def _done(self, reference: Any) -> None:

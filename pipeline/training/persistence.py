@@ -99,7 +99,7 @@ def load_state(
     processes: Processes,
 ) -> TrainingState:
     """Restore model, optimizer, schedule, loss scale and random states in place, and return the position."""
-    load_model(model, str(folder / "model.safetensors"), device=str(processes.device))
+    load_model(model, str(folder / "model.safetensors"))  # into the model, on whatever device it is
     tensors: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         index, _, key = name.partition(".")

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.serving.corrections import Corrections
 from tests.app.conftest import Service
-from tests.conftest import ROOT, default_signals, environment, jpeg
+from tests.conftest import ROOT, default_signals, environment, free_port, jpeg
 
 CHROMIUM = Path("/usr/bin/chromium")
 WAIT = 180_000  # milliseconds; a machine may be busy
@@ -25,11 +25,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's Chromium"),
 ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Page:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import params
-from pipeline.config.errors import DataError, TemporaryError
+from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.engine.base import Engine, Read
 from pipeline.engine.choice import open_engine
 from pipeline.engine.local import LocalEngine
@@ -104,6 +104,17 @@ def test_more_readers_wait_at_once_and_no_more_work(engine: Engine) -> None:
 
     found = list(engine.map(waits, Doubling(), range(24), batch=4, readers=12))
     assert found == [(number, 2 * number) for number in range(24)]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+@pytest.mark.parametrize("engine", ["ray"], indirect=True)
+def test_a_worker_with_other_code_ends_the_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.ray_engine.code_hash", lambda: "the hash of this machine's code")
+    with pytest.raises(
+        ConfigError, match=r"ray_address: a machine of the cluster has another version of image-caption"
+    ):
+        list(engine.map(read, Doubling(), range(9)))
 
 
 class Together:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,14 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import environment, free_port
 from tests.flows import toy
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:

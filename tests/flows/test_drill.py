@@ -23,8 +23,8 @@ from flows.serve import deployment_name
 from pipeline.runtime.atomic_files import sha256_of
 from pipeline.synthetic.sample import write_sample
 from pipeline.tracking.registry import MODEL_SHA256
-from tests.conftest import TINY, environment, run, set_params
-from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
+from tests.conftest import TINY, environment, free_port, run, set_params
+from tests.flows.conftest import Api, answers, processes_in, wait_until
 from tests.flows.test_retrain import Web
 from tests.flows.toy import GIT, git
 

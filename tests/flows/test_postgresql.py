@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.deployment import postgresql
 from pipeline.deployment.postgresql import LocalPostgreSQL
-from tests.conftest import environment
-from tests.flows.conftest import Api, answers, free_port, wait_until
+from tests.conftest import environment, free_port
+from tests.flows.conftest import Api, answers, wait_until
 from tests.flows.test_serve import MONDAYS, QUICK, Start, bring, run_now, state_of, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]

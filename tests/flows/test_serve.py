@@ -23,8 +23,8 @@ from flows.exec.server import Server
 from pipeline.config.errors import ConfigError
 from pipeline.runtime import process_identity
 from pipeline.runtime.atomic_files import read_json
-from tests.conftest import ROOT, run
-from tests.flows.conftest import Api, answers, free_port, processes_in, wait_until
+from tests.conftest import ROOT, free_port, run
+from tests.flows.conftest import Api, answers, processes_in, wait_until
 from tests.flows.test_retrain import registry
 
 Start = Callable[..., subprocess.Popen[str]]

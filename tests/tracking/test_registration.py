@@ -16,7 +16,7 @@ import mlflow
 import pytest
 
 from pipeline.tracking import deletion, registration, registry, runs
-from tests.conftest import environment
+from tests.conftest import environment, free_port
 from tests.tracking.registrars import registered
 
 POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
@@ -28,12 +28,6 @@ DEAD = f"{socket.gethostname()} 1:0-of-another-boot"
 def store(workspace: Path, mlflow_db: Path) -> mlflow.MlflowClient:
     shutil.copy(mlflow_db, workspace)
     return runs.client()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def check(rounds: int, folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import socket
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -247,10 +246,7 @@ def test_lora_and_an_unfrozen_encoder_with_augmentation_take_self_critical_steps
 
 @pytest.mark.slow
 def test_two_processes_take_self_critical_steps(built: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    set_params(built, {"runtime.launch.processes": 2, "runtime.launch.port": port})
+    set_params(built, {"runtime.launch.processes": 2})
     done = run(built, sys.executable, "-m", "pipeline.finetune")
     assert done.returncode == 0, done.stderr
     assert [epoch.is_self_critical for epoch in read_history(OUTPUTS[2])] == [False, False, True, True]

@@ -16,6 +16,7 @@ class Launch(Section):
     machines: Annotated[int, Field(ge=1, le=1024)]
     address: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")]
     port: Annotated[int, Field(ge=1, le=65_535)]
+    restarts: Annotated[int, Field(ge=0, le=1000)]
 
     @property
     def together(self) -> int:
@@ -34,4 +35,5 @@ class Runtime(Section):
     memory_gb: Annotated[float, Field(ge=0, le=100_000)]
     engine: Literal["local", "ray"]
     ray_workers: Annotated[int, Field(ge=0, le=100_000)]
+    ray_address: Annotated[str, Field(pattern=r"^(auto|\[?[A-Za-z0-9_.:-]+\]?:[0-9]{1,5})$")] | None
     launch: Launch
