@@ -49,11 +49,11 @@ class RunningCluster:
 
 
 @contextmanager
-def running_cluster(nodes: int, log: Path) -> Iterator[RunningCluster]:
-    """Run a cluster during the block."""
+def running_cluster(nodes: int, log: Path, *version: str) -> Iterator[RunningCluster]:
+    """Run a cluster during the block, which says that it is another version of Ray if one is given."""
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.cluster"], cwd=ROOT, env=environment(**TOKEN), text=True,
+            [sys.executable, "-m", "tests.engine.cluster", *version], cwd=ROOT, env=environment(**TOKEN), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         try:
@@ -79,7 +79,11 @@ def _answer(process: subprocess.Popen[str]) -> dict:
 
 
 def _main() -> None:
+    import ray
     from ray.cluster_utils import Cluster
+
+    if len(sys.argv) > 1:
+        ray.__version__ = sys.argv[1]
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     print(json.dumps({"address": cluster.address}), flush=True)

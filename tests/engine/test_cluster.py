@@ -108,6 +108,17 @@ def test_a_wrong_token_is_one_line(workspace: Path, cluster: RunningCluster) -> 
     assert "the cluster asks for another token" in done.stderr
 
 
+@pytest.mark.slow
+def test_another_version_of_ray_is_one_line(workspace: Path, tmp_path: Path) -> None:
+    write_sample(workspace / "data/raw/s", pictures=5, seed=3)
+    with running_cluster(0, tmp_path / "log", "9.9.9") as other:
+        set_params(workspace, {"ingest.sources": ["s"], "runtime.engine": "ray", "runtime.ray_address": other.address})
+        done = run(workspace, sys.executable, *INGEST, **TOKEN)
+    assert done.returncode == ConfigError.exit_code
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "Ray: 9.9.9" in done.stderr
+
+
 def test_a_cluster_that_does_not_answer_is_one_line(workspace: Path) -> None:
     write_sample(workspace / "data/raw/s", pictures=5, seed=3)
     with socket.socket() as silent:
