@@ -35,12 +35,13 @@ from pipeline.models.neighbours import Neighbours
 RUNS, TABLE = RESULTS / "decoding.jsonl", RESULTS / "decoding.md"
 NAME = "cnn-attention"
 # Beam width, and how many words in a row may not occur twice in a caption (0: all may).
-SEARCHES = {"beam 3, pairs twice": (3, 0), "beam 3": (3, 2), "beam 4": (4, 2)}
-WAYS = (*SEARCHES, "mbr", "consensus", "both")
-BASE, TIMED = "beam 3", "beam 4"
-CANDIDATES = {"samples": 30, "temperature": 0.7, "neighbours": 30, "seed": 0}
-NEIGHBOURS = (5, 10, 20, 30)  # compared on the validation photos
-BEAMS = 3  # among the candidates, as `image-captioning init` sets them
+SEARCHES = {"beam 3, pairs twice": (3, 0), "beam 3": (3, 2), "beam 4": (4, 2), "beam 10": (10, 2)}
+POOLS = {"3 beams, 30 samples": (3, 30), "10 beams": (10, 0), "20 beams": (20, 0)}  # the candidates
+METHODS = ("mbr", "consensus", "both")
+WAYS = (*SEARCHES, *(f"{method} of {pool}" for pool in POOLS for method in METHODS))
+BASE, TIMED, BEST = "beam 3", "beam 4", "both of 20 beams"
+CANDIDATES = {"temperature": 0.7, "neighbours": 60, "seed": 0}
+STUDIED, NEIGHBOURS = "20 beams", (10, 30, 60, 100)  # the candidates and numbers of neighbours on the validation photos
 GAIN, COPIES, COST = 1.1, 1.2, 4.0  # the goals
 
 
@@ -66,14 +67,16 @@ def made(photos: Photos, fold: int, seed: int) -> dict[str, object]:
             chosen = captioner.scored(part, [0] * len(part), count=1, beams=beams, sampling=False)
             texts[way] += [several[0].text for several in chosen]
         seconds[way] = time.process_time() - start
-    captioner.choose_by(DecodingSettings(method="both", **CANDIDATES), index)  # type: ignore[arg-type]
-    start = time.process_time()
-    pairs = [pair for part in parts for pair in captioner.compared(part, BEAMS)]
-    shared = time.process_time() - start
-    for way in ("mbr", "consensus", "both"):
+    captioner.generate_by(PLAIN.model_copy(update={"no_repeat_ngram_size": 2}))
+    for pool, (beams, samples) in POOLS.items():
+        captioner.choose_by(_comparing(samples), index)
         start = time.process_time()
-        texts[way] = [ranked(index.utility, way, candidates, near)[0] for candidates, near in pairs]
-        seconds[way] = shared + time.process_time() - start
+        compared = [several for part in parts for several in captioner.compared(part, beams)]
+        shared = time.process_time() - start
+        for method in METHODS:
+            way, start = f"{method} of {pool}", time.process_time()
+            texts[way] = [ranked(index.utility, method, *several)[0] for several in compared]
+            seconds[way] = shared + time.process_time() - start
     for way in WAYS:
         words = [ptb_tokenize(text) for text in texts[way]]
         scores = _statistics(photos, fold, texts[way]).scores()
@@ -90,21 +93,26 @@ def made(photos: Photos, fold: int, seed: int) -> dict[str, object]:
     return {"name": NAME, "fold": fold, "seed": seed, "ways": found, "validation": validation}
 
 
+def _comparing(samples: int, **changes: int) -> DecodingSettings:
+    return DecodingSettings(method="both", samples=samples, **(CANDIDATES | changes))  # type: ignore[arg-type]
+
+
 def _by_neighbours(
     photos: Photos, fold: int, captioner: Captioner, pixels: torch.Tensor, index: Neighbours
 ) -> dict[str, float]:
     """Return CIDEr-D on the validation photos by the number of neighbours."""
     validation = photos.fold(fold)[1]
-    pairs = captioner.compared(list(pixels[torch.tensor(validation)]), BEAMS)
     references = [[ptb_tokenize(c) for c in photos.examples[i].captions] for i in validation]
+    beams, samples = POOLS[STUDIED]
     scores = {}
-    for way in ("mbr", "consensus", "both"):
-        for count in (0,) if way == "mbr" else NEIGHBOURS:
-            near = [several[: 5 * count] for _, several in pairs]  # five captions a photo, the nearest photos first
-            texts = [ranked(index.utility, way, pair[0], few)[0] for pair, few in zip(pairs, near, strict=True)]
+    for count in NEIGHBOURS:
+        captioner.choose_by(_comparing(samples, neighbours=count), index)
+        compared = captioner.compared(list(pixels[torch.tensor(validation)]), beams)
+        for method in ("consensus", "both"):
+            texts = [ranked(index.utility, method, *several)[0] for several in compared]
             found = cider_d([ptb_tokenize(text) for text in texts], references)
-            scores[f"{way} of {count}" if count else way] = round(statistics.fmean(found), 4)
-    return scores
+            scores[f"{method} of {count}"] = round(statistics.fmean(found), 4)
+    return dict(sorted(scores.items(), key=lambda one: one[0].split(" of ")[0]))
 
 
 def _kept(fold: int, seed: int) -> Path:
@@ -178,7 +186,7 @@ def write_table(photos: Photos, lines: Sequence[dict]) -> None:
             name=NAME,
             runs=made_of,
             rest=rest,
-            beams=BEAMS,
+            studied=STUDIED,
             **CANDIDATES,
         )
     )
@@ -195,11 +203,12 @@ def _mean(lines: Sequence[dict], way: str, key: str) -> float:
 _TEXT = """# How to choose a caption, on 500 photographs
 
 `{name}` on the folds of [architectures.md](architectures.md): about 350 training photos with five captions each, and
-100 test photos a fold. Candidates of `mbr`, `consensus` and `both`: {samples} samples (temperature {temperature}) and
-the {beams} beams; {neighbours} nearest training photos. No two words in a row occur twice in a caption
-(`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test photos of all runs together,
-with paired 95 % intervals. *Copied*: share of captions that equal a training caption. Milliseconds are CPU time of one
-thread per photo, from the resized picture to the caption, on a loaded machine; *cost* is in units of beam 4.
+100 test photos a fold. `mbr`, `consensus` and `both` choose among the beams (`evaluate.generation.beams`) and samples
+(`evaluate.decoding.samples`, temperature {temperature}), with the {neighbours} nearest training photos. No two words in
+a row occur twice in a caption (`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test
+photos of all runs together, with paired 95 % intervals. *Copied*: share of captions that equal a training caption.
+Milliseconds are CPU time of one thread per photo, from the resized picture to the caption, on a loaded machine; *cost*
+is in units of beam 4.
 
 Runs (folds): {runs}.{rest}
 
@@ -207,8 +216,8 @@ Runs (folds): {runs}.{rest}
 |---|---|---|---|---|---|---|---|
 {rows}
 
-On the validation photos, by the number of neighbours. There are about 50 a fold, and they chose the epoch: read the
-direction only.
+On the validation photos, by the number of neighbours, with {studied}. There are about 50 a fold, and they chose the
+epoch: read the direction only.
 
 | | CIDEr-D |
 |---|---|
@@ -217,9 +226,9 @@ direction only.
 
 
 def figures() -> list[Figure]:
-    """Make all runs, and compare consensus with beam search."""
+    """Make all runs, and compare the best way with beam search."""
     lines = make(range(FOLDS), range(SEEDS))
-    way = "consensus"
+    way = BEST
 
     def figure(text: str, key: str, other: str, goal: float, better: str) -> Figure:
         a, b = _mean(lines, way, key), _mean(lines, other, key)
@@ -227,9 +236,9 @@ def figures() -> list[Figure]:
         return Figure(text, round(a / b, 3), "x", goal, better, len(lines), *names)
 
     return [
-        figure("test CIDEr-D of captions chosen by consensus, 500 photographs", "CIDEr-D", BASE, GAIN, "higher"),
-        figure("captions that equal a training caption, by consensus", "copied", BASE, COPIES, "lower"),
-        figure("seconds a picture by consensus", "seconds", TIMED, COST, "lower"),
+        figure(f"test CIDEr-D of captions chosen by {way}, 500 photographs", "CIDEr-D", BASE, GAIN, "higher"),
+        figure(f"captions that equal a training caption, by {way}", "copied", BASE, COPIES, "lower"),
+        figure(f"seconds a picture by {way}", "seconds", TIMED, COST, "lower"),
     ]
 
 

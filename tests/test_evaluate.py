@@ -200,6 +200,12 @@ def test_captions_chosen_by_consensus_stand_beside_those_of_beam_search(trained:
     set_params(trained, {"evaluate.decoding.seed": 1})
     run_evaluate()
     assert captions() != first
+    set_params(trained, {"evaluate.decoding.samples": 0})
+    run_evaluate()
+    of_beams = captions()
+    set_params(trained, {"evaluate.decoding.seed": 2})
+    run_evaluate()
+    assert captions() == of_beams, "nothing was sampled"
 
 
 def test_the_index_has_the_captions_of_the_training_pictures_and_none_of_the_pictures(trained: Path) -> None:

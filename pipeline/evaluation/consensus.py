@@ -2,13 +2,14 @@
 
 Minimum Bayes risk (Kumar and Byrne, NAACL 2004) compares a candidate with the other candidates. Consensus (Devlin et
 al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning") compares it with what people wrote about similar
-pictures.
+pictures; here the more similar ones count more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -94,6 +95,15 @@ class Utility:
         scores *= 10 / MAX_N * np.exp(-(difference**2) / (2 * SIGMA**2))
         return scores
 
+    def is_copied(self, caption: str) -> bool:
+        """Return whether a caption equals one of the references, word for word; an empty one copies nothing."""
+        words = tuple(self._words(caption))
+        return len(words) > len(self._end) and words in self._references
+
+    @cached_property
+    def _references(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(map(tuple, self._split.values()))
+
     def _words(self, caption: str) -> list[str]:
         if caption in self._split:
             return self._split[caption]
@@ -130,15 +140,21 @@ class Utility:
             grams[place], known[place], is_known[place] = inverse, number, found
 
 
-def ranked(utility: Utility, method: str, candidates: Sequence[str], references: Sequence[str]) -> list[str]:
+def ranked(
+    utility: Utility, method: str, candidates: Sequence[str], references: Sequence[str], weights: Floats | None = None
+) -> list[str]:
     """Return the distinct candidates, the best first; equal ones keep their order.
+
+    Copies of training captions come last, or the choice would favour them: they agree with themselves. The first
+    candidate may be one, because the model finds it the likeliest.
 
     Args:
         utility: compares captions.
         method: `mbr` for the mean CIDEr-D against the other candidates (a caption that occurs several times counts as
             often), `consensus` for the mean against `references`, `both` for their sum, each scaled to a maximum of 1.
-        candidates: captions of a picture.
+        candidates: captions of a picture, the likeliest first.
         references: captions of similar pictures.
+        weights: how much each reference counts, `(references,)`; None for all the same.
     """
     texts = list(dict.fromkeys(candidates))
     scores = np.zeros(len(texts))
@@ -147,8 +163,11 @@ def ranked(utility: Utility, method: str, candidates: Sequence[str], references:
         between = utility.between(texts, texts)
         scores += _scaled((between @ times - between.diagonal()) / (len(candidates) - 1), method == "both")
     if method in ("consensus", "both") and references:
-        scores += _scaled(utility.between(texts, references).mean(axis=1), method == "both")
-    return [texts[i] for i in np.argsort(-scores.round(9), kind="stable")]
+        if weights is None:
+            weights = np.full(len(references), 1 / len(references))
+        scores += _scaled(utility.between(texts, references) @ weights, method == "both")
+    copied = np.array([i > 0 and utility.is_copied(text) for i, text in enumerate(texts)], dtype=bool)
+    return [texts[i] for i in np.lexsort((-scores.round(9), copied))]
 
 
 def _scaled(scores: Floats, scale: bool) -> Floats:

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize as to_length_1
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
 from pipeline.evaluation.consensus import ranked
+from pipeline.evaluation.metrics.corpus import Floats
 from pipeline.models.attention import Attention, by_word
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.device import best_device
@@ -269,8 +270,8 @@ class Captioner:
             return self._model.encode(pixels)
 
     @torch.inference_mode()
-    def compared(self, prepared: Sequence[torch.Tensor], beams: int) -> list[tuple[list[str], list[str]]]:
-        """Return the candidates of each picture, and the captions of its nearest training pictures.
+    def compared(self, prepared: Sequence[torch.Tensor], beams: int) -> list[tuple[list[str], list[str], Floats]]:
+        """Return the candidates of each picture, the captions of its nearest training pictures and their weights.
 
         Sets torch's global seed. `ranked` chooses among them.
 
@@ -282,23 +283,24 @@ class Captioner:
 
     def _compared(
         self, features: torch.Tensor, beams: int, max_tokens: int | None
-    ) -> list[tuple[list[str], list[str]]]:
+    ) -> list[tuple[list[str], list[str], Floats]]:
         way, neighbours = self._decoding, self.neighbours
         assert way is not None
         assert neighbours is not None
         found = self._texts(features, self._search(beams, max_tokens, found=beams))
         sampling = replace(self._sampling(way.samples, max_tokens), temperature=way.temperature, top_p=1.0)
-        for index, candidates in enumerate(found):  # each by itself, so that its random draws are its own
-            torch.manual_seed(way.seed)
+        for index, candidates in enumerate(found if way.samples else ()):
+            torch.manual_seed(way.seed)  # each by itself, so that its random draws are its own
             candidates += self._texts(features[index : index + 1], sampling)[0]
-        return list(zip(found, neighbours.captions_near(pooled(features), way.neighbours), strict=True))
+        near = neighbours.captions_near(pooled(features), way.neighbours)
+        return [(texts, *captions) for texts, captions in zip(found, near, strict=True)]
 
     def _chosen(self, features: torch.Tensor, beams: int, max_tokens: int | None) -> list[list[str]]:
         """Return the distinct candidates of each picture, the one that agrees best first. Sets torch's global seed."""
         assert self._decoding is not None
         assert self.neighbours is not None
         method, utility = self._decoding.method, self.neighbours.utility
-        return [ranked(utility, method, texts, near) for texts, near in self._compared(features, beams, max_tokens)]
+        return [ranked(utility, method, *several) for several in self._compared(features, beams, max_tokens)]
 
     def _texts(self, features: torch.Tensor, decoding: Decoding) -> list[list[str]]:
         """Return the captions of each picture."""

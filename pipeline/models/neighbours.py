@@ -25,6 +25,7 @@ from pipeline.config import paths
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
 from pipeline.evaluation.consensus import Utility
+from pipeline.evaluation.metrics.corpus import Floats
 from pipeline.runtime.atomic_files import read_json, read_json_lines, write_json, write_json_lines
 from pipeline.runtime.checksummed import checksummed_folder, is_intact
 
@@ -64,6 +65,12 @@ class Neighbours:
             features: `(pictures, width)` float32, of length 1.
             count: pictures to return for each; fewer if the index has fewer.
         """
+        return [indices.tolist() for _, indices in self._nearest(features, count)]
+
+    def _nearest(
+        self, features: npt.NDArray[np.float32], count: int
+    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """Return the similarities and the indices; see `nearest`."""
         best = [(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in features]
         for first in range(0, len(self.features), _CHUNK):
             known = self.features[first : first + _CHUNK].astype(np.float32)
@@ -76,11 +83,21 @@ class Neighbours:
                     values, indices = values[kept], indices[kept]
                 order = np.argsort(-values, kind="stable")[:count]
                 best[row] = values[order], indices[order]
-        return [indices.tolist() for _, indices in best]
+        return best
 
-    def captions_near(self, features: npt.NDArray[np.float32], count: int) -> list[list[str]]:
-        """Return for each picture the captions of its `count` nearest pictures; see `nearest`."""
-        return [[text for i in row for text in self.captions[i]] for row in self.nearest(features, count)]
+    def captions_near(self, features: npt.NDArray[np.float32], count: int) -> list[tuple[list[str], Floats]]:
+        """Return for each picture the captions of its `count` nearest pictures, and how much each counts.
+
+        The weights sum to 1. The captions of a picture share its weight, which falls to 1/e with each standard
+        deviation that it is less similar than the nearest; so they do not depend on the scale of the features.
+        """
+        found = []
+        for similar, indices in self._nearest(features, count):
+            several = [self.captions[i] for i in indices]
+            lengths = np.array([*map(len, several)], dtype=np.int64)
+            weights = np.repeat(_falling(similar.astype(np.float64)) / lengths, lengths)
+            found.append(([*chain.from_iterable(several)], weights / weights.sum()))
+        return found
 
     def without(self, sha256s: Iterable[str]) -> Neighbours:
         """Return the index without some pictures."""
@@ -99,6 +116,13 @@ class Neighbours:
             lines = zip(self.sha256s, self.captions, strict=True)
             write_json_lines(place / _CAPTIONS, ({"sha256": sha256, "captions": list(c)} for sha256, c in lines))
             write_json(place / _FACTS, dict(self.facts))
+
+
+def _falling(similar: Floats) -> Floats:
+    """Return the weights of similarities, the highest first, `(pictures,)`: 1 for the highest."""
+    spread = similar.std() if len(similar) else 0.0
+    weights: Floats = np.exp((similar - similar[:1]) / spread) if spread > 0 else np.ones_like(similar)
+    return weights
 
 
 def settings_of(folder: Path) -> tuple[GenerationSettings, DecodingSettings]:

@@ -160,3 +160,11 @@ def test_captions_that_are_kept_out_of_a_version_cannot_be_compared_with(workspa
     set_params(workspace, {"evaluate.decoding.method": "mbr"})
     with pytest.raises(ConfigError, match=r"params.yaml: evaluate.decoding.method: found mbr, .* set one to beam"):
         params.load()
+
+
+def test_a_method_that_compares_needs_several_candidates(workspace: Path) -> None:
+    set_params(workspace, {"evaluate.generation.beams": 1, "evaluate.decoding.samples": 0})
+    params.load()
+    set_params(workspace, {"evaluate.decoding.method": "both"})
+    with pytest.raises(ConfigError, match=r"params.yaml: evaluate: .*leaves a single caption; raise one of them"):
+        params.load()

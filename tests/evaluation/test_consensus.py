@@ -24,6 +24,8 @@ CANDIDATES = [
     "A red ball!",
 ]
 
+NEW = [text for text in CANDIDATES if text not in TRAINING[3]]  # no copies
+
 
 def words(captions: list[str]) -> list[list[str]]:
     return [ptb_tokenize(caption) for caption in captions]
@@ -54,13 +56,34 @@ def test_minimum_bayes_risk_takes_the_caption_that_agrees_best_with_the_other_ca
 
 
 def test_consensus_takes_the_caption_that_agrees_best_with_the_references() -> None:
-    found = ranked(Utility(TRAINING), "consensus", CANDIDATES, TRAINING[8])
-    assert found == sorted(dict.fromkeys(CANDIDATES), key=lambda text: -round(expected(text, TRAINING[8]), 9))
+    found = ranked(Utility(TRAINING), "consensus", NEW, TRAINING[8])
+    assert found == sorted(NEW, key=lambda text: -round(expected(text, TRAINING[8]), 9))
+
+
+def test_references_count_by_their_weights() -> None:
+    references, weights = ["a red ball on a rug", "unseen words", "a blue cup"], np.array([0.2, 0.7, 0.1])
+    found = ranked(Utility(TRAINING), "consensus", NEW, references, weights)
+
+    def score(text: str) -> float:
+        return sum(w * expected(text, [one]) for w, one in zip(weights, references, strict=True))
+
+    assert found == sorted(NEW, key=lambda text: -round(score(text), 9))
+    assert found[0] == "unseen words here"
+
+
+@pytest.mark.parametrize("method", ["mbr", "consensus", "both"])
+def test_a_copy_of_a_training_caption_is_chosen_only_if_it_is_the_likeliest(method: str) -> None:
+    copy, other = TRAINING[8][0], "a red ball on a blue rug"
+    copied = f" {copy.upper()} ."
+    assert ptb_tokenize(copied) == ptb_tokenize(copy)
+    utility = Utility(TRAINING)
+    assert ranked(utility, method, [other, copy, copied], TRAINING[8])[0] == other
+    assert ranked(utility, method, [copy, other], TRAINING[8])[0] == copy
+    assert set(ranked(utility, method, [other, copy, copied], TRAINING[8])) == {other, copy, copied}, "none is lost"
 
 
 def test_both_adds_the_two_after_scaling_each_to_1() -> None:
-    utility, references = Utility(TRAINING), TRAINING[8]
-    texts = list(dict.fromkeys(CANDIDATES))
+    utility, references, texts = Utility(TRAINING), TRAINING[8], NEW
     parts = []
     for method in ("mbr", "consensus"):
         others = [[*texts[:i], *texts[i + 1 :]] if method == "mbr" else references for i in range(len(texts))]

@@ -50,6 +50,28 @@ def test_equal_pictures_keep_their_order_and_a_small_index_returns_all() -> None
     assert sorted(found) == list(range(6))
 
 
+def test_the_captions_of_more_similar_pictures_count_more() -> None:
+    features = np.array([[1, 0], [0.6, 0.8], [0.8, 0.6]], dtype=np.float16)
+    index = Neighbours(features, [["a", "b"], ["c"], ["d"]], ["1", "2", "3"], {})
+    ((captions, weights),) = index.captions_near(np.array([[1, 0]], dtype=np.float32), 3)
+    assert captions == ["a", "b", "d", "c"]
+    similar = np.array([1, 0.8, 0.6])
+    falling = np.exp((similar - 1) / similar.std())
+    assert weights == pytest.approx(np.array([falling[0] / 2, falling[0] / 2, *falling[1:]]) / falling.sum(), abs=1e-3)
+    ((_, scaled),) = Neighbours(features, index.captions, index.sha256s, {}).captions_near(
+        np.array([[0.5, 0]], dtype=np.float32), 3
+    )
+    assert scaled == pytest.approx(weights, abs=1e-3), "the scale of similarities does not matter"
+
+
+def test_equally_similar_pictures_count_the_same_and_an_empty_index_has_no_captions() -> None:
+    index = Neighbours(np.ones((2, 1), dtype=np.float16), [["a"], ["b", "c"]], ["1", "2"], {})
+    ((captions, weights),) = index.captions_near(np.ones((1, 1), dtype=np.float32), 9)
+    assert (captions, weights.tolist()) == (["a", "b", "c"], [0.5, 0.25, 0.25])
+    ((captions, weights),) = index.without(["1", "2"]).captions_near(np.ones((1, 1), dtype=np.float32), 9)
+    assert (captions, weights.tolist()) == ([], [])
+
+
 def test_an_index_is_read_as_it_was_written_and_equal_ones_have_equal_bytes(tmp_path: Path) -> None:
     index = some()
     for name in ("one", "two"):

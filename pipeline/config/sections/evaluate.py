@@ -29,7 +29,7 @@ class DecodingSettings(Section):
     """How a caption is chosen among those that the model can write."""
 
     method: Literal["beam", "mbr", "consensus", "both"]
-    samples: Annotated[int, Field(ge=1, le=1000)]
+    samples: Annotated[int, Field(ge=0, le=1000)]
     temperature: Annotated[float, Field(gt=0, le=10)]
     neighbours: Annotated[int, Field(ge=1, le=10_000)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -71,6 +71,15 @@ class Evaluate(Section):
     clip_score: ClipScore
     named_words: Annotated[dict[Name, Words], Field(max_length=100)]
     gallery_pictures: Annotated[int, Field(ge=1, le=10_000)]
+
+    @model_validator(mode="after")
+    def _something_to_choose_from(self) -> Evaluate:
+        if self.decoding.compares and self.decoding.samples == 0 and self.generation.beams == 1:
+            raise ValueError(
+                f"`decoding.method` {self.decoding.method} chooses among beams and samples, and `generation.beams: 1`"
+                " with `decoding.samples: 0` leaves a single caption; raise one of them"
+            )
+        return self
 
     @field_validator("named_words")
     @classmethod
