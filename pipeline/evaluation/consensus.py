@@ -145,8 +145,8 @@ def ranked(
 ) -> list[str]:
     """Return the distinct candidates, the best first; equal ones keep their order.
 
-    Copies of training captions come last, or the choice would favour them: they agree with themselves. The first
-    candidate may be one, because the model finds it the likeliest.
+    Copies of training captions come last. Otherwise the choice would favour them, because each agrees fully with the
+    caption that it copies. The first candidate may be a copy, because the model finds it the likeliest.
 
     Args:
         utility: compares captions.

@@ -74,7 +74,8 @@ def test_ingest_outlives_its_nodes(workspace: Path, cluster: RunningCluster) -> 
             subprocess.run(["rm", "-rf", out], check=True)
         done = lose_a_node_during(cluster, lambda: partial.is_dir() and any(partial.iterdir()), chance, *INGEST)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == local.stdout.splitlines()[-1]  # Ray tells of the node before
+        # Only the last line: above it Ray prints that a node died.
+        assert done.stdout.splitlines()[-1] == local.stdout.splitlines()[-1]
         assert sha256_of(*INGESTED) == expected
 
 
