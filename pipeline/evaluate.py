@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +35,11 @@ from pipeline.runtime.atomic_files import (
 )
 from pipeline.runtime.progress import progress_bar
 from pipeline.tracking.comparison import BEAM_SEARCH, RESTYLED, comparisons, verdict
+from pipeline.tracking.data_set_captions import DataSetCaptions, data_set_captions
 
 if TYPE_CHECKING:
     from pipeline.models.captioner import Captioner
+    from pipeline.models.model_files import ModelFiles
     from pipeline.models.neighbours import Neighbours
 
 _SCORES_CSV = "metrics.csv"
@@ -164,34 +165,38 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
 
     The systems are the model, the checkpoint before fine-tuning, the compared architectures and the baselines.
     """
-    from pipeline.models.captioner import Captioner
+    from pipeline.models.model_files import ModelFiles
 
     train = read_examples(paths.DATASET / "train")
     if not train:
         raise DataError(f"{paths.DATASET / 'train'}: has no pictures; run `dvc repro` to build the data set")
     reader, train_reader = PictureReader(paths.DATASET / "test"), PictureReader(paths.DATASET / "train")
     pictures = [reader.read(example.file_name) for example in test]
-    model = Captioner.from_folder(paths.MODEL)
+
+    def files_of(folder: Path) -> ModelFiles:
+        return ModelFiles(folder.absolute(), None, params.evaluate.generation, params.evaluate.decoding)
+
+    files = files_of(paths.MODEL)
+    model = files.load()
     neighbours = _index(model, train, train_reader, params)
     neighbours.write(index)
     captions: Captions = {}
     seconds: dict[str, float] = {}
     attending = {_MODEL: paths.MODEL} if model.attends else {}
-    beam_search = None
-    if params.evaluate.decoding.compares:
-        beam_search, _ = _captions(model, pictures, params, "beam search")
-        model.choose_by(params.evaluate.decoding, neighbours)
-    captions[_MODEL], seconds[_MODEL] = _captions(model, pictures, params, _MODEL)
-    if beam_search is not None:
-        captions[BEAM_SEARCH] = beam_search
-    if (before := _checkpoint_before(params)) is not None:
-        earlier = Captioner.from_folder(before)
-        captions[_BEFORE], seconds[_BEFORE] = _captions(earlier, pictures, params, "before fine-tuning")
-        captions[RESTYLED] = _restyled(earlier, captions[_BEFORE], train, train_reader, params)
-    for name in params.compare.architectures:
-        other = Captioner.from_folder(paths.COMPARED / name)
-        captions[name], seconds[name] = _captions(other, pictures, params, name)
-        attending |= {name: paths.COMPARED / name} if other.attends else {}
+    with data_set_captions(params) as said:
+        compares = params.evaluate.decoding.compares
+        chosen = replace(files, neighbours=index.absolute()) if compares else files
+        captions[_MODEL], seconds[_MODEL] = said.make(chosen, pictures, "evaluate model")
+        if compares:
+            captions[BEAM_SEARCH], _ = said.make(files, pictures, "evaluate beam search")
+        if (before := _checkpoint_before(params)) is not None:
+            earlier = files_of(before)
+            captions[_BEFORE], seconds[_BEFORE] = said.make(earlier, pictures, "evaluate before fine-tuning")
+            captions[RESTYLED] = _restyled(said, earlier, captions[_BEFORE], train, train_reader)
+        for name in params.compare.architectures:
+            other = files_of(paths.COMPARED / name)
+            captions[name], seconds[name] = said.make(other, pictures, f"evaluate {name}")
+            attending |= {name: paths.COMPARED / name} if other.load().attends else {}
     near = neighbours.nearest(model.picture_features(pictures, "evaluate features"), _CONSENSUS_OF)
     captions[_CONSENSUS] = baselines.consensus(neighbours.utility, neighbours.captions, near)
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
@@ -200,19 +205,14 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
 
 
 def _restyled(
-    earlier: Captioner, said: Sequence[str], train: Sequence[Example], reader: PictureReader, params: Params
+    said: DataSetCaptions, earlier: ModelFiles, texts: Sequence[str], train: Sequence[Example], reader: PictureReader
 ) -> list[str]:
     """Return the captions of the checkpoint before fine-tuning in the frames of the training captions."""
     some = fair_share(train, _FRAMES_FROM)
-    captions = earlier.caption_all(
-        [reader.read(example.file_name) for example in some],
-        beams=1,
-        max_tokens=params.finetune.max_tokens,
-        batch_size=params.runtime.caption_batch_size,
-        name="evaluate restyled",
-    )
+    pictures = [reader.read(example.file_name) for example in some]
+    captions, _ = said.make(earlier, pictures, "evaluate restyled", beams=1)
     frames = Frames(captions, [example.captions for example in some])
-    return [frames.restyle(text) for text in said]
+    return [frames.restyle(text) for text in texts]
 
 
 def _index(model: Captioner, train: Sequence[Example], reader: PictureReader, params: Params) -> Neighbours:
@@ -261,20 +261,6 @@ def _checkpoint_before(params: Params) -> Path | None:
     if params.finetune.checkpoint in CREATED:
         return None
     return checkpoints.locate(params.finetune.checkpoint, params.finetune.revision, params.runtime.model_cache_gb)
-
-
-def _captions(captioner: Captioner, pictures: Sequence[bytes], params: Params, name: str) -> tuple[list[str], float]:
-    """Return one caption per picture, and the seconds that it took."""
-    captioner.generate_by(params.evaluate.generation)
-    start = time.perf_counter()
-    captions = captioner.caption_all(
-        pictures,
-        beams=params.evaluate.beams,
-        max_tokens=params.finetune.max_tokens,
-        batch_size=params.runtime.caption_batch_size,
-        name=f"evaluate {name}",
-    )
-    return captions, time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -116,23 +116,10 @@ class Captioner:
             return [texts[0] for texts in self._chosen(self._encode(resized), beams, max_tokens)]
         return [captions[0] for captions in self._generate(pictures, self._search(beams, max_tokens))]
 
-    def caption_all(
-        self, pictures: Sequence[bytes], beams: int, max_tokens: int, batch_size: int, name: str
-    ) -> list[str]:
-        """Return the likeliest caption of each encoded picture, computed in batches.
-
-        Args:
-            pictures: encoded pictures of the data set.
-            beams: width of beam search.
-            max_tokens: maximum length of a caption.
-            batch_size: pictures per batch.
-            name: label of the progress bar.
-        """
-        captions: list[str] = []
-        for first in progress_bar(range(0, len(pictures), batch_size), desc=name, unit=" batches"):
-            batch = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[first : first + batch_size]]
-            captions += self.caption(batch, beams=beams, max_tokens=max_tokens)
-        return captions
+    def caption_encoded(self, pictures: Sequence[bytes], beams: int, max_tokens: int) -> list[str]:
+        """Return the likeliest caption of each encoded picture of the data set; see `caption`."""
+        opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+        return self.caption(opened, beams=beams, max_tokens=max_tokens)
 
     @property
     def attends(self) -> bool:

@@ -27,8 +27,9 @@ from pipeline.evaluation.metrics.scoring import Statistics, statistics
 from pipeline.runtime.atomic_files import read_json, remove, sha256_of, swapped_in, write_json
 from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import champions, downloads, registry
-from pipeline.tracking.captioners import load_captioner
+from pipeline.tracking.captioners import find_captioner
 from pipeline.tracking.comparison import comparisons_of_version
+from pipeline.tracking.data_set_captions import data_set_captions
 from pipeline.tracking.decision import AT, DECISION, REASONS, VOTES, WAITS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
 
@@ -255,16 +256,11 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
     kept = paths.SAID / f"{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}.json"
     if kept.is_file():
         return list(read_json(kept))
-    captioner = load_captioner(f"models:/{model}/{number}", params)
+    files = find_captioner(f"models:/{model}/{number}", params)
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
-    captions = captioner.caption_all(
-        pictures,
-        beams=params.evaluate.beams,
-        max_tokens=params.finetune.max_tokens,
-        batch_size=params.runtime.caption_batch_size,
-        name=f"promote version {number}",
-    )
+    with data_set_captions(params) as said:
+        captions, _ = said.make(files, pictures, f"promote version {number}")
     with swapped_in(kept) as (place,):
         write_json(place, captions)
     for old in sorted(paths.SAID.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
