@@ -2,7 +2,8 @@
 
 A model is trained for each fold and seed, and captions the fold's test photos in each way. The index holds the training
 photos of the fold. Seconds are those of one thread from the resized picture to the caption, encoding included. A run is
-a line of `benchmarks/results/decoding.jsonl`; its captions are kept in `.work/benchmarks`, for the paired intervals.
+a line of `benchmarks/results/decoding.jsonl`; its candidates are kept in `.work/benchmarks`. With them other choices
+among the same candidates take seconds.
 
 `python -m benchmarks.decoding --folds 0 1 --seeds 0` makes some runs, `python -m benchmarks decoding` makes all.
 """
@@ -14,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,12 @@ from benchmarks import Figure
 from benchmarks.architectures import FOLDS, KEPT, RESULTS, SEEDS, Photos, best_checkpoint, opened_photos
 from pipeline.config.sections.evaluate import DecodingSettings
 from pipeline.evaluation.bootstrap import Difference, differences
-from pipeline.evaluation.consensus import ranked
+from pipeline.evaluation.consensus import Candidates, ranked
 from pipeline.evaluation.diversity import copied_share
-from pipeline.evaluation.metrics.cider import cider_d
 from pipeline.evaluation.metrics.scoring import Statistics
 from pipeline.evaluation.metrics.scoring import statistics as statistics_of
 from pipeline.evaluation.ptb.tokens import ptb_tokenize
-from pipeline.models.captioner import PLAIN, Captioner
+from pipeline.models.captioner import PLAIN, Captioner, pooled
 from pipeline.models.neighbours import Neighbours
 
 RUNS, TABLE = RESULTS / "decoding.jsonl", RESULTS / "decoding.md"
@@ -38,26 +39,27 @@ NAME = "cnn-attention"
 SEARCHES = {"beam 3, pairs twice": (3, 0), "beam 3": (3, 2), "beam 4": (4, 2), "beam 10": (10, 2)}
 POOLS = {"3 beams, 30 samples": (3, 30), "10 beams": (10, 0), "20 beams": (20, 0)}  # the candidates
 METHODS = ("mbr", "consensus", "both")
-WAYS = (*SEARCHES, *(f"{method} of {pool}" for pool in POOLS for method in METHODS))
-BASE, TIMED, BEST = "beam 3", "beam 4", "both of 20 beams"
-CANDIDATES = {"temperature": 0.7, "neighbours": 60, "seed": 0}
-STUDIED, NEIGHBOURS = "20 beams", (10, 30, 60, 100)  # the candidates and numbers of neighbours on the validation photos
+LIKELIHOODS = (0.0, 1.0)
+CHOICES = {  # name -> candidates, method, likelihood
+    f"{method} of {pool}" + (f", likelihood {likelihood:g}" if likelihood else ""): (pool, method, likelihood)
+    for pool, method, likelihood in product(POOLS, METHODS, LIKELIHOODS)
+}
+WAYS = (*SEARCHES, *CHOICES)
+BASE, TIMED, BEST = "beam 3", "beam 4", "consensus of 20 beams, likelihood 1"
+SETTINGS = {"temperature": 0.7, "neighbours": 60, "seed": 0}
+# Tried on the validation photos: the candidates, the numbers of neighbours, and how much the likelihood counts
+STUDIED, NEIGHBOURS, STUDIED_LIKELIHOODS = "20 beams", (10, 30, 60, 100), (0.0, 0.5, 1.0, 2.0)
 GAIN, COPIES, COST = 1.1, 1.2, 4.0  # the goals
 
 
-def made(photos: Photos, fold: int, seed: int) -> dict[str, object]:
-    """Train a model on one fold; return the scores and the cost of each way to choose its captions."""
+def made(photos: Photos, fold: int, seed: int) -> None:
+    """Train a model on one fold; keep the captions by beam search, the candidates, and the seconds that they took."""
     best, training = best_checkpoint(photos, NAME, fold, seed)
-    train, _, test = photos.fold(fold)
-    captioner = Captioner(best)
-    captions = [photos.examples[i].captions for i in train]
-    features = captioner.picture_features([photos.bytes[i] for i in train], "features").astype(np.float16)
-    index = Neighbours(features, captions, [photos.examples[i].sha256 for i in train], {})
-    assert index.utility  # made once, before the clock starts
+    _, validation, test = photos.fold(fold)
+    captioner, index = Captioner(best), _index(photos, fold)
     pixels = photos.pixels(best)
-    known = [ptb_tokenize(caption) for several in captions for caption in several]
-    found: dict[str, dict[str, float]] = {}
     texts: dict[str, list[str]] = {}
+    candidates: dict[str, list[dict]] = {}
     seconds: dict[str, float] = {}
     parts = [list(pixels[part]) for part in torch.tensor(test).split(8)]
     for way, (beams, size) in SEARCHES.items():
@@ -69,88 +71,123 @@ def made(photos: Photos, fold: int, seed: int) -> dict[str, object]:
         seconds[way] = time.process_time() - start
     captioner.generate_by(PLAIN.model_copy(update={"no_repeat_ngram_size": 2}))
     for pool, (beams, samples) in POOLS.items():
-        captioner.choose_by(_comparing(samples), index)
+        captioner.choose_by(_choosing(samples), index)
         start = time.process_time()
-        compared = [several for part in parts for several in captioner.compared(part, beams)]
-        shared = time.process_time() - start
-        for method in METHODS:
-            way, start = f"{method} of {pool}", time.process_time()
-            texts[way] = [ranked(index.utility, method, *several)[0] for several in compared]
-            seconds[way] = shared + time.process_time() - start
+        found = [one for part in parts for one in captioner.candidates(part, beams)]
+        seconds[pool] = time.process_time() - start
+        candidates[pool] = _plain(found)
+    beams, samples = POOLS[STUDIED]
+    captioner.choose_by(_choosing(samples), index)
+    studied = captioner.candidates(list(pixels[torch.tensor(validation)]), beams)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept = {
+        "validation CIDEr-D": training.validation_cider,
+        "seconds": seconds,
+        "texts": texts,
+        "candidates": candidates,
+        "validation": _plain(studied),
+    }
+    _kept(fold, seed).write_text(json.dumps(kept))
+
+
+def chosen(photos: Photos, fold: int, seed: int) -> tuple[dict[str, object], dict[str, list[str]]]:
+    """Choose among the kept candidates; return the line of the run, and the captions of each way."""
+    kept = json.loads(_kept(fold, seed).read_text())
+    _, validation, test = photos.fold(fold)
+    index = _index(photos, fold)
+    known = [ptb_tokenize(caption) for several in index.captions for caption in several]
+    texts, seconds = dict(kept["texts"]), dict(kept["seconds"])
+    assert index.utility  # made once, before the clock starts
+    for way, (pool, method, likelihood) in CHOICES.items():
+        start = time.process_time()
+        found = _with_neighbours(photos, index, test, kept["candidates"][pool], SETTINGS["neighbours"])
+        texts[way] = [ranked(index.utility, method, one, likelihood)[0] for one in found]
+        seconds[way] = kept["seconds"][pool] + time.process_time() - start
+    ways = {}
     for way in WAYS:
-        words = [ptb_tokenize(text) for text in texts[way]]
-        scores = _statistics(photos, fold, texts[way]).scores()
-        shown = {name: round(scores[name], 4) for name in ("CIDEr-D", "BLEU-4")}
-        found[way] = {
-            **shown,
-            "copied": round(copied_share(words, known), 4),
+        scores = _statistics(photos, test, texts[way]).scores()
+        copied = copied_share([ptb_tokenize(text) for text in texts[way]], known)
+        ways[way] = {
+            **{name: round(scores[name], 4) for name in ("CIDEr-D", "BLEU-4")},
+            "copied": round(copied, 4),
             "seconds": round(seconds[way] / len(test), 4),
         }
-    KEPT.mkdir(parents=True, exist_ok=True)
-    _kept(fold, seed).write_text(json.dumps(texts))
-    by_beams = round(training.validation_cider, 4)
-    validation = {"greedy search, after the epoch": by_beams, **_by_neighbours(photos, fold, captioner, pixels, index)}
-    return {"name": NAME, "fold": fold, "seed": seed, "ways": found, "validation": validation}
+    tried = {"greedy search, after the epoch": round(kept["validation CIDEr-D"], 4)}
+    for method, count, likelihood in product(("consensus", "both"), NEIGHBOURS, STUDIED_LIKELIHOODS):
+        found = _with_neighbours(photos, index, validation, kept["validation"], count)
+        best = [ranked(index.utility, method, one, likelihood)[0] for one in found]
+        name = f"{method}, {count} neighbours, likelihood {likelihood:g}"
+        tried[name] = round(_statistics(photos, validation, best).scores()["CIDEr-D"], 4)
+    return {"name": NAME, "fold": fold, "seed": seed, "ways": ways, "validation": tried}, texts
 
 
-def _comparing(samples: int, **changes: int) -> DecodingSettings:
-    return DecodingSettings(method="both", samples=samples, **(CANDIDATES | changes))  # type: ignore[arg-type]
+def _choosing(samples: int) -> DecodingSettings:
+    return DecodingSettings(method="both", samples=samples, likelihood=1, **SETTINGS)  # type: ignore[arg-type]
 
 
-def _by_neighbours(
-    photos: Photos, fold: int, captioner: Captioner, pixels: torch.Tensor, index: Neighbours
-) -> dict[str, float]:
-    """Return CIDEr-D on the validation photos by the number of neighbours."""
-    validation = photos.fold(fold)[1]
-    references = [[ptb_tokenize(c) for c in photos.examples[i].captions] for i in validation]
-    beams, samples = POOLS[STUDIED]
-    scores = {}
-    for count in NEIGHBOURS:
-        captioner.choose_by(_comparing(samples, neighbours=count), index)
-        compared = captioner.compared(list(pixels[torch.tensor(validation)]), beams)
-        for method in ("consensus", "both"):
-            texts = [ranked(index.utility, method, *several)[0] for several in compared]
-            found = cider_d([ptb_tokenize(text) for text in texts], references)
-            scores[f"{method} of {count}"] = round(statistics.fmean(found), 4)
-    return dict(sorted(scores.items(), key=lambda one: one[0].split(" of ")[0]))
+def _index(photos: Photos, fold: int) -> Neighbours:
+    """Return the index of the training photos; the image encoder is frozen, so its features serve all runs."""
+    train = photos.fold(fold)[0]
+    examples = [photos.examples[i] for i in train]
+    features = pooled(photos.features()[train]).astype(np.float16)
+    return Neighbours(features, [e.captions for e in examples], [e.sha256 for e in examples], {})
+
+
+def _with_neighbours(
+    photos: Photos, index: Neighbours, pictures: Sequence[int], kept: Sequence[dict], count: int
+) -> list[Candidates]:
+    near = index.captions_near(pooled(photos.features()[torch.tensor(pictures)]), count)
+    return [
+        Candidates(one["texts"], np.array(one["log_probabilities"]), *written)
+        for one, written in zip(kept, near, strict=True)
+    ]
+
+
+def _plain(found: Sequence[Candidates]) -> list[dict]:
+    return [{"texts": one.texts, "log_probabilities": one.log_probabilities.tolist()} for one in found]
 
 
 def _kept(fold: int, seed: int) -> Path:
     return KEPT / f"decoding-{fold}-{seed}.json"
 
 
-def _statistics(photos: Photos, fold: int, texts: Sequence[str]) -> Statistics:
-    references = [[ptb_tokenize(c) for c in photos.examples[i].captions] for i in photos.fold(fold)[2]]
+def _statistics(photos: Photos, pictures: Sequence[int], texts: Sequence[str]) -> Statistics:
+    references = [[ptb_tokenize(c) for c in photos.examples[i].captions] for i in pictures]
     return statistics_of([ptb_tokenize(text) for text in texts], references)
 
 
-def make(folds: Sequence[int], seeds: Sequence[int]) -> list[dict]:
-    """Make the runs that are missing; return all runs."""
+def make(folds: Sequence[int], seeds: Sequence[int]) -> None:
+    """Make the candidates that are missing."""
     photos = opened_photos()
     torch.use_deterministic_algorithms(True)
-    for seed in seeds:
-        for fold in folds:
-            if any((line["fold"], line["seed"]) == (fold, seed) for line in _runs()) and _kept(fold, seed).exists():
-                continue
-            line = made(photos, fold, seed)
-            print(line, flush=True)
-            with RUNS.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-    write_table(photos, _runs())
-    return _runs()
+    for seed, fold in product(seeds, folds):
+        if not _kept(fold, seed).exists():
+            made(photos, fold, seed)
+            print(f"fold {fold}, seed {seed}: made", flush=True)
 
 
-def _runs() -> list[dict]:
-    return [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+def choose() -> list[dict]:
+    """Choose among all candidates that there are; write the lines and the table, and return the lines."""
+    photos = opened_photos()
+    lines, texts = [], []
+    for seed, fold in product(range(SEEDS), range(FOLDS)):
+        if _kept(fold, seed).exists():
+            line, captions = chosen(photos, fold, seed)
+            lines.append(line)
+            texts.append(captions)
+    RUNS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_table(photos, lines, texts)
+    return lines
 
 
-def gains(photos: Photos, lines: Sequence[dict], way: str) -> dict[str, Difference]:
+def gains(
+    photos: Photos, lines: Sequence[dict], texts: Sequence[dict[str, list[str]]], way: str
+) -> dict[str, Difference]:
     """Return the gains over beam search on the test photos of all runs together, with their paired intervals."""
     both: dict[str, list[Statistics]] = {way: [], BASE: []}
-    for line in lines:
-        texts = json.loads(_kept(line["fold"], line["seed"]).read_text())
+    for line, captions in zip(lines, texts, strict=True):
         for name, parts in both.items():
-            parts.append(_statistics(photos, line["fold"], texts[name]))
+            parts.append(_statistics(photos, photos.fold(line["fold"])[2], captions[name]))
     return differences(_together(both[BASE]), _together(both[way]))
 
 
@@ -159,14 +196,14 @@ def _together(parts: Sequence[Statistics]) -> Statistics:
     return Statistics({name: np.concatenate([part.contributions[name] for part in parts]) for name in names})
 
 
-def write_table(photos: Photos, lines: Sequence[dict]) -> None:
+def write_table(photos: Photos, lines: Sequence[dict], texts: Sequence[dict[str, list[str]]]) -> None:
     """Write the means over the runs."""
     rows = []
     for way in WAYS:
         means = {key: _mean(lines, way, key) for key in ("CIDEr-D", "BLEU-4", "copied", "seconds")}
         gain = ["", ""]
         if way not in (BASE, TIMED):  # the first row's gain is what repeated pairs cost
-            found = gains(photos, lines, way)
+            found = gains(photos, lines, texts, way)
             gain = [f"{d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in (found["CIDEr-D"], found["BLEU-4"])]
         seconds = f"{means['seconds'] * 1000:.0f}"
         shown = f"**{means['CIDEr-D']:.3f}** | {gain[0]} | {means['BLEU-4']:.3f} | {gain[1]}"
@@ -187,7 +224,7 @@ def write_table(photos: Photos, lines: Sequence[dict]) -> None:
             runs=made_of,
             rest=rest,
             studied=STUDIED,
-            **CANDIDATES,
+            **SETTINGS,
         )
     )
 
@@ -204,9 +241,10 @@ _TEXT = """# How to choose a caption, on 500 photographs
 
 `{name}` on the folds of [architectures.md](architectures.md): about 350 training photos with five captions each, and
 100 test photos a fold. `mbr`, `consensus` and `both` choose among the beams (`evaluate.generation.beams`) and samples
-(`evaluate.decoding.samples`, temperature {temperature}), with the {neighbours} nearest training photos. No two words in
-a row occur twice in a caption (`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test
-photos of all runs together, with paired 95 % intervals. *Copied*: share of captions that equal a training caption.
+(`evaluate.decoding.samples`, temperature {temperature}), with the {neighbours} nearest training photos. *Likelihood 1*
+adds the mean log-probability per token to the agreement (`evaluate.decoding.likelihood`). No two words in a row occur
+twice in a caption (`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test photos of all
+runs together, with paired 95 % intervals. *Copied*: share of captions that equal a training caption.
 Milliseconds are CPU time of one thread per photo, from the resized picture to the caption, on a loaded machine; *cost*
 is in units of beam 4.
 
@@ -216,8 +254,7 @@ Runs (folds): {runs}.{rest}
 |---|---|---|---|---|---|---|---|
 {rows}
 
-On the validation photos, by the number of neighbours, with {studied}. There are about 50 a fold, and they chose the
-epoch: read the direction only.
+On the validation photos, with {studied}. There are about 50 a fold, and they chose the epoch: read the direction only.
 
 | | CIDEr-D |
 |---|---|
@@ -227,7 +264,8 @@ epoch: read the direction only.
 
 def figures() -> list[Figure]:
     """Make all runs, and compare the best way with beam search."""
-    lines = make(range(FOLDS), range(SEEDS))
+    make(range(FOLDS), range(SEEDS))
+    lines = choose()
     way = BEST
 
     def figure(text: str, key: str, other: str, goal: float, better: str) -> Figure:
@@ -249,6 +287,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=range(SEEDS))
     options = parser.parse_args()
     make(options.folds, options.seeds)
+    choose()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Minimum Bayes risk (Kumar and Byrne, NAACL 2004) compares a candidate with the other candidates. Consensus (Devlin et
 al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning") compares it with what people wrote about similar
-pictures; here the more similar ones count more.
+pictures; here the more similar ones count more. The candidate's own log-probability can be added to the agreement.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.metrics.cider import SIGMA
 from pipeline.evaluation.metrics.corpus import MAX_N, Floats, Integers, lookup
+
+_DIGITS = 5  # of a log-probability: less than the noise of another batch size
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,24 @@ class Utility:
             grams[place], known[place], is_known[place] = inverse, number, found
 
 
-def ranked(
-    utility: Utility, method: str, candidates: Sequence[str], references: Sequence[str], weights: Floats | None = None
-) -> list[str]:
+@dataclass(frozen=True)
+class Candidates:
+    """What the caption of a picture is chosen among, and the captions that people wrote about similar pictures.
+
+    Attributes:
+        texts: the candidates, the likeliest first; those that were sampled again and again occur as often.
+        log_probabilities: of each candidate, mean per token (nats), `(texts,)`; zeros if they do not count.
+        references: captions of similar pictures.
+        weights: how much each reference counts, `(references,)`.
+    """
+
+    texts: Sequence[str]
+    log_probabilities: Floats
+    references: Sequence[str]
+    weights: Floats
+
+
+def ranked(utility: Utility, method: str, candidates: Candidates, likelihood: float = 0.0) -> list[str]:
     """Return the distinct candidates, the best first; equal ones keep their order.
 
     Copies of training captions come last. Otherwise the choice would favour them, because each agrees fully with the
@@ -151,28 +168,29 @@ def ranked(
     Args:
         utility: compares captions.
         method: `mbr` for the mean CIDEr-D against the other candidates (a caption that occurs several times counts as
-            often), `consensus` for the mean against `references`, `both` for their sum, each scaled to a maximum of 1.
-        candidates: captions of a picture, the likeliest first.
-        references: captions of similar pictures.
-        weights: how much each reference counts, `(references,)`; None for all the same.
+            often), `consensus` for the weighted mean against the references, `both` for their sum. Each is scaled to a
+            maximum of 1.
+        candidates: the captions.
+        likelihood: how much a candidate's log-probability counts, which is added to its agreement.
     """
-    texts = list(dict.fromkeys(candidates))
+    texts = list(dict.fromkeys(candidates.texts))
     scores = np.zeros(len(texts))
-    if method in ("mbr", "both") and len(candidates) > 1:
-        times = np.array([candidates.count(text) for text in texts])
+    if method in ("mbr", "both") and len(candidates.texts) > 1:
+        times = np.array([candidates.texts.count(text) for text in texts])
         between = utility.between(texts, texts)
-        scores += _scaled((between @ times - between.diagonal()) / (len(candidates) - 1), method == "both")
-    if method in ("consensus", "both") and references:
-        if weights is None:
-            weights = np.full(len(references), 1 / len(references))
-        scores += _scaled(utility.between(texts, references) @ weights, method == "both")
+        scores += _scaled(between @ times - between.diagonal())
+    if method in ("consensus", "both") and candidates.references:
+        scores += _scaled(utility.between(texts, candidates.references) @ candidates.weights)
+    if likelihood:
+        first = [candidates.texts.index(text) for text in texts]
+        scores += likelihood * candidates.log_probabilities[first].round(_DIGITS)
     copied = np.array([i > 0 and utility.is_copied(text) for i, text in enumerate(texts)], dtype=bool)
     return [texts[i] for i in np.lexsort((-scores.round(9), copied))]
 
 
-def _scaled(scores: Floats, scale: bool) -> Floats:
+def _scaled(scores: Floats) -> Floats:
     highest = scores.max(initial=0)
-    return scores / highest if scale and highest > 0 else scores
+    return scores / highest if highest > 0 else scores
 
 
 def _places(lengths: Integers) -> Iterator[tuple[int, Integers, Integers]]:

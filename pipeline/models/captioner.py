@@ -1,7 +1,7 @@
 """Pictures -> captions. Evaluation, the command line and the served model all caption through this class.
 
-A caption is the likeliest by beam search or, with an index of the training pictures, the candidate that agrees best
-with other captions (see `pipeline/evaluation/consensus.py`).
+A caption is the likeliest by beam search or, with an index of the training pictures, a candidate that agrees with other
+captions (see `pipeline/evaluation/consensus.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch.nn.functional import normalize as to_length_1
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections.evaluate import DecodingSettings, GenerationSettings
-from pipeline.evaluation.consensus import ranked
-from pipeline.evaluation.metrics.corpus import Floats
+from pipeline.evaluation.consensus import Candidates, ranked
 from pipeline.models.attention import Attention, by_word
 from pipeline.models.base import Checkpoint, Decoding
 from pipeline.models.device import best_device
@@ -113,7 +112,7 @@ class Captioner:
         """
         if self._decoding is not None:
             resized = resize_and_crop(self.checkpoint.image_processor, pictures)
-            return [texts[0] for texts in self._chosen(self._encode(resized), beams, max_tokens)]
+            return [texts[0] for texts in self._chosen(resized, self._encode(resized), beams, max_tokens)]
         return [captions[0] for captions in self._generate(pictures, self._search(beams, max_tokens))]
 
     def caption_encoded(self, pictures: Sequence[bytes], beams: int, max_tokens: int) -> list[str]:
@@ -219,7 +218,7 @@ class Captioner:
             on_features(features.float().mean(dim=1).cpu())
         found: list[list[Scored]] = [[] for _ in seeds]
         if self._decoding is not None and not sampling:
-            chosen = [texts[:count] for texts in self._chosen(features, beams, None)]
+            chosen = [texts[:count] for texts in self._chosen(resized, features, beams, None)]
             return self._scored(resized, chosen, features)
         if not sampling:
             found = self._generate_scored(resized, features, self._search(beams, None))
@@ -257,37 +256,48 @@ class Captioner:
             return self._model.encode(pixels)
 
     @torch.inference_mode()
-    def compared(self, prepared: Sequence[torch.Tensor], beams: int) -> list[tuple[list[str], list[str], Floats]]:
-        """Return the candidates of each picture, the captions of its nearest training pictures and their weights.
-
-        Sets torch's global seed. `ranked` chooses among them.
+    def candidates(self, prepared: Sequence[torch.Tensor], beams: int) -> list[Candidates]:
+        """Return what the caption of each picture is chosen among, by `ranked`. Sets torch's global seed.
 
         Args:
             prepared: pictures from `prepare`.
             beams: width of beam search.
         """
-        return self._compared(self._encode(torch.stack(list(prepared))), beams, None)
+        resized = torch.stack(list(prepared))
+        return self._candidates(resized, self._encode(resized), beams, None)
 
-    def _compared(
-        self, features: torch.Tensor, beams: int, max_tokens: int | None
-    ) -> list[tuple[list[str], list[str], Floats]]:
+    def _candidates(
+        self, resized: torch.Tensor, features: torch.Tensor, beams: int, max_tokens: int | None
+    ) -> list[Candidates]:
         way, neighbours = self._decoding, self.neighbours
         assert way is not None
         assert neighbours is not None
-        found = self._texts(features, self._search(beams, max_tokens, found=beams))
-        sampling = replace(self._sampling(way.samples, max_tokens), temperature=way.temperature, top_p=1.0)
-        for index, candidates in enumerate(found if way.samples else ()):
-            torch.manual_seed(way.seed)  # each by itself, so that its random draws are its own
-            candidates += self._texts(features[index : index + 1], sampling)[0]
-        near = neighbours.captions_near(pooled(features), way.neighbours)
-        return [(texts, *captions) for texts, captions in zip(found, near, strict=True)]
 
-    def _chosen(self, features: torch.Tensor, beams: int, max_tokens: int | None) -> list[list[str]]:
-        """Return the distinct candidates of each picture, the one that agrees best first. Sets torch's global seed."""
+        def generate(which: slice, decoding: Decoding) -> list[list[Scored]]:
+            if way.likelihood:
+                return self._generate_scored(resized[which], features[which], decoding)
+            return [[Scored(text, 0.0) for text in texts] for texts in self._texts(features[which], decoding)]
+
+        found = generate(slice(None), self._search(beams, max_tokens, found=beams))
+        sampling = replace(self._sampling(way.samples, max_tokens), temperature=way.temperature, top_p=1.0)
+        for index, captions in enumerate(found if way.samples else ()):
+            torch.manual_seed(way.seed)  # each by itself, so that its random draws are its own
+            captions += generate(slice(index, index + 1), sampling)[0]
+        near = neighbours.captions_near(pooled(features), way.neighbours)
+        return [
+            Candidates([one.text for one in captions], np.array([one.score for one in captions]), *written)
+            for captions, written in zip(found, near, strict=True)
+        ]
+
+    def _chosen(
+        self, resized: torch.Tensor, features: torch.Tensor, beams: int, max_tokens: int | None
+    ) -> list[list[str]]:
+        """Return the distinct candidates of each picture, the best first. Sets torch's global seed."""
         assert self._decoding is not None
         assert self.neighbours is not None
-        method, utility = self._decoding.method, self.neighbours.utility
-        return [ranked(utility, method, *several) for several in self._compared(features, beams, max_tokens)]
+        way, utility = self._decoding, self.neighbours.utility
+        found = self._candidates(resized, features, beams, max_tokens)
+        return [ranked(utility, way.method, candidates, way.likelihood) for candidates in found]
 
     def _texts(self, features: torch.Tensor, decoding: Decoding) -> list[list[str]]:
         """Return the captions of each picture."""
@@ -301,7 +311,7 @@ class Captioner:
             tokens, scores = self._model.generate_with_scores(features, decoding)
         texts = self._decode(tokens, len(features))
         if scores is None:
-            return self._scored(resized, texts)
+            return self._scored(resized, texts, features)
         numbers = iter(scores.tolist())
         return [[Scored(text, next(numbers)) for text in captions] for captions in texts]
 

@@ -128,7 +128,8 @@ def _falling(similar: Floats) -> Floats:
 def settings_of(folder: Path) -> tuple[GenerationSettings, DecodingSettings]:
     """Return how captions were generated and chosen when the index was made, or a folder with its settings only."""
     facts = read_json(folder / _FACTS)
-    return GenerationSettings(**facts["generation"]), DecodingSettings(**facts["decoding"])
+    # Models that were registered before `likelihood` existed choose as they did then.
+    return GenerationSettings(**facts["generation"]), DecodingSettings(**{"likelihood": 0.0} | facts["decoding"])
 
 
 def read_neighbours(folder: Path, model_sha256: str) -> Neighbours:

@@ -95,7 +95,7 @@ def test_captions_are_chosen_as_the_index_that_comes_with_the_model_says(tmp_pat
     checkpoint = small()
     checkpoint.save(tmp_path / "checkpoint")
     captioner = Captioner(checkpoint)
-    decoding = DecodingSettings(method="consensus", samples=20, temperature=1.0, neighbours=1, seed=0)
+    decoding = DecodingSettings(method="consensus", samples=20, temperature=1.0, neighbours=1, likelihood=0, seed=0)
     sampled = captioner.several([decode(jpeg(), 10**6)], 8)[0]
     facts = {"model_sha256": weights_hash(tmp_path / "checkpoint"), "decoding": decoding.model_dump()}
     facts["generation"] = PLAIN.model_dump()
@@ -117,9 +117,10 @@ def test_a_version_without_the_index_keeps_its_generation_settings(tmp_path: Pat
     checkpoint.save(tmp_path / "checkpoint")
     word = checkpoint.tokenizer.decode([5])
     generation = PLAIN.model_copy(update={"prompt": word, "min_tokens": 3})
-    beam = DecodingSettings(method="beam", samples=1, temperature=1.0, neighbours=1, seed=0)
+    beam = DecodingSettings(method="beam", samples=1, temperature=1.0, neighbours=1, likelihood=0, seed=0)
     (tmp_path / "settings").mkdir()
-    content = {"generation": generation.model_dump(), "decoding": beam.model_dump()}
+    written_before = beam.model_dump(exclude={"likelihood"})  # by a version of the code without it
+    content = {"generation": generation.model_dump(), "decoding": written_before}
     (tmp_path / "settings/neighbours.json").write_text(json.dumps(content))
     served = pyfunc.CaptionModel()
     served.load_context(Namespace(artifacts={name: str(tmp_path / name) for name in ("checkpoint", "settings")}))

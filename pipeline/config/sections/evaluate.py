@@ -32,6 +32,7 @@ class DecodingSettings(Section):
     samples: Annotated[int, Field(ge=0, le=1000)]
     temperature: Annotated[float, Field(gt=0, le=10)]
     neighbours: Annotated[int, Field(ge=1, le=10_000)]
+    likelihood: Annotated[float, Field(ge=0, le=100)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @property

@@ -37,6 +37,7 @@ from pipeline.models.git.packing import packing_of
 
 _DECODER = r"git\.encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)"
 _IMAGE_ENCODER = r"git\.image_encoder\..+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+_LOGITS = 1024  # tokens whose logits are computed at a time
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,14 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         """Return tokens and scores; the prefix of generation serves for the scores too."""
         prefix = self.prefix(features)
         tokens = self._generate(prefix, len(features), decoding.prompt, **decoding.generate_options())
-        targets = tokens[:, 1:]
-        logits = self._step(tokens[:, :-1], prefix, DynamicCache(), 0).logits.float()
-        log_probabilities = -cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         is_target = is_target_of(tokens, self.generation_config.eos_token_id)
-        return tokens, (log_probabilities * is_target).sum(dim=1) / is_target.sum(dim=1)
+        hidden = self._decoded(tokens[:, :-1], prefix, DynamicCache())[is_target]
+        # A part at a time: all logits of many beams would take gigabytes.
+        parts = zip(hidden.split(_LOGITS), tokens[:, 1:][is_target].split(_LOGITS), strict=True)
+        losses = [cross_entropy(linear(part, self.output).float(), ids, reduction="none") for part, ids in parts]
+        sums = torch.zeros(len(tokens), device=hidden.device)
+        sums.index_add_(0, is_target.nonzero()[:, 0], -torch.cat(losses))
+        return tokens, sums / is_target.sum(dim=1)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the output of the image encoder, `(pictures, image_tokens, width)`."""
@@ -255,7 +259,13 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         past_key_values: Cache,
         logits_to_keep: int,
     ) -> CausalLMOutputWithPast:
-        """Return the logits after `input_ids` `(rows, new)`; `past_key_values` holds the text before them.
+        """Return the logits after `input_ids`; see `_decoded`."""
+        hidden = self._decoded(input_ids, prefix, past_key_values)
+        logits = linear(hidden[:, -logits_to_keep:] if logits_to_keep else hidden, self.output)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    def _decoded(self, input_ids: torch.Tensor, prefix: Prefix, past_key_values: Cache) -> torch.Tensor:
+        """Return the decoder's output at `input_ids` `(rows, new)`; `past_key_values` holds the text before them.
 
         The rows of a picture (its beams or samples) are adjacent, and each picture has the same number.
         """
@@ -264,12 +274,11 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         positions = torch.arange(past, past + new, device=input_ids.device)
         # A new token attends to the text up to itself; a single one attends to everything.
         mask = None if new == 1 else self.output.weight.new_full((new, past + new), float("-inf")).triu(past + 1)
-        hidden = self.git.embeddings(input_ids=input_ids, position_ids=positions[None])
+        hidden: torch.Tensor = self.git.embeddings(input_ids=input_ids, position_ids=positions[None])
         for index, (layer, image) in enumerate(zip(self.git.encoder.layer, prefix.layers, strict=True)):
             text = past_key_values.update(*keys_values(layer.attention.self, hidden), index)
             hidden = generation_layer(layer, hidden, image, text, mask)
-        logits = linear(hidden[:, -logits_to_keep:] if logits_to_keep else hidden, self.output)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        return hidden
 
     @torch.inference_mode()
     def caption(
