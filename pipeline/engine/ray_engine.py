@@ -17,6 +17,7 @@ from typing import Any, Generic
 import pipeline
 from pipeline.config.errors import ConfigError, PipelineError, TemporaryError
 from pipeline.engine.base import Engine, K, R, Read, T, Work
+from pipeline.engine.ray_session import check_that_somebody_listens
 from pipeline.runtime.parallel_map import parallel_map
 
 _CLUSTER = "params.yaml: runtime.ray_address"
@@ -26,6 +27,7 @@ _QUEUED = 2  # batches that a worker has, so that it does not wait for the next 
 _ATTEMPTS = 5  # of a batch, if the worker dies each time
 _GROW_SECONDS = 5.0  # between looks at whether a worker is missing
 _NO_WORKER_SECONDS = 300.0
+_HEAD_SECONDS = 30.0  # without an answer of the cluster's head; after 60 Ray ends this process
 
 
 def code_hash() -> str:
@@ -154,7 +156,8 @@ class _Pool(Generic[R]):
         self._running: dict[Any, tuple[Any, int]] = {}  # reference to results -> worker, number of the batch
         self._waiting: list[int] = []
         self._batches: dict[int, _Batch[Any]] = {}
-        self._looked = self._alive = time.monotonic()
+        self._head = ray.get_runtime_context().gcs_address
+        self._looked = self._alive = self._answered = time.monotonic()
         self._grow()
 
     @property
@@ -183,8 +186,7 @@ class _Pool(Generic[R]):
                 self._done(reference)
         now = time.monotonic()
         if now - self._looked > _GROW_SECONDS:
-            self._looked = now
-            self._grow()
+            self._grow_if_possible()
         if self._load:
             self._alive = now
         elif now - self._alive > _NO_WORKER_SECONDS:
@@ -198,6 +200,21 @@ class _Pool(Generic[R]):
         """End the workers."""
         for worker in [*self._load, *self._starting.values()]:
             self._ray.kill(worker)
+
+    def _grow_if_possible(self) -> None:
+        """Replace dead workers, unless the head does not answer: whatever asks it would wait for it."""
+        self._looked = time.monotonic()
+        try:
+            check_that_somebody_listens(self._head)
+        except OSError:
+            if self._looked - self._answered > _HEAD_SECONDS:
+                raise TemporaryError(
+                    f"Ray: the head of the cluster, {self._head}, has not answered for {_HEAD_SECONDS:.0f} s; start the"
+                    " cluster again, then run this again"
+                ) from None
+        else:
+            self._answered = self._looked
+            self._grow()
 
     def _grow(self) -> None:
         room = int(self._ray.cluster_resources().get(self._resource, 0))
@@ -256,7 +273,7 @@ class _Pool(Generic[R]):
         for reference in [one for one, (other, _) in self._running.items() if other is worker]:
             _, number = self._running.pop(reference)
             self._waiting.append(number)
-        self._grow()
+        self._grow_if_possible()
 
     def _retry(self, number: int, error: Exception) -> None:
         batch = self._batches[number]

@@ -50,7 +50,8 @@ def started(workers: int, address: str | None) -> Iterator[None]:
     try:
         with tempfile.TemporaryFile("w+", errors="replace") as said, _stderr_in(said if address else None):
             try:
-                _check_that_somebody_listens(address)
+                if address not in (None, "auto"):
+                    check_that_somebody_listens(address)  # Ray itself would try for more than five minutes
                 # Without an address in the arguments Ray would take that of the environment.
                 ray.init(
                     address=address or "local",
@@ -71,11 +72,10 @@ def started(workers: int, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_that_somebody_listens(address: str | None) -> None:
-    """Raise OSError unless a program listens at `HOST:PORT`; Ray itself would try for more than five minutes."""
-    if address not in (None, "auto"):
-        host, port = address.rsplit(":", 1)
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+def check_that_somebody_listens(address: str) -> None:
+    """Raise OSError unless a program listens at `HOST:PORT`."""
+    host, port = address.rsplit(":", 1)
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
 
 
 @contextmanager

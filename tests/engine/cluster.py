@@ -47,6 +47,12 @@ class RunningCluster:
         for process in [raylet, *raylet.children(recursive=True)]:
             process.kill()
 
+    def kill_head(self) -> None:
+        """Kill the process that all machines of the cluster need (GCS)."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        (head,) = [one for one in found if one.name() == "gcs_server"]
+        head.kill()
+
 
 @contextmanager
 def running_cluster(nodes: int, log: Path, *version: str) -> Iterator[RunningCluster]:

@@ -100,6 +100,38 @@ def test_captioning_outlives_its_nodes(workspace: Path, cluster: RunningCluster)
 
 
 @pytest.mark.slow
+def test_the_death_of_the_head_is_75_and_the_captions_stay(workspace: Path, tmp_path: Path) -> None:
+    photos, scenes, grain = workspace / "photos", random.Random(0), np.random.default_rng(0)
+    photos.mkdir()
+    for k in range(2000):
+        draw(random_scene(scenes), grain).save(photos / f"{k:04}.jpg")
+    out = Path("out.jsonl")
+    with running_cluster(1, tmp_path / "log") as cluster:
+        set_params(workspace, {"runtime.caption_batch_size": 4, "runtime.ray_address": cluster.address})
+        started = subprocess.Popen(
+            [sys.executable, *CAPTION, str(out), "--engine", "ray"], env=environment(PYTHONPATH=str(ROOT), **TOKEN),
+            text=True, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            while not out.exists() or out.stat().st_size == 0:
+                assert started.poll() is None, started.communicate()
+                time.sleep(0.01)
+            cluster.kill_head()
+            _, errors = started.communicate(timeout=120)
+        finally:
+            started.kill()
+    assert started.returncode == TemporaryError.exit_code, errors
+    assert errors.splitlines()[-1] == (
+        f"caption: Ray: the head of the cluster, {cluster.address}, has not answered for 30 s; start the cluster again,"
+        " then run this again"
+    )
+    captioned = out.read_bytes().count(b"\n")
+    assert 0 < captioned < 2000
+    done = run(workspace, sys.executable, *CAPTION, str(out), "--engine", "local", PYTHONPATH=str(ROOT))
+    assert f"{captioned} captioned before" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_wrong_token_is_one_line(workspace: Path, cluster: RunningCluster) -> None:
     write_sample(workspace / "data/raw/s", pictures=5, seed=3)
     set_params(workspace, {"ingest.sources": ["s"], "runtime.engine": "ray", "runtime.ray_address": cluster.address})
