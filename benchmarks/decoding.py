@@ -99,10 +99,12 @@ def chosen(photos: Photos, fold: int, seed: int) -> tuple[dict[str, object], dic
     texts, seconds = dict(kept["texts"]), dict(kept["seconds"])
     assert index.utility  # made once, before the clock starts
     for way, (pool, method, likelihood) in CHOICES.items():
-        start = time.process_time()
         found = _with_neighbours(photos, index, test, kept["candidates"][pool], SETTINGS["neighbours"])
+        start = time.process_time()
         texts[way] = [ranked(index.utility, method, one, likelihood)[0] for one in found]
-        seconds[way] = kept["seconds"][pool] + time.process_time() - start
+        choosing = kept["seconds"].setdefault(way, time.process_time() - start)  # measured once
+        seconds[way] = kept["seconds"][pool] + choosing
+    _kept(fold, seed).write_text(json.dumps(kept))
     ways = {}
     for way in WAYS:
         scores = _statistics(photos, test, texts[way]).scores()
@@ -148,7 +150,7 @@ def _plain(found: Sequence[Candidates]) -> list[dict]:
 
 
 def _kept(fold: int, seed: int) -> Path:
-    return KEPT / f"decoding-{fold}-{seed}.json"
+    return KEPT / f"candidates-{fold}-{seed}.json"
 
 
 def _statistics(photos: Photos, pictures: Sequence[int], texts: Sequence[str]) -> Statistics:
@@ -167,7 +169,10 @@ def make(folds: Sequence[int], seeds: Sequence[int]) -> None:
 
 
 def choose() -> list[dict]:
-    """Choose among all candidates that there are; write the lines and the table, and return the lines."""
+    """Choose among all candidates that there are; write the lines and the table, and return the lines.
+
+    Nothing is written if that would lose runs.
+    """
     photos = opened_photos()
     lines, texts = [], []
     for seed, fold in product(range(SEEDS), range(FOLDS)):
@@ -175,6 +180,10 @@ def choose() -> list[dict]:
             line, captions = chosen(photos, fold, seed)
             lines.append(line)
             texts.append(captions)
+    before = len(RUNS.read_text().splitlines()) if RUNS.exists() else 0
+    if not lines or len(lines) < before:
+        print(f"{TABLE.name} stays: it has {before} runs, and {KEPT} the candidates of {len(lines)}", flush=True)
+        return lines
     RUNS.write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_table(photos, lines, texts)
     return lines
@@ -246,7 +255,8 @@ adds the mean log-probability per token to the agreement (`evaluate.decoding.lik
 twice in a caption (`no_repeat_ngram_size: 2`), except in the first row. Gains are over beam 3 on the test photos of all
 runs together, with paired 95 % intervals. *Copied*: share of captions that equal a training caption.
 Milliseconds are CPU time of one thread per photo, from the resized picture to the caption, on a loaded machine; *cost*
-is in units of beam 4.
+is in units of beam 4. All rows with candidates include the time for their log-probabilities, which only those with
+likelihood 1 need.
 
 Runs (folds): {runs}.{rest}
 

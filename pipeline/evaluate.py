@@ -35,10 +35,10 @@ from pipeline.runtime.atomic_files import (
 )
 from pipeline.runtime.progress import progress_bar
 from pipeline.tracking.comparison import BEAM_SEARCH, RESTYLED, comparisons, verdict
-from pipeline.tracking.data_set_captions import DataSetCaptions, data_set_captions
 
 if TYPE_CHECKING:
     from pipeline.models.captioner import Captioner
+    from pipeline.models.data_set_captions import DataSetCaptioning
     from pipeline.models.model_files import ModelFiles
     from pipeline.models.neighbours import Neighbours
 
@@ -165,6 +165,7 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
 
     The systems are the model, the checkpoint before fine-tuning, the compared architectures and the baselines.
     """
+    from pipeline.models.data_set_captions import data_set_captioning
     from pipeline.models.model_files import ModelFiles
 
     train = read_examples(paths.DATASET / "train")
@@ -180,24 +181,25 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
     model = files.load()
     neighbours = _index(model, train, train_reader, params)
     neighbours.write(index)
+    near = neighbours.nearest(model.picture_features(pictures, "evaluate features"), _CONSENSUS_OF)
+    attending = {_MODEL: paths.MODEL} if model.attends else {}
+    del model  # so that it is in memory once only
     captions: Captions = {}
     seconds: dict[str, float] = {}
-    attending = {_MODEL: paths.MODEL} if model.attends else {}
-    with data_set_captions(params) as said:
+    with data_set_captioning(params) as captioning:
         compares = params.evaluate.decoding.compares
         chosen = replace(files, neighbours=index.absolute()) if compares else files
-        captions[_MODEL], seconds[_MODEL] = said.make(chosen, pictures, "evaluate model")
+        captions[_MODEL], seconds[_MODEL] = captioning.captions(chosen, pictures, "evaluate model")
         if compares:
-            captions[BEAM_SEARCH], _ = said.make(files, pictures, "evaluate beam search")
+            captions[BEAM_SEARCH], _ = captioning.captions(files, pictures, "evaluate beam search")
         if (before := _checkpoint_before(params)) is not None:
             earlier = files_of(before)
-            captions[_BEFORE], seconds[_BEFORE] = said.make(earlier, pictures, "evaluate before fine-tuning")
-            captions[RESTYLED] = _restyled(said, earlier, captions[_BEFORE], train, train_reader)
+            captions[_BEFORE], seconds[_BEFORE] = captioning.captions(earlier, pictures, "evaluate before fine-tuning")
+            captions[RESTYLED] = _restyled(captioning, earlier, captions[_BEFORE], train, train_reader)
         for name in params.compare.architectures:
             other = files_of(paths.COMPARED / name)
-            captions[name], seconds[name] = said.make(other, pictures, f"evaluate {name}")
+            captions[name], seconds[name] = captioning.captions(other, pictures, f"evaluate {name}")
             attending |= {name: paths.COMPARED / name} if other.load().attends else {}
-    near = neighbours.nearest(model.picture_features(pictures, "evaluate features"), _CONSENSUS_OF)
     captions[_CONSENSUS] = baselines.consensus(neighbours.utility, neighbours.captions, near)
     captions["nearest_picture"] = baselines.nearest(train, (train_reader.read(e.file_name) for e in train), pictures)
     captions["most_frequent"] = [baselines.most_frequent(train)] * len(test)
@@ -205,12 +207,16 @@ def _captions_of_systems(test: Sequence[Example], params: Params, index: Path) -
 
 
 def _restyled(
-    said: DataSetCaptions, earlier: ModelFiles, texts: Sequence[str], train: Sequence[Example], reader: PictureReader
+    captioning: DataSetCaptioning,
+    earlier: ModelFiles,
+    texts: Sequence[str],
+    train: Sequence[Example],
+    reader: PictureReader,
 ) -> list[str]:
     """Return the captions of the checkpoint before fine-tuning in the frames of the training captions."""
     some = fair_share(train, _FRAMES_FROM)
     pictures = [reader.read(example.file_name) for example in some]
-    captions, _ = said.make(earlier, pictures, "evaluate restyled", beams=1)
+    captions, _ = captioning.captions(earlier, pictures, "evaluate restyled", beams=1)
     frames = Frames(captions, [example.captions for example in some])
     return [frames.restyle(text) for text in texts]
 

@@ -22,6 +22,7 @@ from pipeline.models.weights import weights_hash
 from pipeline.runtime.atomic_files import read_json, sha256_of
 from pipeline.tracking.captioners import load_captioner
 from tests.conftest import run, set_params
+from tests.engine.recording import RecordingEngine, recording  # noqa: F401
 from tests.evaluation.test_clip_score import clip  # noqa: F401
 
 
@@ -206,6 +207,17 @@ def test_captions_chosen_by_consensus_stand_beside_those_of_beam_search(trained:
     set_params(trained, {"evaluate.decoding.seed": 2})
     run_evaluate()
     assert captions() == of_beams, "nothing was sampled"
+
+
+def test_every_model_captions_by_the_chosen_engine(trained: Path, recording: RecordingEngine) -> None:  # noqa: F811
+    set_params(trained, {"evaluate.decoding.method": "both", "runtime.caption_batch_size": 4})
+    run_evaluate()
+    local = captions()
+    assert recording.calls == []
+    set_params(trained, {"runtime.engine": "ray"})
+    run_evaluate()
+    assert captions() == local
+    assert recording.calls == [[4, 4, 2]] * 2, "by consensus and by beam search"
 
 
 def test_the_index_has_the_captions_of_the_training_pictures_and_none_of_the_pictures(trained: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.evaluation.caption_tokenizer import tokenizer_for
 from pipeline.evaluation.metrics.cider import SIGMA
 from pipeline.evaluation.metrics.corpus import MAX_N, Floats, Integers, lookup
 
-_DIGITS = 5  # of a log-probability: less than the noise of another batch size
+_DIGITS = 5  # of a log-probability: coarser than the noise of another batch size in float32
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Candidates:
     """What the caption of a picture is chosen among, and the captions that people wrote about similar pictures.
 
     Attributes:
-        texts: the candidates, the likeliest first; those that were sampled again and again occur as often.
-        log_probabilities: of each candidate, mean per token (nats), `(texts,)`; zeros if they do not count.
+        texts: the candidates: beams, the best first, then samples, which may repeat each other.
+        log_probabilities: mean per token of each candidate (nats), `(texts,)`; zeros if they do not count.
         references: captions of similar pictures.
         weights: how much each reference counts, `(references,)`.
     """
@@ -163,15 +163,15 @@ def ranked(utility: Utility, method: str, candidates: Candidates, likelihood: fl
     """Return the distinct candidates, the best first; equal ones keep their order.
 
     Copies of training captions come last. Otherwise the choice would favour them, because each agrees fully with the
-    caption that it copies. The first candidate may be a copy, because the model finds it the likeliest.
+    caption that it copies. The first candidate, beam search's best, may be a copy.
 
     Args:
         utility: compares captions.
         method: `mbr` for the mean CIDEr-D against the other candidates (a caption that occurs several times counts as
-            often), `consensus` for the weighted mean against the references, `both` for their sum. Each is scaled to a
-            maximum of 1.
-        candidates: the captions.
-        likelihood: how much a candidate's log-probability counts, which is added to its agreement.
+            often), `consensus` for the weighted mean against the references, `both` for their sum. Each of the two is
+            scaled so that the picture's best candidate has 1.
+        candidates: what to choose among.
+        likelihood: weight of a candidate's log-probability, which is added to its agreement.
     """
     texts = list(dict.fromkeys(candidates.texts))
     scores = np.zeros(len(texts))

@@ -103,7 +103,7 @@ class Captioner:
 
     @torch.inference_mode()
     def caption(self, pictures: Sequence[Image.Image], beams: int = 1, max_tokens: int | None = None) -> list[str]:
-        """Return the likeliest caption of each picture (RGB, any size).
+        """Return a caption of each picture (RGB, any size).
 
         Args:
             pictures: the pictures.
@@ -116,7 +116,7 @@ class Captioner:
         return [captions[0] for captions in self._generate(pictures, self._search(beams, max_tokens))]
 
     def caption_encoded(self, pictures: Sequence[bytes], beams: int, max_tokens: int) -> list[str]:
-        """Return the likeliest caption of each encoded picture of the data set; see `caption`."""
+        """Return a caption of each encoded picture of the data set; see `caption`."""
         opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
         return self.caption(opened, beams=beams, max_tokens=max_tokens)
 

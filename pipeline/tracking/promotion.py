@@ -29,7 +29,6 @@ from pipeline.runtime.entrypoint import Done
 from pipeline.tracking import champions, downloads, registry
 from pipeline.tracking.captioners import find_captioner
 from pipeline.tracking.comparison import comparisons_of_version
-from pipeline.tracking.data_set_captions import data_set_captions
 from pipeline.tracking.decision import AT, DECISION, REASONS, VOTES, WAITS
 from pipeline.tracking.gate import Verdict, check_metric, gain, verdict
 
@@ -256,11 +255,13 @@ def _captions(store: Any, params: Params, number: int, test: Sequence[Example]) 
     kept = paths.SAID / f"{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}.json"
     if kept.is_file():
         return list(read_json(kept))
+    from pipeline.models.data_set_captions import data_set_captioning  # torch is slow to import
+
     files = find_captioner(f"models:/{model}/{number}", params)
     reader = PictureReader(paths.DATASET / "test")
     pictures = [reader.read(example.file_name) for example in test]
-    with data_set_captions(params) as said:
-        captions, _ = said.make(files, pictures, f"promote version {number}")
+    with data_set_captioning(params) as captioning:
+        captions, _ = captioning.captions(files, pictures, f"promote version {number}")
     with swapped_in(kept) as (place,):
         write_json(place, captions)
     for old in sorted(paths.SAID.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:

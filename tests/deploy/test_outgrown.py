@@ -28,7 +28,7 @@ PICTURES = 120
 CAPTIONS = Path("captions.jsonl")
 
 
-def words(*command: str) -> str:
+def last_line_of(*command: str) -> str:
     """Run a module in the current folder, and return the last line of its output."""
     done = subprocess.run(
         [sys.executable, "-m", *command], env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True,
@@ -56,14 +56,17 @@ def test_the_whole_loop_gives_the_bytes_of_the_engine_local(
             launch = {"runtime.launch.processes": 2, "runtime.launch.port": free_port()}
             chosen = {"runtime.engine": engine, "runtime.ray_workers": 2, "ingest.sources": ["album"]}
             compared = {"evaluate.decoding.method": "both", "evaluate.decoding.samples": 4}
+            compared |= {"runtime.caption_batch_size": 4}  # so that there are several batches
             set_params(Path(), {**TINY, **launch, **chosen, **compared})
-            words("pipeline.cli", "add-bucket", "album", URL, "--captions", str(tmp_path / "sample/captions.csv"))
-            words("dvc", "repro")
-            said = words(
+            last_line_of(
+                "pipeline.cli", "add-bucket", "album", URL, "--captions", str(tmp_path / "sample/captions.csv")
+            )
+            last_line_of("dvc", "repro")
+            said = last_line_of(
                 "pipeline.cli", "caption", URL, "--out", str(CAPTIONS), "--model", "models:/image-captioning/1"
             )
-            print(f"{engine}: {said}")
-            assert len(list(read_json_lines(CAPTIONS))) > 100
+            assert said.startswith("caption: 122 pictures captioned"), said
+            assert len(list(read_json_lines(CAPTIONS))) == 122
             outputs = [
                 paths.INGEST,
                 paths.DATASET,

@@ -118,7 +118,7 @@ def test_candidates_that_nothing_agrees_with_stay_in_order(method: str, candidat
 
 
 @pytest.mark.parametrize("method", ["mbr", "consensus", "both"])
-def test_the_log_probability_is_added_to_an_agreement_of_at_most_1(method: str) -> None:
+def test_likelihood_times_the_log_probability_is_added_to_the_scaled_agreement(method: str) -> None:
     utility, references = Utility(TRAINING), TRAINING[8]
     likely = [-0.1 * (i + 1) ** 1.5 for i in range(len(NEW))]
     agreement = np.zeros(len(NEW))

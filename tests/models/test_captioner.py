@@ -92,6 +92,7 @@ def test_captions_start_with_the_prompt_and_a_prompt_that_is_too_long_is_refused
     ],
 )
 def test_scores_are_the_mean_log_probability_per_token(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Of the tokens as they were generated, end mark included."""
     checkpoint = factory.load(ROOT / "models" / "git-demo")
     captioner = Captioner(checkpoint)
     stock = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "git-demo").eval()

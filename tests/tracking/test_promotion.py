@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from pipeline import build
-from pipeline.config import params
+from pipeline.config import params, paths
 from pipeline.config.errors import ConfigError, DataError, TemporaryError
 from pipeline.data.dataset import Example, read_examples
 from pipeline.data.fingerprints import PictureFingerprints, fingerprints_of, write_fingerprints
 from pipeline.data.near_duplicates import Fingerprints
 from pipeline.evaluation.metrics.registry import score_names
+from pipeline.models.model_files import ModelFiles
 from pipeline.runtime.atomic_files import read_json, write_json
 from pipeline.tracking import promotion, registry, runs
-from tests.conftest import set_params
+from tests.conftest import ROOT, set_params
+from tests.engine.recording import RecordingEngine, recording  # noqa: F401
 
 MODEL = "image-captioning"
 NOTHING = PictureFingerprints([], Fingerprints.of([]))
@@ -124,6 +126,24 @@ def test_versions_are_compared_by_beam_search_if_one_has_no_index(
     assert run() == "version 1 is the first champion: there is no champion yet"
     line = "promote: version 1 has no index of its training captions; all versions caption by beam search"
     assert line in capsys.readouterr().out.splitlines()
+
+
+def test_versions_caption_by_the_chosen_engine(
+    store: Any, monkeypatch: pytest.MonkeyPatch, recording: RecordingEngine  # noqa: F811
+) -> None:  # fmt: skip
+    read = params.load()
+    demo = ModelFiles(ROOT / "models/git-demo", None, read.evaluate.generation, read.evaluate.decoding)
+    monkeypatch.setattr(promotion, "find_captioner", lambda name, params: demo)
+    store.create_model_version(MODEL, source=Path.cwd().as_uri())
+    test = read_examples(Path("data/dataset/test"))[:6]
+    set_params(Path(), {"runtime.caption_batch_size": 4})
+    found = []
+    for engine in ("local", "ray"):
+        set_params(Path(), {"runtime.engine": engine})
+        found.append(promotion._captions(store, params.load(), 1, test))
+        shutil.rmtree(paths.SAID)  # where captions are kept
+    assert found[0] == found[1]
+    assert recording.calls == [[4, 2]]
 
 
 def test_a_worse_one_or_one_as_good_is_not_promoted_and_reasons_are_with_both(store: Any, says: Any) -> None:

@@ -145,9 +145,9 @@ class GitForCausalLM(transformers.GitForCausalLM, CaptionModel):  # type: ignore
         # A part at a time: all logits of many beams would take gigabytes.
         parts = zip(hidden.split(_LOGITS), tokens[:, 1:][is_target].split(_LOGITS), strict=True)
         losses = [cross_entropy(linear(part, self.output).float(), ids, reduction="none") for part, ids in parts]
-        sums = torch.zeros(len(tokens), device=hidden.device)
-        sums.index_add_(0, is_target.nonzero()[:, 0], -torch.cat(losses))
-        return tokens, sums / is_target.sum(dim=1)
+        log_probabilities = torch.zeros(is_target.shape, device=hidden.device)
+        log_probabilities[is_target] = -torch.cat(losses)
+        return tokens, log_probabilities.sum(dim=1) / is_target.sum(dim=1)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the output of the image encoder, `(pictures, image_tokens, width)`."""

@@ -6,15 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config.params import Params
 from pipeline.engine.base import Engine, Read
 from pipeline.engine.choice import open_engine
+from pipeline.models.model_files import ModelFiles
 from pipeline.runtime.progress import progress_bar
-
-if TYPE_CHECKING:
-    from pipeline.models.model_files import ModelFiles
 
 
 @dataclass(frozen=True)
@@ -30,17 +27,20 @@ class _Captioning:
         return lambda batch: captioner.caption_encoded(batch, self.beams, self.max_tokens)
 
 
-class DataSetCaptions:
-    """Captions pictures in batches of `runtime.caption_batch_size`. The captions do not depend on the engine."""
+class DataSetCaptioning:
+    """Captions pictures in batches of `runtime.caption_batch_size`, which are the same with every engine."""
 
-    def __init__(self, params: Params, engine: Engine) -> None:
+    def __init__(self, params: Params, engine: Engine | None) -> None:
+        """Use an engine's workers; None for this process."""
         self._params = params
         self._engine = engine
 
-    def make(
+    def captions(
         self, files: ModelFiles, pictures: Sequence[bytes], name: str, beams: int | None = None
     ) -> tuple[list[str], float]:
-        """Return a caption of each picture, and the seconds that it took. With Ray they include loading the model.
+        """Return a caption of each picture, and the seconds that it took.
+
+        With Ray, these include the start of its workers, each of which loads the model.
 
         Args:
             files: the model.
@@ -54,23 +54,29 @@ class DataSetCaptions:
         """
         work = _Captioning(files, beams or self._params.evaluate.beams, self._params.finetune.max_tokens)
         size = self._params.runtime.caption_batch_size
-        if self._params.runtime.engine == "local":  # its threads take single pictures
+        captions: list[str] = []
+        if self._engine is None:
             caption = work()
             start = time.perf_counter()
-            batches = progress_bar(range(0, len(pictures), size), desc=name, unit=" batches")
-            captions = [text for first in batches for text in caption(pictures[first : first + size])]
-            return captions, time.perf_counter() - start
-        start = time.perf_counter()
-        found = self._engine.map(_read, work, pictures, batch=size, whole=True, needs_gpu=True)
-        bar = progress_bar(found, total=len(pictures), desc=name, unit=" pictures")
-        return [text for _, text in bar if text is not None], time.perf_counter() - start
+            for first in progress_bar(range(0, len(pictures), size), desc=name, unit=" batches"):
+                captions += caption(pictures[first : first + size])
+        else:
+            start = time.perf_counter()
+            found = self._engine.map(_read, work, pictures, batch=size, whole=True, needs_gpu=True)
+            for _, text in progress_bar(found, total=len(pictures), desc=name, unit=" pictures"):
+                assert text is not None, "every picture has data"
+                captions.append(text)
+        return captions, time.perf_counter() - start
 
 
 @contextmanager
-def data_set_captions(params: Params) -> Iterator[DataSetCaptions]:
-    """Yield what captions pictures with the engine of the params; for the errors see `open_engine`."""
+def data_set_captioning(params: Params) -> Iterator[DataSetCaptioning]:
+    """Yield what captions pictures as `runtime.engine` says; for the errors see `open_engine`."""
+    if params.runtime.engine == "local":  # this engine works on single pictures, and models on batches
+        yield DataSetCaptioning(params, None)
+        return
     with open_engine(params.runtime) as engine:
-        yield DataSetCaptions(params, engine)
+        yield DataSetCaptioning(params, engine)
 
 
 @contextmanager
