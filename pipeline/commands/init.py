@@ -96,9 +96,8 @@ def choose_start(gpu: bool) -> Start:
                 "finetune.best_by": "cider",
                 "evaluate.generation.beams": 20,  # to choose among
                 "evaluate.generation.no_repeat_ngram_size": 2,  # captions of few photos' models go round in circles
-                "evaluate.decoding.method": "consensus",
+                "evaluate.decoding.method": "both",
                 "evaluate.decoding.samples": 0,
-                "evaluate.decoding.likelihood": 1.0,
             },
         )
     where = "a GPU trains all of it" if gpu else "without a GPU its image encoder stays fixed"
