@@ -45,7 +45,7 @@ CHOICES = {  # name -> candidates, method, likelihood
     for pool, method, likelihood in product(POOLS, METHODS, LIKELIHOODS)
 }
 WAYS = (*SEARCHES, *CHOICES)
-BASE, TIMED, BEST = "beam 3", "beam 4", "consensus of 20 beams, likelihood 1"
+BASE, TIMED, BEST = "beam 3", "beam 4", "both of 20 beams"
 SETTINGS = {"temperature": 0.7, "neighbours": 60, "seed": 0}
 # Tried on the validation photos: the candidates, the numbers of neighbours, and how much the likelihood counts
 STUDIED, NEIGHBOURS, STUDIED_LIKELIHOODS = "20 beams", (10, 30, 60, 100), (0.0, 0.5, 1.0, 2.0)
