@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"),
 ]
 PICTURES = 120
+READABLE = PICTURES + 2  # the sample also has a copy and a picture without a caption, and two damaged ones
 CAPTIONS = Path("captions.jsonl")
 
 
@@ -65,8 +66,8 @@ def test_the_whole_loop_gives_the_bytes_of_the_engine_local(
             said = last_line_of(
                 "pipeline.cli", "caption", URL, "--out", str(CAPTIONS), "--model", "models:/image-captioning/1"
             )
-            assert said.startswith("caption: 122 pictures captioned"), said
-            assert len(list(read_json_lines(CAPTIONS))) == 122
+            assert said.startswith(f"caption: {READABLE} pictures captioned"), said
+            assert len(list(read_json_lines(CAPTIONS))) == READABLE
             outputs = [
                 paths.INGEST,
                 paths.DATASET,
